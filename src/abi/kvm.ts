@@ -1,0 +1,110 @@
+/**
+ * Numbers of KVM's user ABI on x86-64 (linux/kvm.h, asm/kvm.h; 7.2). Structures are in `kvm-structs.ts`, `struct kvm_run` in
+ * `kvm-run.ts`. No behaviour.
+ */
+
+export const KVM_API_VERSION = 12;
+/** mmap size of a vCPU: kvm_run, PIO data, coalesced MMIO ring. */
+export const KVM_VCPU_MMAP_SIZE = 0x3000;
+export const KVM_PIO_PAGE_OFFSET = 0x1000;
+
+export const KVM_GET_API_VERSION = 0xae00;
+export const KVM_CREATE_VM = 0xae01;
+export const KVM_CHECK_EXTENSION = 0xae03;
+export const KVM_GET_VCPU_MMAP_SIZE = 0xae04;
+export const KVM_GET_SUPPORTED_CPUID = 0xc008ae05;
+export const KVM_CREATE_VCPU = 0xae41;
+export const KVM_SET_USER_MEMORY_REGION = 0x4020ae46;
+export const KVM_SET_USER_MEMORY_REGION2 = 0x40a0ae49;
+export const KVM_RUN = 0xae80;
+export const KVM_GET_REGS = 0x8090ae81;
+export const KVM_SET_REGS = 0x4090ae82;
+export const KVM_GET_SREGS = 0x8138ae83;
+export const KVM_SET_SREGS = 0x4138ae84;
+export const KVM_SET_CPUID2 = 0x4008ae90;
+export const KVM_GET_CPUID2 = 0xc008ae91;
+export const KVM_ENABLE_CAP = 0x4068aea3;
+export const KVM_SET_MEMORY_ATTRIBUTES = 0x4020aed2;
+export const KVM_CREATE_GUEST_MEMFD = 0xc040aed4;
+export const KVM_PRE_FAULT_MEMORY = 0xc040aed5;
+
+export const KVM_CAP_HLT = 1;
+export const KVM_CAP_USER_MEMORY = 3;
+export const KVM_CAP_EXT_CPUID = 7;
+export const KVM_CAP_NR_VCPUS = 9;
+export const KVM_CAP_NR_MEMSLOTS = 10;
+export const KVM_CAP_SYNC_MMU = 16;
+export const KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21;
+export const KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30;
+export const KVM_CAP_INTERNAL_ERROR_DATA = 40;
+export const KVM_CAP_ENABLE_CAP = 54;
+export const KVM_CAP_MAX_VCPUS = 66;
+export const KVM_CAP_READONLY_MEM = 81;
+export const KVM_CAP_ENABLE_CAP_VM = 98;
+export const KVM_CAP_CHECK_EXTENSION_VM = 105;
+export const KVM_CAP_MULTI_ADDRESS_SPACE = 118;
+export const KVM_CAP_MAX_VCPU_ID = 128;
+export const KVM_CAP_IMMEDIATE_EXIT = 136;
+export const KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168;
+export const KVM_CAP_DIRTY_LOG_RING = 192;
+export const KVM_CAP_EXIT_HYPERCALL = 201;
+export const KVM_CAP_VM_GPA_BITS = 207;
+export const KVM_CAP_DIRTY_LOG_RING_ACQ_REL = 223;
+export const KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP = 225;
+export const KVM_CAP_USER_MEMORY2 = 231;
+export const KVM_CAP_MEMORY_FAULT_INFO = 232;
+export const KVM_CAP_MEMORY_ATTRIBUTES = 233;
+export const KVM_CAP_GUEST_MEMFD = 234;
+export const KVM_CAP_VM_TYPES = 235;
+export const KVM_CAP_PRE_FAULT_MEMORY = 236;
+export const KVM_CAP_GUEST_MEMFD_FLAGS = 244;
+
+export const KVM_X86_DEFAULT_VM = 0;
+export const KVM_X86_SW_PROTECTED_VM = 1;
+export const KVM_X86_SEV_VM = 2;
+export const KVM_X86_SEV_ES_VM = 3;
+export const KVM_X86_SNP_VM = 4;
+
+export const KVM_MEM_LOG_DIRTY_PAGES = 1;
+export const KVM_MEM_READONLY = 2;
+export const KVM_MEM_GUEST_MEMFD = 4;
+
+export const GUEST_MEMFD_FLAG_MMAP = 1n;
+export const GUEST_MEMFD_FLAG_INIT_SHARED = 2n;
+
+export const KVM_MEMORY_ATTRIBUTE_PRIVATE = 8n;
+export const KVM_MEMORY_EXIT_FLAG_PRIVATE = 8n;
+
+export const KVM_USER_MEM_SLOTS = 32764;
+/** `KVM_MEM_MAX_NR_PAGES` */
+export const KVM_MEM_MAX_NR_PAGES = 2 ** 31 - 1;
+
+export const KVM_EXIT_UNKNOWN = 0;
+export const KVM_EXIT_EXCEPTION = 1;
+export const KVM_EXIT_IO = 2;
+export const KVM_EXIT_HYPERCALL = 3;
+export const KVM_EXIT_DEBUG = 4;
+export const KVM_EXIT_HLT = 5;
+export const KVM_EXIT_MMIO = 6;
+export const KVM_EXIT_IRQ_WINDOW_OPEN = 7;
+export const KVM_EXIT_SHUTDOWN = 8;
+export const KVM_EXIT_FAIL_ENTRY = 9;
+export const KVM_EXIT_INTR = 10;
+export const KVM_EXIT_INTERNAL_ERROR = 17;
+export const KVM_EXIT_SYSTEM_EVENT = 24;
+export const KVM_EXIT_DIRTY_RING_FULL = 31;
+export const KVM_EXIT_MEMORY_FAULT = 39;
+export const KVM_EXIT_SNP_REQ_CERTS = 43;
+
+export const KVM_EXIT_IO_IN = 0;
+export const KVM_EXIT_IO_OUT = 1;
+
+export const KVM_INTERNAL_ERROR_EMULATION = 1;
+export const KVM_INTERNAL_ERROR_SIMUL_EX = 2;
+export const KVM_INTERNAL_ERROR_DELIVERY_EV = 3;
+export const KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON = 4;
+
+export const KVM_HC_MAP_GPA_RANGE = 12;
+export const KVM_MAP_GPA_RANGE_ENCRYPTED = 1n << 4n;
+/** What a guest sees in RAX when a hypercall is refused (negated). */
+export const KVM_ENOSYS = 1000;

@@ -1,0 +1,49 @@
+/**
+ * The one stream of state changes: who did what to which page or vCPU, and why.
+ *
+ * Emitters guard with `if (trace.on)`, a predictable branch, so that a host that nobody watches pays nothing:
+ *
+ *     if (trace.on) trace.emit({ kind: 'page', who: 'kernel', what: 'private', gfn, why: 'KVM_SET_MEMORY_ATTRIBUTES' });
+ *
+ * Events are plain data (they are written as one JSON object a line) and never hold a guest's private bytes.
+ */
+export type Actor = 'core' | 'kernel' | 'firmware' | 'vmm' | 'device' | 'guest';
+
+export interface TraceEvent {
+  /**
+   * `page`: a page's owner, attribute or mapping changed. `exit`: a core or vCPU left its guest. `fault`: a nested fault and
+   * its outcome. `call`: a system call. `core`: an exception, an undecoded instruction. `vm`: life cycle of VM, slot, file.
+   */
+  readonly kind: 'page' | 'exit' | 'fault' | 'call' | 'core' | 'vm';
+  readonly who: Actor;
+  readonly what: string;
+  readonly why?: string;
+  readonly vcpu?: number;
+  readonly gfn?: number;
+  readonly pfn?: number;
+  /** Number of pages from `gfn` or `pfn` on; one when absent. */
+  readonly pages?: number;
+  readonly [detail: string]: string | number | boolean | undefined;
+}
+
+export type TraceListener = (event: TraceEvent) => void;
+
+export class Trace {
+  /** True while somebody listens. */
+  on = false;
+  #listeners: readonly TraceListener[] = [];
+
+  emit(event: TraceEvent): void {
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  /** Calls `listener` for each event until the returned function is called. */
+  listen(listener: TraceListener): () => void {
+    this.#listeners = [...this.#listeners, listener];
+    this.on = true;
+    return () => {
+      this.#listeners = this.#listeners.filter((other) => other !== listener);
+      this.on = this.#listeners.length > 0;
+    };
+  }
+}
