@@ -198,6 +198,12 @@ export class KvmRun {
   set cr8(value: bigint) {
     this.#setU64(WORD.cr8, value);
   }
+  get cr8Number(): number {
+    return this.#number(WORD.cr8);
+  }
+  set cr8Number(value: number) {
+    this.#setNumber(WORD.cr8, value);
+  }
   get apicBase(): bigint {
     return this.#u64(WORD.apicBase);
   }

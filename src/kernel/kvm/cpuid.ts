@@ -1,0 +1,196 @@
+/**
+ * CPUID of a vCPU (Linux arch/x86/kvm/cpuid.c; reference svm.md 8.2): the entries of KVM_SET_CPUID2, how CPUID looks them up, what
+ * follows from them, and what KVM_GET_SUPPORTED_CPUID offers: what our cores execute, under a Milan's name.
+ *
+ * Left out: paravirtual leaves (0x40000000), leaves of XSAVE (0xd), the cache topology.
+ */
+import { CR4, EFER } from '../../abi/x86.ts';
+import { LinuxError } from '../../base/errors.ts';
+import type { CpuidEntry } from '../interface.ts';
+
+const MAX_ENTRIES = 256;
+const SIGNIFICANT_INDEX = 1;
+const OSXSAVE = 1 << 27;
+const APIC = 1 << 9;
+const APIC_ENABLED = 1n << 11n;
+
+/** A feature's bit: leaf, register, bit number. */
+const feature = (leaf: number, register: 'eax' | 'ebx' | 'ecx' | 'edx', bit: number) => ({
+  leaf,
+  register,
+  bit,
+});
+/** CR4 bits that a guest may set only if its CPUID has the feature. */
+const CR4_FEATURES = [
+  [CR4.OSXSAVE, feature(1, 'ecx', 26)],
+  [CR4.SMEP, feature(7, 'ebx', 7)],
+  [CR4.SMAP, feature(7, 'ebx', 20)],
+  [CR4.FSGSBASE, feature(7, 'ebx', 0)],
+  [CR4.PKE, feature(7, 'ecx', 3)],
+  [CR4.LA57, feature(7, 'ecx', 16)],
+  [CR4.UMIP, feature(7, 'ecx', 2)],
+  [CR4.PCIDE, feature(1, 'ecx', 17)],
+] as const;
+const EFER_FEATURES = [
+  [EFER.LME, feature(0x8000_0001, 'edx', 29)],
+  [EFER.LMA, feature(0x8000_0001, 'edx', 29)],
+  [EFER.NXE, feature(0x8000_0001, 'edx', 20)],
+  [EFER.SVME, feature(0x8000_0001, 'ecx', 2)],
+  [EFER.FFXSR, feature(0x8000_0001, 'edx', 25)],
+] as const;
+
+/** Where CPUID leaves its answer; one per vCPU. */
+export interface CpuidResult {
+  eax: number;
+  ebx: number;
+  ecx: number;
+  edx: number;
+}
+
+export class GuestCpuid {
+  #entries: readonly CpuidEntry[] = [];
+  #known = false;
+  /** MAXPHYADDR; 36 as long as no entry says otherwise. */
+  physicalBits = 36;
+  /** Bits of CR4 and EFER that the guest may not have; none before KVM_SET_CPUID2. */
+  reservedCr4Bits = 0n;
+  reservedEferBits = 0n;
+
+  /** KVM_GET_CPUID2 */
+  get entries(): CpuidEntry[] {
+    return this.#entries.map((entry) => ({ ...entry }));
+  }
+
+  /**
+   * KVM_SET_CPUID2. Errors: E2BIG above 256 entries; EINVAL for a linear address width that no processor has, and once the vCPU has run,
+   * for anything that differs.
+   */
+  set(entries: readonly CpuidEntry[], vcpu: { hasRun: boolean }): void {
+    if (entries.length > MAX_ENTRIES)
+      throw new LinuxError('E2BIG', `KVM_SET_CPUID2: ${entries.length} entries, at most ${MAX_ENTRIES}`);
+    if (vcpu.hasRun && !sameEntries(this.#entries, entries))
+      throw new LinuxError('EINVAL', 'KVM_SET_CPUID2: other entries than before, and the vCPU has run');
+    const widths = find(entries, 0x8000_0008, 0);
+    const linear = widths === undefined ? 0 : (widths.eax >>> 8) & 0xff;
+    if (linear !== 0 && linear !== 48 && linear !== 57)
+      throw new LinuxError('EINVAL', `KVM_SET_CPUID2: ${linear} linear address bits, want 48 or 57`);
+    this.#entries = entries.map((entry) => ({ ...entry }));
+    this.#known = true;
+    this.physicalBits = widths === undefined ? 36 : widths.eax & 0xff;
+    this.reservedCr4Bits = this.#missing(CR4_FEATURES);
+    this.reservedEferBits = this.#missing(EFER_FEATURES);
+  }
+
+  /** EAX of leaf 1, or 0x600 for a vCPU that was told nothing. */
+  get signature(): number {
+    return this.#known ? (find(this.#entries, 1, 0)?.eax ?? 0x600) : 0x600;
+  }
+
+  /** kvm_cpuid: what the guest's CPUID gives. */
+  execute(leaf: number, index: number, state: { cr4: number; apicBase: bigint }, into: CpuidResult): void {
+    const entry = find(this.#entries, leaf, index) ?? this.#outOfRange(leaf, index);
+    into.eax = entry?.eax ?? 0;
+    into.ebx = entry?.ebx ?? 0;
+    into.ecx = entry?.ecx ?? 0;
+    into.edx = entry?.edx ?? 0;
+    if (entry?.function === 1) {
+      into.ecx = (state.cr4 & CR4.OSXSAVE) !== 0 ? into.ecx | OSXSAVE : into.ecx & ~OSXSAVE;
+      into.edx = (state.apicBase & APIC_ENABLED) !== 0n ? into.edx : into.edx & ~APIC;
+    }
+    // Topology leaves end with an invalid level, which still tells level and APIC id.
+    if (entry === undefined && (leaf === 0xb || leaf === 0x1f) && index > 0) {
+      const first = find(this.#entries, leaf, 1);
+      if (first !== undefined) {
+        into.ecx = index & 0xff;
+        into.edx = first.edx;
+      }
+    }
+  }
+
+  /** A leaf beyond the guest's last one: AMD gives zeros, Intel the last basic leaf. */
+  #outOfRange(leaf: number, index: number): CpuidEntry | undefined {
+    const basic = find(this.#entries, 0, 0);
+    if (basic === undefined || isAmd(basic)) return undefined;
+    const group = leaf >>> 0 >= 0x8000_0000 ? find(this.#entries, leaf & 0xffff_0000, 0) : basic;
+    if (group === undefined || leaf >>> 0 <= group.eax >>> 0) return undefined;
+    return find(this.#entries, basic.eax, index);
+  }
+
+  #missing(features: readonly (readonly [number, ReturnType<typeof feature>])[]): bigint {
+    let missing = 0n;
+    for (const [bit, { leaf, register, bit: number }] of features)
+      if ((((find(this.#entries, leaf, 0)?.[register] ?? 0) >>> number) & 1) === 0) missing |= BigInt(bit);
+    return missing;
+  }
+}
+
+const AMD = [0x68747541, 0x69746e65, 0x444d4163];
+const HYGON = [0x6f677948, 0x6e65476e, 0x656e6975];
+const isAmd = ({ ebx, edx, ecx }: CpuidEntry): boolean =>
+  [AMD, HYGON].some(([b, d, c]) => ebx >>> 0 === b && edx >>> 0 === d && ecx >>> 0 === c);
+
+function find(entries: readonly CpuidEntry[], leaf: number, index: number): CpuidEntry | undefined {
+  for (const entry of entries)
+    if (
+      entry.function >>> 0 === leaf >>> 0 &&
+      ((entry.flags & SIGNIFICANT_INDEX) === 0 || entry.index >>> 0 === index >>> 0)
+    )
+      return entry;
+  return undefined;
+}
+
+const sameEntries = (a: readonly CpuidEntry[], b: readonly CpuidEntry[]): boolean =>
+  a.length === b.length && a.every((entry, i) => sameEntry(entry, b[i]!));
+const sameEntry = (a: CpuidEntry, b: CpuidEntry): boolean =>
+  (['function', 'index', 'flags', 'eax', 'ebx', 'ecx', 'edx'] as const).every(
+    (field) => a[field] >>> 0 === b[field] >>> 0,
+  );
+
+const MILAN_SIGNATURE = 0x00a00f11;
+const bitsOf = (...numbers: readonly number[]): number =>
+  numbers.reduce((word, bit) => word | (1 << bit), 0) >>> 0;
+/** FPU DE PSE TSC MSR PAE CX8 APIC SEP PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 */
+const LEAF1_EDX = bitsOf(0, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26);
+/** CX16 */
+const LEAF1_ECX = bitsOf(13);
+/** The bits of leaf 1 that AMD repeats, and SYSCALL NX PAGE1GB LM */
+const EXTENDED1_EDX = bitsOf(0, 2, 3, 4, 5, 6, 8, 9, 13, 15, 16, 17, 23, 24, 11, 20, 26, 29) >>> 0;
+/** LAHF in long mode */
+const EXTENDED1_ECX = bitsOf(0);
+const LEAF_1 = 1;
+const PHYSICAL_AND_LINEAR_BITS = 48 | (48 << 8) | (48 << 16);
+const NAME = 'SoftCVM virtual processor';
+
+/** KVM_GET_SUPPORTED_CPUID */
+export function supportedCpuid(): CpuidEntry[] {
+  const entry = (leaf: number, eax: number, ebx = 0, ecx = 0, edx = 0, index?: number): CpuidEntry => ({
+    function: leaf,
+    index: index ?? 0,
+    flags: index === undefined ? 0 : SIGNIFICANT_INDEX,
+    eax,
+    ebx,
+    ecx,
+    edx,
+  });
+  const [vendorB, vendorD, vendorC] = AMD as [number, number, number];
+  const name = new DataView(new TextEncoder().encode(NAME.padEnd(48, '\0')).buffer);
+  const nameLeaf = (leaf: number, at: number): CpuidEntry =>
+    entry(
+      leaf,
+      name.getUint32(at, true),
+      name.getUint32(at + 4, true),
+      name.getUint32(at + 8, true),
+      name.getUint32(at + 12, true),
+    );
+  return [
+    entry(0, 7, vendorB, vendorC, vendorD),
+    entry(LEAF_1, MILAN_SIGNATURE, 8 << 8, LEAF1_ECX, LEAF1_EDX),
+    entry(7, 0, 0, 0, 0, 0),
+    entry(0x8000_0000, 0x8000_0008, vendorB, vendorC, vendorD),
+    entry(0x8000_0001, MILAN_SIGNATURE, 0, EXTENDED1_ECX, EXTENDED1_EDX),
+    nameLeaf(0x8000_0002, 0),
+    nameLeaf(0x8000_0003, 16),
+    nameLeaf(0x8000_0004, 32),
+    entry(0x8000_0008, PHYSICAL_AND_LINEAR_BITS),
+  ];
+}

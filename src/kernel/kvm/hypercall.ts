@@ -1,0 +1,67 @@
+/**
+ * Hypercalls (Linux arch/x86/kvm/x86.c, kvm_emulate_hypercall; reference facts 1.10). MAP_GPA_RANGE goes to user space once the
+ * VM asked for it (KVM_CAP_EXIT_HYPERCALL); every other number is refused with KVM_ENOSYS, which is what a KVM without
+ * paravirtual features answers.
+ */
+import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../abi/kvm.ts';
+import { SAVE } from '../../abi/vmcb.ts';
+import { EFER } from '../../abi/x86.ts';
+import { GUEST_AGAIN, TO_USER_SPACE } from './run-result.ts';
+import type { Vmcb } from './svm/vmcb.ts';
+import type { Vcpu } from './vcpu.ts';
+
+const KVM_ENOSYS = 1000n;
+const KVM_EINVAL = 22n;
+const KVM_EPERM = 1n;
+const CS_LONG = 1 << 9;
+const PAGE_MASK = 0xfffn;
+const U64 = 1n << 64n;
+const U32_MASK = 0xffff_ffffn;
+const RBX = 3;
+const RCX = 1;
+const RDX = 2;
+
+/** RIP is at the call, NEXT_RIP behind it. */
+export function handleHypercall(vcpu: Vcpu): number {
+  const { vmcb } = vcpu;
+  const mask = inLongMode(vmcb) ? U64 - 1n : U32_MASK;
+  const number = vmcb.save(SAVE.RAX) & mask;
+  const refused = vmcb.cpl !== 0 ? KVM_EPERM : mapGpaRange(vcpu, number, mask);
+  if (refused === undefined) return TO_USER_SPACE;
+  vmcb.setSave(SAVE.RAX, -refused & mask);
+  vcpu.skipInstruction();
+  return GUEST_AGAIN;
+}
+
+/** Exits, or says with which KVM errno the guest is refused. */
+function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefined {
+  if (number !== BigInt(KVM_HC_MAP_GPA_RANGE)) return KVM_ENOSYS;
+  if ((vcpu.vm.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return KVM_ENOSYS;
+  const gpr = vcpu.gpr;
+  const gpa = gpr[RBX]! & mask;
+  const pages = gpr[RCX]! & mask;
+  if ((gpa & PAGE_MASK) !== 0n || pages === 0n || gpa + pages * 4096n > U64) return KVM_EINVAL;
+
+  const run = vcpu.kvmRun;
+  run.exitReason = KVM_EXIT_HYPERCALL;
+  run.hypercallNrNumber = KVM_HC_MAP_GPA_RANGE;
+  run.setHypercallArg(0, gpa);
+  run.setHypercallArg(1, pages);
+  run.setHypercallArg(2, gpr[RDX]! & mask);
+  if (vcpu.vm.policy.hypercallRetPreset) run.hypercallRet = 0n;
+  run.hypercallFlags = mask === U32_MASK ? 0n : 1n;
+  vcpu.awaitHypercall();
+  return undefined;
+}
+
+/** The VMM's answer goes to RAX (complete_hypercall_exit). */
+export function completeHypercall(vcpu: Vcpu): void {
+  const result = vcpu.kvmRun.hypercallRet;
+  vcpu.vmcb.setSave(SAVE.RAX, inLongMode(vcpu.vmcb) ? result : result & U32_MASK);
+  vcpu.skipInstruction();
+}
+
+/** is_64_bit_mode */
+function inLongMode(vmcb: Vmcb): boolean {
+  return (vmcb.saveWord(SAVE.EFER) & EFER.LMA) !== 0 && ((vmcb.saveWord(SAVE.CS) >>> 16) & CS_LONG) !== 0;
+}

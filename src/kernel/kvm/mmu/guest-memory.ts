@@ -1,0 +1,76 @@
+/**
+ * What the MMU and the vCPUs ask of their VM: types alone. `KvmVm` (vm.ts) implements `VcpuVm`; tests may hand in less.
+ *
+ * Linux: the fields of `struct kvm` and `struct kvm_memory_slot` that arch/x86/kvm/mmu reads. Nothing here allocates.
+ */
+import type { Gfn, Hva, Pfn } from '../../../base/address.ts';
+import type { Trace } from '../../../base/trace.ts';
+import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
+
+/** Levels of a nested mapping, as KVM's PG_LEVEL_*. */
+export const LEVEL_4K = 1;
+export const LEVEL_2M = 2;
+export const LEVEL_1G = 3;
+
+/** A slot as a fault sees it. */
+export interface FaultSlot {
+  readonly baseGfn: Gfn;
+  readonly npages: number;
+  /** KVM_MEM_* (LOG_DIRTY 1, READONLY 2, GUEST_MEMFD 4). */
+  readonly flags: number;
+  readonly userspaceAddr: Hva;
+  /** KVM_MEMSLOT_INVALID: the slot is being deleted or moved. */
+  readonly invalid: boolean;
+  /** KVM_MEMSLOT_GMEM_ONLY (7.2): shared faults are served by the file as well. */
+  readonly gmemOnly: boolean;
+  /** Whether a page of `level` (2 or 3) around `gfn` may not be used: the whole disallow_lpage word, MIXED included. */
+  largePageDisallowed(gfn: Gfn, level: number): boolean;
+}
+
+/** A backing wants time: not an errno (all of those are negative), not 0. */
+export const BACKING_PENDING = 1;
+
+/** Where a backing leaves its answer; one such object per vCPU is used over and over. */
+export interface BackingPage {
+  pfn: Pfn;
+  /** Order of the naturally aligned block of frames around `pfn` that backs the naturally aligned gfns (file pages) around it. */
+  order: number;
+  /** Shared pages: may the guest write to it without asking again? */
+  writable: boolean;
+  /** With BACKING_PENDING: settles when it is worth asking again. Never rejects. */
+  pending: Promise<void> | undefined;
+}
+
+/** mmu_invalidate_seq and friends (facts 1.6). */
+export interface InvalidationChecks {
+  snapshot(): number;
+  /** Under the lock: is a page found since `snapshot` perhaps stale? */
+  retryGfn(snapshot: number, gfn: Gfn): boolean;
+  /** The same without the lock. */
+  retryGfnUnsafe(snapshot: number, gfn: Gfn): boolean;
+}
+
+/** The questions that faults and exits put to the VM's policy (personality and early forms); policy.ts answers. */
+export interface RunPolicy {
+  /** 6.12, 7.2: true. Early `private-fault`: false, the attribute is compared after the slot checks. */
+  readonly attributeCheckedBeforeSlot: boolean;
+  /** 6.12, 7.2: true. Early `private-fault`: false, no check without the lock. */
+  readonly retryCheckedEarly: boolean;
+  /** 7.2: true. `hypercall.ret` is 0 when MAP_GPA_RANGE exits. */
+  readonly hypercallRetPreset: boolean;
+  /** 7.2: true. FAIL_ENTRY's reason is the 64-bit exit code; 6.12 gives the low 32 bits. */
+  readonly failEntryReason64: boolean;
+}
+
+export interface GuestMemory {
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  readonly slots: { find(gfn: Gfn): FaultSlot | undefined };
+  readonly attributes: { isPrivate(gfn: Gfn): boolean };
+  readonly invalidation: InvalidationChecks;
+  readonly policy: RunPolicy;
+  /** kvm_gmem_get_pfn: 0 and `into` filled, −errno, or BACKING_PENDING and `into.pending` set. `slot` is one that `slots.find` gave. */
+  gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number;
+  /** get_user_pages for a shared page (AddressSpace.faultIn): 0, −errno (−EHWPOISON), or BACKING_PENDING. */
+  faultInHva(hva: Hva, access: 'read' | 'write', into: BackingPage): number;
+}

@@ -1,0 +1,215 @@
+/**
+ * MMIO: the instruction that touched a gpa without memory is run once by the core's own semantics, its accesses come here
+ * (Linux: x86_emulate_instruction, emulator_read_write, complete_emulated_mmio). Accesses go to user space in pieces of at most 8 bytes.
+ *
+ * A read whose data are not there yet makes the core abandon the instruction; KVM_EXIT_MMIO asks the VMM, the next KVM_RUN runs
+ * the instruction again from its start. All that was read is kept until it completes. Writes are reported after it completed.
+ *
+ * Left out: string instructions over more than one element at a time are the core's business; no in-kernel devices.
+ */
+import {
+  KVM_EXIT_INTERNAL_ERROR,
+  KVM_EXIT_MMIO,
+  KVM_INTERNAL_ERROR_DELIVERY_EV,
+  KVM_INTERNAL_ERROR_EMULATION,
+  KVM_MEM_READONLY,
+} from '../../abi/kvm.ts';
+import { NPF, VMCB } from '../../abi/vmcb.ts';
+import { VECTOR } from '../../abi/x86.ts';
+import { type Gpa, gfnOf } from '../../base/address.ts';
+import { NotImplementedError } from '../../base/errors.ts';
+import { PageFault, RET_PF, resolvedSpa } from './mmu/page-fault.ts';
+import { GUEST_AGAIN, TO_USER_SPACE } from './run-result.ts';
+import { handleExit } from './svm/exits.ts';
+import type { MmioBus } from './svm/guest-core.ts';
+import type { Vcpu } from './vcpu.ts';
+
+const FRAGMENT = 8;
+const NOP = 0x90;
+const BYTES_VALID = 1n;
+const MAX_INSTRUCTION = 15;
+
+interface Write {
+  readonly gpa: number;
+  readonly data: Uint8Array;
+}
+
+export class MmioEmulation implements MmioBus {
+  readonly #vcpu: Vcpu;
+  readonly #fault = new PageFault();
+  /** What the VMM answered for this instruction, in the order of its reads. */
+  #answers: number[] = [];
+  #cursor = 0;
+  readonly #writes: Write[] = [];
+  /** Why a read had no data: a run result. */
+  #stopped = TO_USER_SPACE;
+
+  constructor(vcpu: Vcpu) {
+    this.#vcpu = vcpu;
+  }
+
+  /** Emulates the instruction at RIP. */
+  begin(): number {
+    this.#answers = [];
+    return this.#emulate();
+  }
+
+  /** Goes on when the thing that `begin` waited for is there. */
+  resume(): number {
+    return this.#emulate();
+  }
+
+  /** KVM_RUN after a read: its data are in `mmioData`. */
+  completeRead(): number {
+    const { kvmRun } = this.#vcpu;
+    for (let i = 0; i < kvmRun.mmioLen; i++) this.#answers.push(kvmRun.mmioData[i]!);
+    return this.#emulate();
+  }
+
+  /** KVM_RUN after a write: the next piece, or back to the guest. */
+  completeWrite(): number {
+    return this.#nextWrite();
+  }
+
+  read(gpa: Gpa, into: Uint8Array): boolean {
+    if (this.#isMemory(gpa, 'read')) return this.#readMemory(gpa, into);
+    const { kvmRun } = this.#vcpu;
+    const have = Math.min(this.#answers.length - this.#cursor, into.length);
+    if (have === into.length) {
+      for (let i = 0; i < into.length; i++) into[i] = this.#answers[this.#cursor++]!;
+      return true;
+    }
+    kvmRun.exitReason = KVM_EXIT_MMIO;
+    kvmRun.mmioPhysAddrNumber = gpa + have;
+    kvmRun.mmioLen = Math.min(into.length - have, FRAGMENT);
+    kvmRun.mmioIsWrite = 0;
+    kvmRun.mmioData.fill(0);
+    this.#vcpu.awaitMmio('read');
+    this.#stopped = TO_USER_SPACE;
+    return false;
+  }
+
+  write(gpa: Gpa, from: Uint8Array): void {
+    if (this.#isMemory(gpa, 'write')) {
+      this.#writeMemory(gpa, from);
+      return;
+    }
+    for (let at = 0; at < from.length; at += FRAGMENT)
+      this.#writes.push({ gpa: gpa + at, data: from.slice(at, at + FRAGMENT) });
+  }
+
+  #emulate(): number {
+    const vcpu = this.#vcpu;
+    this.#cursor = 0;
+    this.#writes.length = 0;
+    switch (vcpu.core.emulate(vcpu.vmcb.spa, this)) {
+      case 'done':
+        this.#answers = [];
+        return this.#nextWrite();
+      case 'pending':
+        return this.#stopped;
+      case 'exit':
+        return handleExit(vcpu, vcpu.vmcb.word(VMCB.EXITCODE));
+      case 'failed':
+        return this.fail();
+    }
+  }
+
+  #nextWrite(): number {
+    const write = this.#writes.shift();
+    if (write === undefined) return GUEST_AGAIN;
+    const { kvmRun } = this.#vcpu;
+    kvmRun.exitReason = KVM_EXIT_MMIO;
+    kvmRun.mmioPhysAddrNumber = write.gpa;
+    kvmRun.mmioLen = write.data.length;
+    kvmRun.mmioIsWrite = 1;
+    kvmRun.mmioData.fill(0);
+    kvmRun.mmioData.set(write.data);
+    this.#vcpu.awaitMmio('write');
+    return TO_USER_SPACE;
+  }
+
+  /** The instruction may touch memory as well, which is perhaps not mapped yet. */
+  #isMemory(gpa: Gpa, access: 'read' | 'write'): boolean {
+    const slot = this.#vcpu.vm.slots.find(gfnOf(gpa));
+    return slot !== undefined && (access === 'read' || (slot.flags & KVM_MEM_READONLY) === 0);
+  }
+
+  #readMemory(gpa: Gpa, into: Uint8Array): boolean {
+    const outcome = this.#faultIn(gpa, 0);
+    if (outcome !== GUEST_AGAIN) {
+      this.#stopped = outcome;
+      return false;
+    }
+    this.#vcpu.vm.memory.read(resolvedSpa(this.#fault), into);
+    return true;
+  }
+
+  #writeMemory(gpa: Gpa, from: Uint8Array): void {
+    if (this.#faultIn(gpa, NPF.WRITE) !== GUEST_AGAIN)
+      throw new NotImplementedError('an emulated store to memory that cannot be had at once');
+    this.#vcpu.vm.memory.write(resolvedSpa(this.#fault), from);
+  }
+
+  /** GUEST_AGAIN: `#fault` is resolved. */
+  #faultIn(gpa: Gpa, error: number): number {
+    const { vm, faults, kvmRun } = this.#vcpu;
+    for (;;) {
+      this.#fault.begin(gpa, error, vm.attributes.isPrivate(gfnOf(gpa)) ? 'private' : 'shared');
+      const outcome = faults.handle(this.#fault, kvmRun);
+      if (outcome < 0) return outcome;
+      if (outcome === RET_PF.PENDING) return this.#vcpu.waitForMmio(this.#fault.pending!);
+      if (outcome === RET_PF.FIXED || outcome === RET_PF.SPURIOUS) return GUEST_AGAIN;
+      if (outcome === RET_PF.RETRY) continue;
+      throw new NotImplementedError('an emulated access to a read-only slot');
+    }
+  }
+
+  /** An instruction that cannot be emulated: INTERNAL_ERROR for the kernel's, #UD for others (handle_emulation_failure). */
+  fail(): number {
+    const { vmcb, kvmRun, core } = this.#vcpu;
+    if (vmcb.cpl !== 0) {
+      vmcb.injectException(VECTOR.UD);
+      return GUEST_AGAIN;
+    }
+    kvmRun.exitReason = KVM_EXIT_INTERNAL_ERROR;
+    kvmRun.internalErrorSuberror = KVM_INTERNAL_ERROR_EMULATION;
+    const bytes = new Uint8Array(MAX_INSTRUCTION).fill(NOP);
+    const size = core.fetchBytes(vmcb.spa, bytes);
+    let at = 1;
+    kvmRun.setInternalErrorData(0, size > 0 ? BYTES_VALID : 0n);
+    if (size > 0) {
+      const packed = new Uint8Array(16);
+      packed[0] = size;
+      packed.set(bytes, 1);
+      const view = new DataView(packed.buffer);
+      kvmRun.setInternalErrorData(1, view.getBigUint64(0, true));
+      kvmRun.setInternalErrorData(2, view.getBigUint64(8, true));
+      at = 3;
+    }
+    const info = [
+      vmcb.long(VMCB.EXITCODE),
+      vmcb.long(VMCB.EXITINFO1),
+      vmcb.long(VMCB.EXITINFO2),
+      BigInt(vmcb.word(VMCB.EXITINTINFO) >>> 0),
+      BigInt(vmcb.word(VMCB.EXITINTINFO + 4) >>> 0),
+    ];
+    for (const value of info) kvmRun.setInternalErrorData(at++, value);
+    kvmRun.internalErrorNdata = at;
+    return TO_USER_SPACE;
+  }
+
+  /** An exception's delivery (its stack, the IDT) lies where there is no memory. */
+  failDelivery(): number {
+    const { vmcb, kvmRun, id } = this.#vcpu;
+    kvmRun.exitReason = KVM_EXIT_INTERNAL_ERROR;
+    kvmRun.internalErrorSuberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
+    kvmRun.internalErrorNdata = 5;
+    kvmRun.setInternalErrorData(0, vmcb.long(VMCB.EXITINFO2));
+    kvmRun.setInternalErrorData(1, vmcb.long(VMCB.EXITCODE));
+    kvmRun.setInternalErrorData(2, vmcb.long(VMCB.EXITINFO1));
+    kvmRun.setInternalErrorData(3, BigInt(this.#vcpu.fault.gpa));
+    kvmRun.setInternalErrorData(4, BigInt(id));
+    return TO_USER_SPACE;
+  }
+}

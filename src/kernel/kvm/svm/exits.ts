@@ -1,0 +1,242 @@
+/**
+ * What KVM does on each #VMEXIT of a plain guest (Linux arch/x86/kvm/svm/svm.c, svm_exit_handlers; reference svm.md 2 and 7.2). A handler
+ * returns a run result (run-result.ts). Instructions that the guest has no use for without nested SVM raise #UD, as there.
+ *
+ * Left out: string port I/O (throws by name), task switches, SEV.
+ */
+import {
+  KVM_EXIT_FAIL_ENTRY,
+  KVM_EXIT_HLT,
+  KVM_EXIT_INTERNAL_ERROR,
+  KVM_EXIT_IO,
+  KVM_EXIT_SHUTDOWN,
+  KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+  KVM_PIO_PAGE_OFFSET,
+} from '../../../abi/kvm.ts';
+import { IOIO, NPF, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
+import { VECTOR } from '../../../abi/x86.ts';
+import { type Gpa, gfnOf } from '../../../base/address.ts';
+import { NotImplementedError } from '../../../base/errors.ts';
+import { handleHypercall } from '../hypercall.ts';
+import { RET_PF } from '../mmu/page-fault.ts';
+import { GUEST_AGAIN, TO_USER_SPACE } from '../run-result.ts';
+import type { Vcpu } from '../vcpu.ts';
+import { handleMsr } from './msr.ts';
+
+type Handler = (vcpu: Vcpu) => number;
+
+const RAX = VMCB.SAVE_AREA + SAVE.RAX;
+const RIP = VMCB.SAVE_AREA + SAVE.RIP;
+const RCX = 1;
+const RDX = 2;
+const RBX = 3;
+const INFO1_MOV_CR = 1 << 31;
+const WRITE_CR8 = VMEXIT.WRITE_CR0 + 8;
+/** What a PAUSE exit takes from the vCPU's slice: who spins waits for another vCPU (kvm_vcpu_on_spin). */
+const PAUSE_COST = 10_000;
+/** Faults in a row that only say "retry" before the thread gives others a chance to end the invalidation. */
+const RETRIES_BEFORE_WAITING = 64;
+
+const handlers: Handler[] = new Array<Handler>(0x100).fill(unexpectedExit);
+const set = (handler: Handler, ...codes: number[]): void => {
+  for (const code of codes) handlers[code] = handler;
+};
+set(handleIo, VMEXIT.IOIO);
+set((vcpu) => handleMsr(vcpu, vcpu.vmcb.word(VMCB.EXITINFO1)), VMEXIT.MSR);
+set(handleCpuid, VMEXIT.CPUID);
+set(handleHypercall, VMEXIT.VMMCALL);
+set(handleHalt, VMEXIT.HLT);
+set(handleShutdown, VMEXIT.SHUTDOWN);
+set(handlePause, VMEXIT.PAUSE);
+set(handleUndefinedOpcode, VMEXIT.EXCEPTION0 + VECTOR.UD);
+set(handleWriteCr8, WRITE_CR8);
+// The budget is used up, or the host's own interrupt, NMI or SMI: the loop around VMRUN sees to it.
+set(() => GUEST_AGAIN, VMEXIT.INTR, VMEXIT.NMI, VMEXIT.SMI, VMEXIT.EXCEPTION0 + VECTOR.MC);
+set(skip, VMEXIT.WBINVD, VMEXIT.INVD, VMEXIT.MONITOR, VMEXIT.MWAIT);
+set(
+  undefinedOpcode,
+  VMEXIT.VMRUN,
+  VMEXIT.VMLOAD,
+  VMEXIT.VMSAVE,
+  VMEXIT.STGI,
+  VMEXIT.CLGI,
+  VMEXIT.SKINIT,
+  VMEXIT.INVLPGA,
+  VMEXIT.RDPRU,
+  VMEXIT.RSM,
+);
+// There is no PMU, and no XCR0 bit that could be changed.
+set(generalProtection, VMEXIT.RDPMC, VMEXIT.XSETBV);
+
+/** Deals with the exit in the vCPU's VMCB. `code`: the low 32 bits of EXITCODE, signed. */
+export function handleExit(vcpu: Vcpu, code: number): number {
+  if (code === VMEXIT.NPF) return handleNestedFault(vcpu);
+  if (code === VMEXIT.INVALID) return failEntry(vcpu);
+  const handler = code >= 0 ? handlers[code] : undefined;
+  return handler === undefined ? unexpectedExit(vcpu) : handler(vcpu);
+}
+
+/** Nested page fault: the MMU's business (svm.md 7.2). */
+function handleNestedFault(vcpu: Vcpu): number {
+  const { vmcb, vm, fault } = vcpu;
+  const gpa = vmcb.number(VMCB.EXITINFO2) as Gpa;
+  // A software-protected VM has no C-bit: what the attribute says is what the guest means.
+  const visibility = vm.attributes.isPrivate(gfnOf(gpa)) ? 'private' : 'shared';
+  fault.begin(gpa, vmcb.word(VMCB.EXITINFO1), visibility);
+  return finishFault(vcpu, vcpu.faults.handle(fault, vcpu.kvmRun));
+}
+
+/** What KVM_RUN makes of a fault's outcome. */
+export function finishFault(vcpu: Vcpu, outcome: number): number {
+  if (outcome < 0) return outcome;
+  switch (outcome) {
+    case RET_PF.PENDING:
+      return vcpu.waitFor(vcpu.fault.pending!);
+    case RET_PF.EMULATE:
+      return emulate(vcpu);
+    case RET_PF.RETRY:
+      if (++vcpu.retries < RETRIES_BEFORE_WAITING) return GUEST_AGAIN;
+      vcpu.retries = 0;
+      return vcpu.waitFor(new Promise((resolve) => setImmediate(resolve)));
+    default:
+      vcpu.retries = 0;
+      return GUEST_AGAIN;
+  }
+}
+
+/** MMIO. An instruction that cannot even be fetched, or whose page tables are not memory, is not emulated. */
+function emulate(vcpu: Vcpu): number {
+  if (vcpu.vmcb.eventPending) return vcpu.mmio.failDelivery();
+  const notEmulated = vcpu.fault.exec || (vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & NPF.HIGH_GUEST_PAGE) !== 0;
+  return notEmulated ? vcpu.mmio.fail() : vcpu.mmio.begin();
+}
+
+/** kvm_fast_pio: one access of 1, 2 or 4 bytes. RIP moves when the VMM has answered. */
+function handleIo(vcpu: Vcpu): number {
+  const { vmcb, kvmRun } = vcpu;
+  const info = vmcb.word(VMCB.EXITINFO1);
+  if ((info & IOIO.STRING) !== 0) throw new NotImplementedError('string port I/O (INS, OUTS)');
+  const direction = (info & IOIO.IN) !== 0 ? 0 : 1;
+  kvmRun.exitReason = KVM_EXIT_IO;
+  kvmRun.ioDirection = direction;
+  kvmRun.ioSize = (info >>> 4) & 7;
+  kvmRun.ioPort = info >>> 16;
+  kvmRun.ioCount = 1;
+  kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
+  if (direction === 1) kvmRun.setIoValue(vmcb.word(RAX));
+  vcpu.awaitIo(direction === 0 ? 'in' : 'out');
+  return TO_USER_SPACE;
+}
+
+/** The VMM's answer to IN (complete_fast_pio_in): small values leave the rest of RAX alone, 4 bytes clear the upper half. */
+export function completeIn(vcpu: Vcpu): void {
+  const { vmcb, kvmRun } = vcpu;
+  const value = kvmRun.ioValue();
+  switch (kvmRun.ioSize) {
+    case 1:
+      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xff) | value);
+      break;
+    case 2:
+      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xffff) | value);
+      break;
+    default:
+      vmcb.setWord(RAX, value);
+      vmcb.setWord(RAX + 4, 0);
+  }
+}
+
+function handleCpuid(vcpu: Vcpu): number {
+  const { vmcb, gprWords, cpuidResult } = vcpu;
+  const state = { cr4: vmcb.saveWord(SAVE.CR4), apicBase: vcpu.other.apicBase };
+  vcpu.cpuid.execute(vmcb.word(RAX), gprWords[RCX * 2]!, state, cpuidResult);
+  vmcb.setWord(RAX, cpuidResult.eax);
+  vmcb.setWord(RAX + 4, 0);
+  gprWords[RBX * 2] = cpuidResult.ebx;
+  gprWords[RBX * 2 + 1] = 0;
+  gprWords[RCX * 2] = cpuidResult.ecx;
+  gprWords[RCX * 2 + 1] = 0;
+  gprWords[RDX * 2] = cpuidResult.edx;
+  gprWords[RDX * 2 + 1] = 0;
+  return skip(vcpu);
+}
+
+/** Without an in-kernel interrupt controller user space decides what a halted vCPU does. */
+function handleHalt(vcpu: Vcpu): number {
+  vcpu.skipInstruction();
+  vcpu.kvmRun.exitReason = KVM_EXIT_HLT;
+  return TO_USER_SPACE;
+}
+
+/** Triple fault: the VMCB is undefined, so the vCPU goes through INIT. */
+function handleShutdown(vcpu: Vcpu): number {
+  vcpu.init();
+  vcpu.kvmRun.exitReason = KVM_EXIT_SHUTDOWN;
+  return TO_USER_SPACE;
+}
+
+function handlePause(vcpu: Vcpu): number {
+  vcpu.spendSlice(PAUSE_COST);
+  return skip(vcpu);
+}
+
+const VMCALL = [0x0f, 0x01, 0xc1];
+
+/** Intel's VMCALL is undefined here; KVM makes it a hypercall (it patches the guest, quirk FIX_HYPERCALL_INSN). */
+function handleUndefinedOpcode(vcpu: Vcpu): number {
+  const { vmcb } = vcpu;
+  const opcode = new Uint8Array(VMCALL.length);
+  const count = vcpu.core.fetchBytes(vmcb.spa, opcode);
+  if (count < 3 || opcode.some((byte, i) => byte !== VMCALL[i])) return undefinedOpcode(vcpu);
+  vmcb.setLong(VMCB.NEXT_RIP, BigInt.asUintN(64, vmcb.long(RIP) + 3n));
+  return handleHypercall(vcpu);
+}
+
+/** MOV CR8 sets the task priority; nobody in the kernel uses it. Lower than before: the VMM wants to know (SET_TPR). */
+function handleWriteCr8(vcpu: Vcpu): number {
+  const info = vcpu.vmcb.word(VMCB.EXITINFO1);
+  if ((vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & INFO1_MOV_CR) === 0) return unexpectedExit(vcpu);
+  const value = vcpu.readGpr(info & 15);
+  if (value > 15n) return generalProtection(vcpu);
+  const lower = value < BigInt(vcpu.other.cr8);
+  vcpu.setCr8(Number(value));
+  vcpu.skipInstruction();
+  if (!lower) return GUEST_AGAIN;
+  vcpu.kvmRun.exitReason = KVM_EXIT_SET_TPR;
+  return TO_USER_SPACE;
+}
+const KVM_EXIT_SET_TPR = 11;
+
+function skip(vcpu: Vcpu): number {
+  vcpu.skipInstruction();
+  return GUEST_AGAIN;
+}
+
+function undefinedOpcode(vcpu: Vcpu): number {
+  vcpu.vmcb.injectException(VECTOR.UD);
+  return GUEST_AGAIN;
+}
+
+function generalProtection(vcpu: Vcpu): number {
+  vcpu.vmcb.injectFault(VECTOR.GP, 0);
+  return GUEST_AGAIN;
+}
+
+/** VMRUN refused the VMCB. */
+function failEntry(vcpu: Vcpu): number {
+  const { kvmRun } = vcpu;
+  const code = vcpu.vmcb.long(VMCB.EXITCODE);
+  kvmRun.exitReason = KVM_EXIT_FAIL_ENTRY;
+  kvmRun.failEntryReason = vcpu.vm.policy.failEntryReason64 ? code : code & 0xffff_ffffn;
+  kvmRun.failEntryCpu = vcpu.id;
+  return TO_USER_SPACE;
+}
+
+function unexpectedExit(vcpu: Vcpu): number {
+  const { kvmRun } = vcpu;
+  kvmRun.exitReason = KVM_EXIT_INTERNAL_ERROR;
+  kvmRun.internalErrorSuberror = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
+  kvmRun.internalErrorNdata = 2;
+  kvmRun.setInternalErrorData(0, vcpu.vmcb.long(VMCB.EXITCODE));
+  kvmRun.setInternalErrorData(1, BigInt(vcpu.id));
+  return TO_USER_SPACE;
+}

@@ -1,0 +1,65 @@
+/**
+ * The maps that say which ports and MSRs of a guest are intercepted (APM volume 2, 15.10 and 15.11; Linux svm.c, init_msrpm): every
+ * port, and every MSR but those that live in the VMCB and change nothing for the host.
+ */
+import { MSR } from '../../../abi/x86.ts';
+import { type Pfn, pfn, spaOf } from '../../../base/address.ts';
+import { LinuxError } from '../../../base/errors.ts';
+import type { FrameOwner, HostMemory } from '../../../hardware/memory/host-memory.ts';
+
+const PORTS_ORDER = 2;
+const MSRS_ORDER = 1;
+const PORTS_BYTES = 0x3000;
+const MSRS_BYTES = 0x2000;
+
+/** MSRs that a plain guest reads and writes without an exit. */
+export const PASSED_THROUGH = [
+  MSR.STAR,
+  MSR.LSTAR,
+  MSR.CSTAR,
+  MSR.SFMASK,
+  MSR.SYSENTER_CS,
+  MSR.FS_BASE,
+  MSR.GS_BASE,
+  MSR.KERNEL_GS_BASE,
+];
+
+/** The bit of an MSR's read permission in the map; the write's follows. */
+export function msrPermissionBit(msr: number): number | undefined {
+  if (msr < 0x2000) return msr * 2;
+  if (msr >= 0xc000_0000 && msr < 0xc000_2000) return 0x800 * 8 + (msr - 0xc000_0000) * 2;
+  if (msr >= 0xc001_0000 && msr < 0xc001_2000) return 0x1000 * 8 + (msr - 0xc001_0000) * 2;
+  return undefined;
+}
+
+/** A vCPU's two maps in frames of their own. */
+export class PermissionMaps {
+  readonly ports: Pfn;
+  readonly msrs: Pfn;
+  readonly #memory: HostMemory;
+
+  /** Errors: ENOMEM. */
+  constructor(memory: HostMemory, owner: FrameOwner) {
+    this.#memory = memory;
+    const ports = memory.allocate(PORTS_ORDER, owner);
+    const msrs = ports < 0 ? ports : memory.allocate(MSRS_ORDER, owner);
+    if (msrs < 0) {
+      if (ports >= 0) memory.free(pfn(ports), PORTS_ORDER);
+      throw new LinuxError('ENOMEM', 'no frames for the permission maps of a vCPU');
+    }
+    this.ports = pfn(ports);
+    this.msrs = pfn(msrs);
+    memory.write(spaOf(this.ports), new Uint8Array(PORTS_BYTES).fill(0xff));
+    const map = new Uint8Array(MSRS_BYTES).fill(0xff);
+    for (const msr of PASSED_THROUGH) {
+      const bit = msrPermissionBit(msr)!;
+      map[bit >>> 3]! &= ~(3 << (bit & 7));
+    }
+    memory.write(spaOf(this.msrs), map);
+  }
+
+  free(): void {
+    this.#memory.free(this.ports, PORTS_ORDER);
+    this.#memory.free(this.msrs, MSRS_ORDER);
+  }
+}

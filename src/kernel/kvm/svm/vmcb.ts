@@ -1,0 +1,156 @@
+/**
+ * A vCPU's VMCB as KVM fills it for a plain guest (Linux arch/x86/kvm/svm/svm.c, init_vmcb; reference svm.md 7.1), and typed access to
+ * its page through the memory controller.
+ *
+ * Choices where the guest cannot tell the difference: accesses to CR0, CR3, CR4 and the debug registers are not intercepted
+ * (KVM's reasons are lazy FPU and lazy debug registers), nor are #DB and #AC (KVM's reason is that a loop of them would hold the real CPU).
+ * EFER.SVME is always set in the VMCB, as VMRUN demands, and hidden from everyone else. CD and NW of CR0 stay as the guest has them.
+ *
+ * Left out: AVIC, virtual GIF and NMI, LBR virtualisation, PAUSE filter, SEV.
+ */
+import { EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, VMCB } from '../../../abi/vmcb.ts';
+import { PAT_DEFAULT, VECTOR } from '../../../abi/x86.ts';
+import type { Spa } from '../../../base/address.ts';
+import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
+
+const INTERCEPTED = [
+  INTERCEPT.INTR,
+  INTERCEPT.NMI,
+  INTERCEPT.SMI,
+  INTERCEPT.RDPMC,
+  INTERCEPT.CPUID,
+  INTERCEPT.INVD,
+  INTERCEPT.INVLPGA,
+  INTERCEPT.IOIO,
+  INTERCEPT.MSR,
+  INTERCEPT.TASK_SWITCH,
+  INTERCEPT.SHUTDOWN,
+  INTERCEPT.VMRUN,
+  INTERCEPT.VMMCALL,
+  INTERCEPT.VMLOAD,
+  INTERCEPT.VMSAVE,
+  INTERCEPT.STGI,
+  INTERCEPT.CLGI,
+  INTERCEPT.SKINIT,
+  INTERCEPT.WBINVD,
+  INTERCEPT.XSETBV,
+  INTERCEPT.RDPRU,
+  INTERCEPT.RSM,
+  INTERCEPT.MONITOR,
+  INTERCEPT.MWAIT,
+  INTERCEPT.HLT,
+  INTERCEPT.PAUSE,
+];
+const WRITE_CR8 = 1 << 24;
+const V_INTR_MASKING = 1 << 24;
+const INTERRUPT_SHADOW = 1;
+/** Offsets of the save area from the page's start. */
+const at = (field: number): number => VMCB.SAVE_AREA + field;
+const RIP = at(SAVE.RIP);
+
+/** One VMCB page. Offsets are those of abi/vmcb.ts, from the page's start. */
+export class Vmcb {
+  readonly spa: Spa;
+  readonly #memory: HostMemory;
+
+  constructor(memory: HostMemory, spa: Spa) {
+    this.#memory = memory;
+    this.spa = spa;
+  }
+
+  word(offset: number): number {
+    return this.#memory.load32((this.spa + offset) as Spa);
+  }
+  setWord(offset: number, value: number): void {
+    this.#memory.store32((this.spa + offset) as Spa, value);
+  }
+  long(offset: number): bigint {
+    return this.#memory.load64((this.spa + offset) as Spa);
+  }
+  setLong(offset: number, value: bigint): void {
+    this.#memory.store64((this.spa + offset) as Spa, value);
+  }
+  /** A field of the save area. */
+  save(field: number): bigint {
+    return this.long(VMCB.SAVE_AREA + field);
+  }
+  setSave(field: number, value: bigint): void {
+    this.setLong(VMCB.SAVE_AREA + field, value);
+  }
+  saveWord(field: number): number {
+    return this.word(VMCB.SAVE_AREA + field);
+  }
+  setSaveWord(field: number, value: number): void {
+    this.setWord(VMCB.SAVE_AREA + field, value);
+  }
+  /** A u64 below 2^53. */
+  number(offset: number): number {
+    return (this.word(offset + 4) >>> 0) * 0x1_0000_0000 + (this.word(offset) >>> 0);
+  }
+
+  /** init_vmcb's control area; the rest of the page is left alone. */
+  initControl(setup: { nestedRoot: Spa; ioPermissions: Spa; msrPermissions: Spa; asid: number }): void {
+    for (const bit of INTERCEPTED) {
+      const word = (bit >>> 5) * 4;
+      this.setWord(word, this.word(word) | (1 << (bit & 31)));
+    }
+    this.setWord(VMCB.INTERCEPT_CR, WRITE_CR8);
+    this.setWord(VMCB.INTERCEPT_EXCEPTION, (1 << VECTOR.UD) | (1 << VECTOR.MC));
+    this.setLong(VMCB.IOPM_BASE_PA, BigInt(setup.ioPermissions));
+    this.setLong(VMCB.MSRPM_BASE_PA, BigInt(setup.msrPermissions));
+    this.setWord(VMCB.ASID, setup.asid);
+    this.setWord(VMCB.INT_CTL, V_INTR_MASKING);
+    this.setLong(VMCB.NESTED_CTL, BigInt(NESTED_CTL_NP_ENABLE));
+    this.setLong(VMCB.NCR3, BigInt(setup.nestedRoot));
+    this.setSave(SAVE.G_PAT, PAT_DEFAULT);
+  }
+
+  /** RIP goes behind the intercepted instruction; a shadow of STI or MOV SS ends (svm_skip_emulated_instruction). */
+  skipInstruction(): void {
+    this.setWord(RIP, this.word(VMCB.NEXT_RIP));
+    this.setWord(RIP + 4, this.word(VMCB.NEXT_RIP + 4));
+    const state = this.word(VMCB.INT_STATE);
+    if ((state & INTERRUPT_SHADOW) !== 0) this.setWord(VMCB.INT_STATE, state & ~INTERRUPT_SHADOW);
+  }
+
+  /** Has the exception delivered at the next VMRUN. */
+  injectException(vector: number): void {
+    this.setWord(VMCB.EVENTINJ, EVENT.VALID | EVENT.TYPE_EXCEPTION | vector);
+  }
+  /** The same with an error code. */
+  injectFault(vector: number, errorCode: number): void {
+    this.setWord(VMCB.EVENTINJ + 4, errorCode);
+    this.setWord(VMCB.EVENTINJ, EVENT.VALID | EVENT.TYPE_EXCEPTION | EVENT.ERROR_CODE_VALID | vector);
+  }
+  /** Whether an event waits for the next VMRUN. */
+  get eventPending(): boolean {
+    return (this.word(VMCB.EVENTINJ) & EVENT.VALID) !== 0;
+  }
+
+  /**
+   * An exit in the middle of an event's delivery: the event is injected again (svm_complete_interrupts). Events that the
+   * instruction at RIP raises anew (INTn, INT3, INTO) and #VC are dropped.
+   */
+  requeueEvent(): void {
+    const event = this.word(VMCB.EXITINTINFO);
+    if ((event & EVENT.VALID) === 0) return;
+    const type = event & 0x700;
+    const vector = event & 0xff;
+    if (type === EVENT.TYPE_SOFTWARE) return;
+    if (
+      type === EVENT.TYPE_EXCEPTION &&
+      (vector === VECTOR.BP || vector === VECTOR.OF || vector === VECTOR.VC)
+    )
+      return;
+    this.setWord(VMCB.EVENTINJ + 4, this.word(VMCB.EXITINTINFO + 4));
+    this.setWord(VMCB.EVENTINJ, event);
+  }
+
+  /** Current privilege level. */
+  get cpl(): number {
+    return (this.saveWord(SAVE.CPL & ~3) >>> 24) & 3;
+  }
+  get rflags(): number {
+    return this.saveWord(SAVE.RFLAGS);
+  }
+}
