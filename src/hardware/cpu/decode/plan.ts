@@ -1,0 +1,132 @@
+/**
+ * From one instruction to its records: the operation by the groups' tables, its operands by their roles, and loads and stores
+ * around it where the operation has no form for the memory operand.
+ */
+import { RECORD } from '../record.ts';
+import { GROUPS } from '../semantics/groups.ts';
+import type { Instruction as Description, Role } from '../semantics/operation.ts';
+import { STATE } from '../state.ts';
+import { type Instruction, iced } from './iced.ts';
+import type { AddressParts, Line } from './line.ts';
+import { effectiveAddress, type HandlerNumber, memoryOperand, operandSizes } from './operands.ts';
+import { registers } from './registers.ts';
+
+const DESCRIPTIONS: Readonly<Record<string, Description>> = Object.assign(
+  {},
+  ...GROUPS.map(({ instructions }) => instructions),
+);
+
+/** Writes the records of an instruction that a group describes; false if none does, or not with these operands. */
+export function planDescribed(
+  name: string,
+  instruction: Instruction,
+  line: Line,
+  handler: HandlerNumber,
+): boolean {
+  const description = DESCRIPTIONS[name];
+  if (!description) return false;
+  const sizes = operandSizes(instruction);
+  const operation =
+    typeof description.operation === 'string' ? description.operation : description.operation(sizes);
+  const size = description.size ?? operationSize(instruction, sizes);
+  if (!registersKnown(instruction, description)) return false;
+  const memory = memoryOperand(instruction);
+  const role = memory < 0 ? undefined : description.roles[memory];
+  const plan = { operation: `${operation}.${size}`, size, description, instruction, line, handler };
+  if (role === undefined || role.access === 'none') return planRegisters(plan);
+  if (role.access === 'address') return planAddress(plan);
+  const direct = handler(`${plan.operation}.memory${memory}`);
+  if (direct === undefined) return planAround(plan, role);
+  if (description.aligned) return planAround(plan, role);
+  line.add(direct, effectiveAddress(instruction, line, handler));
+  setOperands(plan, undefined);
+  return true;
+}
+
+interface Plan {
+  readonly operation: string;
+  readonly size: number;
+  readonly description: Description;
+  readonly instruction: Instruction;
+  readonly line: Line;
+  readonly handler: HandlerNumber;
+}
+
+/** Operand 0's size; PUSH of an immediate has none and takes that of the stack slot. */
+function operationSize(instruction: Instruction, sizes: readonly number[]): number {
+  if (sizes[0] !== 0) return sizes[0] ?? 64;
+  const { Code } = iced();
+  return instruction.code === Code.Push_imm16 || instruction.code === Code.Pushw_imm8 ? 16 : 64;
+}
+
+/** False for an operand in a register that no description means (MMX, for one). */
+function registersKnown(instruction: Instruction, { roles }: Description): boolean {
+  const { OpKind } = iced();
+  for (let k = 0; k < instruction.opCount; k++) {
+    if (instruction.opKind(k) !== OpKind.Register) continue;
+    if (roles.length > 0 && !registers().places.has(instruction.opRegister(k))) return false;
+  }
+  return true;
+}
+
+function planRegisters(plan: Plan): boolean {
+  const number = plan.handler(plan.operation);
+  if (number === undefined) return false;
+  plan.line.add(number);
+  setOperands(plan, undefined);
+  return true;
+}
+
+function planAddress(plan: Plan): boolean {
+  const number = plan.handler(plan.operation);
+  if (number === undefined) return false;
+  const segmented = plan.operation.startsWith('lea.') ? { segmented: false } : { segmented: true };
+  plan.line.add(number, effectiveAddress(plan.instruction, plan.line, plan.handler, segmented));
+  setOperands(plan, undefined);
+  return true;
+}
+
+/** A load before, a store after, and a temporary in the place of the memory operand. */
+function planAround(plan: Plan, role: Role): boolean {
+  const { line, handler, description } = plan;
+  const number = handler(plan.operation);
+  if (number === undefined) return false;
+  const size = role.size ?? plan.size;
+  const vector = size === 128;
+  const place = vector ? STATE.XTEMP0 : STATE.TEMP0;
+  const aligned = description.aligned ? 'Aligned' : '';
+  let address: AddressParts = effectiveAddress(plan.instruction, line, handler);
+  if (role.access === 'update') {
+    line.add(handler(`loadForWrite.${size}.memory0`)!, address);
+    address = { base: STATE.TEMP_EA, index: STATE.ZERO, scale: 0, displacement: 0n };
+  } else if (role.access === 'read') {
+    line.add(handler(vector ? `loadVector${aligned}.128.memory1` : `load.${size}`)!, address);
+    line.operand(0, place);
+  }
+  line.add(number);
+  setOperands(plan, place);
+  if (role.access === 'read') return true;
+  line.add(handler(vector ? `storeVector${aligned}.128.memory0` : `store.${size}.memory0`)!, address);
+  line.operand(1, place);
+  return true;
+}
+
+/** Addresses of the operands of the record just added; a memory operand is at `temporary`, or found by its address. */
+function setOperands({ description, instruction, line }: Plan, temporary: number | undefined): void {
+  const { OpKind } = iced();
+  let immediates = 0;
+  for (let k = 0; k < instruction.opCount && k < description.roles.length; k++) {
+    const kind = instruction.opKind(k);
+    if (kind === OpKind.Memory) {
+      if (temporary !== undefined) line.operand(k, temporary);
+    } else if (kind === OpKind.Register) {
+      line.operand(k, registers().places.get(instruction.opRegister(k))!.offset);
+    } else if (immediates++ === 0) {
+      line.immediate(instruction.immediate(k));
+      line.immediateOperand(k);
+    } else {
+      line.word(RECORD.IMMEDIATE + 4, Number(BigInt.asIntN(32, instruction.immediate(k))));
+      line.immediateOperand(k, 4);
+    }
+  }
+}

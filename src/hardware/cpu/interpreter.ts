@@ -1,0 +1,198 @@
+/**
+ * The interpreter of one core: the generated WASM function, and the decoded code it runs. What it cannot do by itself it asks of a
+ * `SlowPath`; what the state block means is in state.ts, how the parts play together in docs/CORE.md.
+ */
+
+import { iced } from './decode/iced.ts';
+import { type DecodeResult, LineDecoder, type NextFrame } from './decode.ts';
+import { HANDLERS, MODULE } from './interpreter.generated.ts';
+import { type CodeMemory, type CodePage, CodePages, isDecoded } from './page-map.ts';
+import { RECORD, SYSTEM } from './record.ts';
+import { LEAVE, STATE, TLB, TLB_EMPTY, TLB_ENTRIES, USER_TLB } from './state.ts';
+
+/** The functions that generated code imports; `state` is the state block's address. */
+export interface SlowPath {
+  /** `size` bytes at ADDRESS into DATA. 0, or a LEAVE code. */
+  load(state: number, size: number): number;
+  /** `size` bytes of DATA to ADDRESS. */
+  store(state: number, size: number): number;
+  /** Whether such a store would succeed. */
+  probe(state: number, size: number): number;
+  /** Does what the `system` record at `record` says (record.ts). 0 goes on behind the instruction. */
+  system(state: number, record: number): number;
+}
+
+export interface InterpreterOptions {
+  readonly memory: CodeMemory;
+  /** Who is charged for page maps and records in host memory. */
+  readonly owner: unknown;
+  /** Address of the state block. */
+  readonly state: number;
+  readonly slowPath: SlowPath;
+  /** Most bytes of host memory for page maps and records. */
+  readonly codeBytes?: number;
+  /** A frame gets decoded code for the first time (and again after a flush): no write TLB may hold it any longer. */
+  readonly onCodeFrame?: (frame: number) => void;
+  /** An instruction that the core does not have is about to raise #UD. */
+  readonly onUndefined?: (mnemonic: string, rip: bigint) => void;
+}
+
+const DEFAULT_CODE_BYTES = 48 * 1024 * 1024;
+const INVALID_OPCODE = 6;
+
+type Run = (state: number, budget: number, record: number) => number;
+
+let compiled: { module: WebAssembly.Module; numbers: ReadonlyMap<string, number> } | undefined;
+
+/** Compiled once in a process, on first use. */
+function generated() {
+  compiled ??= {
+    module: new WebAssembly.Module(Buffer.from(MODULE, 'base64')),
+    numbers: new Map(HANDLERS.map((name, number) => [name, number])),
+  };
+  return compiled;
+}
+
+export class Interpreter {
+  /** How often an instruction that the core does not have was executed, by mnemonic. */
+  readonly undefinedInstructions = new Map<string, number>();
+  readonly #options: InterpreterOptions;
+  readonly #memory: CodeMemory;
+  readonly #state: number;
+  readonly #pages: CodePages;
+  readonly #decoder: LineDecoder;
+  readonly #run: Run;
+
+  constructor(options: InterpreterOptions) {
+    const { memory, slowPath, state } = options;
+    const { module, numbers } = generated();
+    this.#options = options;
+    this.#memory = memory;
+    this.#state = state;
+    this.#pages = new CodePages(memory, {
+      owner: options.owner,
+      limit: options.codeBytes ?? DEFAULT_CODE_BYTES,
+      onCreate: options.onCodeFrame,
+    });
+    this.#decoder = new LineDecoder(memory, this.#pages, (name) => numbers.get(name), state);
+    const env = {
+      memory: memory.wasm,
+      load: (at: number, size: number) => slowPath.load(at, size),
+      store: (at: number, size: number) => slowPath.store(at, size),
+      probe: (at: number, size: number) => slowPath.probe(at, size),
+      system: (at: number, record: number) => this.#system(at, record),
+    };
+    this.#run = new WebAssembly.Instance(module, { env }).exports['run'] as Run;
+  }
+
+  /** Runs from RIP on until `budget` instructions are used up (checked at branches) or something else ends it: a LEAVE code. */
+  run(budget: number): number {
+    return this.#run(this.#state, budget, 0);
+  }
+
+  /**
+   * Runs exactly the instruction at RIP, which lies in `frame`. LEAVE.STOP or LEAVE.BUDGET: it is done; other codes as for `run`;
+   * LEAVE.FETCH: `nextFrame` could not fetch the page on which it ends.
+   */
+  step(frame: number, nextFrame: NextFrame): number {
+    const { longs } = this.#memory;
+    const rip = longs[(this.#state + STATE.RIP) >> 3]!;
+    longs[(this.#state + STATE.PAGE_BASE) >> 3] = rip & ~0xfffn;
+    const offset = Number(rip & 0xfffn);
+    let record = this.#decoder.decodeSingle(this.#page(frame), offset, nextFrame);
+    if (record === 'no-room') {
+      this.flush();
+      record = this.#decoder.decodeSingle(this.#page(frame), offset, nextFrame);
+    }
+    return typeof record === 'number' ? this.#run(this.#state, 1, record) : LEAVE.FETCH;
+  }
+
+  /** Address of the page map of `frame`, for the fetch TLB. */
+  pageMap(frame: number): number {
+    return this.#page(frame).map;
+  }
+
+  /**
+   * After LEAVE.FETCH, with RIP's page in the fetch TLB: decodes what lies at `offset` of `frame`. `nextFrame` gives the frame of
+   * the linear page that follows, and puts it into the fetch TLB; or −1 when that faults.
+   * False: it did, the exception or exit is pending. May empty the fetch TLB (then `run` comes back with LEAVE.FETCH again).
+   */
+  decode(frame: number, offset: number, nextFrame: NextFrame): boolean {
+    const page = this.#page(frame);
+    if (this.#memory.words[(page.map >> 2) + offset] !== 0 && !this.#reguard(page, offset, nextFrame))
+      return false;
+    if (this.#memory.words[(page.map >> 2) + offset] !== 0) return true;
+    const result: DecodeResult = this.#decoder.decode(page, offset, nextFrame);
+    if (result === 'no-room') this.flush();
+    return result !== 'no-next-page';
+  }
+
+  /** Throws away what was decoded from `frame`. To be called when its bytes change or it changes hands; cheap if there is nothing. */
+  invalidateFrame(frame: number): void {
+    const page = this.#pages.get(frame);
+    if (page) this.#pages.empty(page);
+  }
+
+  /** The same for a store of `bytes` at `offset`, if it hits bytes that were decoded. */
+  invalidateBytes(frame: number, offset: number, bytes: number): void {
+    const page = this.#pages.get(frame);
+    if (page && isDecoded(page, offset, offset + bytes)) this.#pages.empty(page);
+  }
+
+  /** True if something of `frame` is or was decoded since the last flush. */
+  hasCode(frame: number): boolean {
+    return this.#pages.get(frame) !== undefined;
+  }
+
+  /** Throws away all decoded code and empties the fetch TLB. Not while `run` runs. */
+  flush(): void {
+    this.#pages.flush();
+    const { longs } = this.#memory;
+    const first = (this.#state + STATE.FETCH_TLB + TLB.TAG) >> 3;
+    for (const set of [0, USER_TLB >> 3]) {
+      for (let entry = 0; entry < TLB_ENTRIES; entry++) longs[first + set + 2 * entry] = TLB_EMPTY;
+    }
+  }
+
+  /** Gives page maps and records back to host memory. */
+  close(): void {
+    this.flush();
+  }
+
+  #page(frame: number): CodePage {
+    const known = this.#pages.get(frame);
+    if (known) return known;
+    let page = this.#pages.create(frame);
+    if (!page) {
+      this.flush();
+      page = this.#pages.create(frame);
+    }
+    if (!page) throw new Error('no host memory is left for decoded code');
+    return page;
+  }
+
+  /** A guard at `offset` failed: fetches the next page, and throws the page's records away if it is another frame now. */
+  #reguard(page: CodePage, offset: number, nextFrame: NextFrame): boolean {
+    const record = this.#memory.words[(page.map >> 2) + offset]!;
+    if (this.#memory.words[record >> 2] !== generated().numbers.get('guard')) return true;
+    const frame = nextFrame();
+    if (frame < 0) return false;
+    if (this.#memory.words[(record + RECORD.IMMEDIATE) >> 2] !== ((frame * 4096) | 0))
+      this.#pages.empty(page);
+    return true;
+  }
+
+  #system(state: number, record: number): number {
+    const { words, longs } = this.#memory;
+    if (words[(record + RECORD.SYSTEM) >> 2] !== SYSTEM.UNDEFINED) {
+      return this.#options.slowPath.system(state, record);
+    }
+    const mnemonic = iced().Mnemonic[words[(record + RECORD.IMMEDIATE) >> 2]!] ?? 'unknown';
+    this.undefinedInstructions.set(mnemonic, (this.undefinedInstructions.get(mnemonic) ?? 0) + 1);
+    this.#options.onUndefined?.(mnemonic, longs[(state + STATE.RIP) >> 3]!);
+    words[(state + STATE.EXCEPTION_VECTOR) >> 2] = INVALID_OPCODE;
+    words[(state + STATE.EXCEPTION_ERROR) >> 2] = 0;
+    words[(state + STATE.EXCEPTION_HAS_ERROR) >> 2] = 0;
+    return LEAVE.EXCEPTION;
+  }
+}

@@ -1,0 +1,122 @@
+/**
+ * Where decoded code lies: for each frame with code a page map (4096 words: the record of the instruction that starts at each
+ * offset, or 0), and lines of records in an arena. Records are never reused before everything is flushed, so a handler that
+ * stores into its own page goes on in records that still exist.
+ */
+import { RECORD, RECORD_BYTES } from './record.ts';
+
+/** What the cache needs of host memory (memory/host-memory.ts). */
+export interface CodeMemory {
+  readonly wasm: WebAssembly.Memory;
+  readonly bytes: Uint8Array;
+  readonly words: Int32Array;
+  readonly longs: BigUint64Array;
+  allocate(order: number, owner: unknown): number;
+  free(pfn: number, order: number): void;
+}
+
+/** Orders of the blocks taken from host memory: a page map is 16 KiB, a block of records 64 KiB. */
+const MAP_ORDER = 2;
+const BLOCK_ORDER = 4;
+const BLOCK_BYTES = 4096 << BLOCK_ORDER;
+const NO_FRAME = -1;
+
+/** Decoded code of one frame. */
+export interface CodePage {
+  readonly frame: number;
+  /** Address of the page map. */
+  readonly map: number;
+  /** One bit for each byte of the frame that some record was decoded from. */
+  readonly decoded: Int32Array;
+  /** First records of instructions made from the frame's bytes, in this page or straddling into it. */
+  readonly first: number[];
+}
+
+export interface CodePagesOptions {
+  readonly owner: unknown;
+  /** Most bytes of host memory that page maps and records may take. */
+  readonly limit: number;
+  /** Called with each frame that gets a page map. */
+  readonly onCreate: ((frame: number) => void) | undefined;
+}
+
+export class CodePages {
+  readonly #memory: CodeMemory;
+  readonly #options: CodePagesOptions;
+  readonly #pages = new Map<number, CodePage>();
+  #blocks: number[] = [];
+  #blockUsed = BLOCK_BYTES;
+
+  constructor(memory: CodeMemory, options: CodePagesOptions) {
+    this.#memory = memory;
+    this.#options = options;
+  }
+
+  get(frame: number): CodePage | undefined {
+    return this.#pages.get(frame);
+  }
+
+  /** A new page for a frame that has none; undefined when there is no room: flush, then ask again. */
+  create(frame: number): CodePage | undefined {
+    const pfn = this.#allocate(MAP_ORDER);
+    if (pfn === NO_FRAME) return undefined;
+    const page = { frame, map: pfn * 4096, decoded: new Int32Array(128), first: [] };
+    this.#pages.set(frame, page);
+    this.#options.onCreate?.(frame);
+    return page;
+  }
+
+  /** Address of room for `records` records in a row, or 0 when there is none: flush, then ask again. */
+  reserve(records: number): number {
+    if (this.#blockUsed + records * RECORD_BYTES > BLOCK_BYTES) {
+      const pfn = this.#allocate(BLOCK_ORDER);
+      if (pfn === NO_FRAME) return 0;
+      this.#blocks.push(pfn);
+      this.#blockUsed = 0;
+    }
+    return this.#blocks.at(-1)! * 4096 + this.#blockUsed;
+  }
+
+  /** Takes the first `records` of what was reserved. */
+  commit(records: number): void {
+    this.#blockUsed += records * RECORD_BYTES;
+  }
+
+  /** Empties a frame's page map and turns the records made from its bytes into "leave to fetch". */
+  empty(page: CodePage): void {
+    const { words } = this.#memory;
+    words.fill(0, page.map >> 2, (page.map >> 2) + 4096);
+    for (const record of page.first) words[(record + RECORD.HANDLER) >> 2] = 0;
+    page.first.length = 0;
+    page.decoded.fill(0);
+  }
+
+  /** Gives everything back. No record or page map may be in use. */
+  flush(): void {
+    for (const page of this.#pages.values()) this.#memory.free(page.map / 4096, MAP_ORDER);
+    for (const pfn of this.#blocks) this.#memory.free(pfn, BLOCK_ORDER);
+    this.#pages.clear();
+    this.#blocks = [];
+    this.#blockUsed = BLOCK_BYTES;
+  }
+
+  get frames(): Iterable<number> {
+    return this.#pages.keys();
+  }
+
+  #allocate(order: number): number {
+    const taken = this.#pages.size * (4096 << MAP_ORDER) + this.#blocks.length * BLOCK_BYTES;
+    if (taken + (4096 << order) > this.#options.limit) return NO_FRAME;
+    return this.#memory.allocate(order, this.#options.owner);
+  }
+}
+
+/** Notes that bytes `from` up to `to` (below 4096) of the page are decoded. */
+export function markDecoded(page: CodePage, from: number, to: number): void {
+  for (let at = from; at < to; at++) page.decoded[at >> 5]! |= 1 << (at & 31);
+}
+
+export function isDecoded(page: CodePage, from: number, to: number): boolean {
+  for (let at = from; at < to; at++) if ((page.decoded[at >> 5]! >> (at & 31)) & 1) return true;
+  return false;
+}

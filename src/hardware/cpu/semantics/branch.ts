@@ -1,0 +1,128 @@
+/**
+ * Conditional branches (APM volume 3: Jcc, LOOPcc, JrCXZ), and CMP or TEST fused with the Jcc behind it into one operation. The
+ * flags are set all the same; the condition is taken from the operands, which is shorter.
+ */
+import { GPR, STATE } from '../state.ts';
+import { type I32, type I64, i32, i64 } from '../wasm/value.ts';
+import { setDifferenceFlags, setLogicFlags } from './arithmetic.ts';
+import { CONDITIONS, condition, isNegative, signExtend } from './flags.ts';
+import type { Group, OperandContext, Operation } from './operation.ts';
+
+const ANY = { sizes: [64], hot: [64] } as const;
+
+function jumpIf(holds: (c: OperandContext) => I32, far: boolean): Operation {
+  return {
+    ...ANY,
+    emit: (c) => c.code.if(holds(c), () => (far ? c.branchOutOfPage() : c.branchInPage())),
+  };
+}
+
+/** Conditions of a difference that its operands show, by code; the others are rare. */
+const DIFFERENCE: readonly [string, (a: I64, b: I64) => I32][] = [
+  ['B', i64.ltU],
+  ['Ae', i64.geU],
+  ['E', i64.eq],
+  ['Ne', i64.ne],
+  ['Be', i64.leU],
+  ['A', i64.gtU],
+  ['L', i64.ltS],
+  ['Ge', i64.geS],
+  ['Le', i64.leS],
+  ['G', i64.gtS],
+];
+
+const LOGIC: readonly [string, (r: I64) => I32][] = [
+  ['E', i64.eqz],
+  ['Ne', (r) => i64.ne(r, 0)],
+  ['S', isNegative],
+  ['Ns', (r) => i64.geS(r, 0)],
+  ['Le', (r) => i64.leS(r, 0)],
+  ['G', (r) => i64.gtS(r, 0)],
+];
+
+const FUSED = { sizes: [8, 32, 64], destination: 'read', hot: [8, 32, 64] } as const;
+
+function compareAndJump(holds: (a: I64, b: I64) => I32): Operation {
+  return {
+    ...FUSED,
+    forms: ['registers', 'memory0'],
+    emit: (c) => {
+      const a = c.read(0);
+      const b = c.read(1);
+      setDifferenceFlags(c, a, b, c.code.let(signExtend(i64.sub(a, b), c.size)));
+      c.code.if(holds(a, b), () => c.branchInPage());
+    },
+  };
+}
+
+function testAndJump(holds: (r: I64) => I32): Operation {
+  return {
+    ...FUSED,
+    emit: (c) => {
+      const r = c.code.let(i64.and(c.read(0), c.read(1)));
+      setLogicFlags(c, r);
+      c.code.if(holds(r), () => c.branchInPage());
+    },
+  };
+}
+
+/** LOOP: rCX counts down without touching flags; the size is that of the address. */
+function loop(holds: (c: OperandContext) => I32, far: boolean): Operation {
+  return {
+    sizes: [32, 64],
+    hot: [32, 64],
+    emit: (c) => {
+      const count = c.code.let(i64.sub(c.readRegisterUnsigned(GPR.RCX), 1));
+      c.writeRegister(GPR.RCX, count);
+      const left = i32.eqz(i64.eqz(c.readRegisterUnsigned(GPR.RCX)));
+      c.code.if(i32.and(left, holds(c)), () => (far ? c.branchOutOfPage() : c.branchInPage()));
+    },
+  };
+}
+
+function jumpIfCounterZero(far: boolean): Operation {
+  return {
+    sizes: [32, 64],
+    hot: [32, 64],
+    emit: (c) =>
+      c.code.if(i64.eqz(c.readRegisterUnsigned(GPR.RCX)), () =>
+        far ? c.branchOutOfPage() : c.branchInPage(),
+      ),
+  };
+}
+
+const zeroFlag = (c: OperandContext): I32 => i64.eqz(c.state(STATE.FLAG_ZR));
+
+/** Operations of each branch in two variants: inside the page, and out of it (name + 'OutOfPage'). */
+function both(name: string, make: (far: boolean) => Operation): Record<string, Operation> {
+  return { [name]: make(false), [`${name}OutOfPage`]: make(true) };
+}
+
+export const branch: Group = {
+  operations: {
+    ...Object.assign(
+      {},
+      ...CONDITIONS.map(([name, code]) => both(`j${name}`, (far) => jumpIf((c) => condition(c, code), far))),
+    ),
+    ...Object.fromEntries(DIFFERENCE.map(([name, holds]) => [`cmp+j${name}`, compareAndJump(holds)])),
+    ...Object.fromEntries(LOGIC.map(([name, holds]) => [`test+j${name}`, testAndJump(holds)])),
+    ...both('loop', (far) => loop(() => i32.const(1), far)),
+    ...both('loope', (far) => loop(zeroFlag, far)),
+    ...both('loopne', (far) => loop((c) => i32.eqz(zeroFlag(c)), far)),
+    ...both('jrcxz', (far) => jumpIfCounterZero(far)),
+  },
+  instructions: {},
+};
+
+/** Mnemonic to the operation of a direct branch, without its `OutOfPage` variant. */
+export const DIRECT_BRANCHES: Readonly<Record<string, string>> = {
+  ...Object.fromEntries(CONDITIONS.map(([name]) => [`J${name.toLowerCase()}`, `j${name}`])),
+  Jmp: 'jmp',
+  Call: 'call',
+  Loop: 'loop',
+  Loope: 'loope',
+  Loopne: 'loopne',
+  Jcxz: 'jrcxz',
+  Jecxz: 'jrcxz',
+  Jrcxz: 'jrcxz',
+};
