@@ -1,0 +1,248 @@
+/**
+ * A machine: RAM, vCPUs, a serial port, a port that ends the run, and an image to start (what QEMU's machine types and
+ * accelerator wiring do, for the least machine that runs a guest).
+ *
+ *     const machine = createMachine(process, { type: 'sw-protected', memory: 64 * MiB, smp: 1, image, imageName, bootStub, console });
+ *     const end = await machine.run({ timeoutMs: 10_000 });
+ *     machine.close();
+ *
+ * Leaves out: interrupt controllers and timers, confidential-guest objects, migration.
+ */
+import {
+  KVM_CAP_EXIT_HYPERCALL,
+  KVM_HC_MAP_GPA_RANGE,
+  KVM_X86_DEFAULT_VM,
+  KVM_X86_SW_PROTECTED_VM,
+} from '../abi/kvm.ts';
+import { PAGE_SIZE } from '../base/address.ts';
+import { LinuxError } from '../base/errors.ts';
+import { Trace } from '../base/trace.ts';
+import type { CpuidEntry, KvmVcpu, Process } from '../kernel/interface.ts';
+import { anonymousBackend } from './backends/anonymous.ts';
+import { fileBackend } from './backends/file.ts';
+import { memfdBackend } from './backends/memfd.ts';
+import type { MemoryBackendOptions } from './backends/memory-backend.ts';
+import { ConsoleBuffer } from './devices/console-buffer.ts';
+import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-exit.ts';
+import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
+import { VmmError } from './error.ts';
+import { KvmState } from './kvm-state.ts';
+import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
+import { loadElf64 } from './loaders/elf64.ts';
+import { loadFlatBinary } from './loaders/flat-binary.ts';
+import { convertMemory } from './memory/convert-memory.ts';
+import { DiscardRequirements } from './memory/discard-requirements.ts';
+import { AddressSpace } from './memory/flat-view.ts';
+import { IoDispatch } from './memory/io-dispatch.ts';
+import { KvmSlots } from './memory/kvm-slots.ts';
+import { ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
+import { RamList } from './memory/ram-list.ts';
+import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
+
+export interface MachineOptions {
+  /** `sw-protected`: RAM is private from the start, with a guest_memfd. */
+  readonly type: 'sw-protected' | 'default';
+  /** Bytes of RAM, whole pages. */
+  readonly memory: number;
+  /** Number of vCPUs. */
+  readonly smp: number;
+  readonly image: Uint8Array;
+  /** For messages; a name that ends in `.bin` says that the image is a flat binary. */
+  readonly imageName: string;
+  /** guests/prebuilt/boot.bin */
+  readonly bootStub: Uint8Array;
+  /** Gets what the guest writes to its serial port. The bytes are the receiver's to keep. */
+  readonly console: (bytes: Uint8Array) => void;
+  readonly trace?: Trace;
+  /** Where the RAM comes from; anonymous memory when absent. */
+  readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
+}
+
+export interface RunResult extends RunEnd {
+  readonly exits: ExitCounts;
+  /** Instructions that all vCPUs retired; NaN where the kernel cannot tell. */
+  readonly instructions: number;
+  /** Changes of a page between private and shared since the start; out and back counts two. */
+  readonly conversions: number;
+  /** Pages of RAM that are private now. */
+  readonly privatePages: number;
+}
+
+/** Sets up a machine up to the first entry. Throws VmmError, or LinuxError from a system call; then nothing is left behind. */
+export function createMachine(process: Process, options: MachineOptions): Machine {
+  return new Machine(process, options);
+}
+
+export class Machine {
+  readonly kvm: KvmState;
+  readonly systemMemory: AddressSpace;
+  readonly ports: AddressSpace;
+  readonly ramList: RamList;
+  readonly discards = new DiscardRequirements();
+  readonly slots: KvmSlots;
+  readonly ram: MemoryRegion;
+  readonly vcpus: readonly KvmVcpu[];
+  readonly serial: Serial16550;
+  readonly #loop: RunLoop;
+  /** Undoes what was set up, last first. */
+  readonly #cleanups: (() => void)[] = [];
+  #lastReport = '';
+  #closed = false;
+
+  constructor(process: Process, options: MachineOptions) {
+    const { memory, smp } = options;
+    if (!Number.isSafeInteger(memory) || memory < PAGE_SIZE || memory % PAGE_SIZE !== 0) {
+      throw new VmmError(`memory: got ${memory} bytes, want a positive multiple of ${PAGE_SIZE}`);
+    }
+    if (!Number.isSafeInteger(smp) || smp < 1) throw new VmmError(`smp: got ${smp}, want at least 1`);
+    const image = options.imageName.endsWith('.bin')
+      ? loadFlatBinary(options.image, options.imageName, memory)
+      : loadElf64(options.image, options.imageName, memory);
+    const isPrivate = options.type === 'sw-protected';
+    const trace = options.trace ?? new Trace();
+    const report = (message: string): void => {
+      this.#lastReport = message;
+      if (trace.on) trace.emit({ kind: 'vm', who: 'vmm', what: 'report', why: message });
+    };
+    try {
+      this.kvm = KvmState.open(process, isPrivate ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM);
+      this.#cleanups.push(() => this.kvm.close());
+      if (isPrivate) enableMapGpaRange(this.kvm);
+
+      this.systemMemory = new AddressSpace('memory', 2 ** 52);
+      this.slots = new KvmSlots(this.kvm);
+      this.systemMemory.addListener(this.slots);
+      this.ramList = new RamList({ process, kvm: this.kvm, discards: this.discards, report });
+
+      this.ram = this.#addRam(
+        0,
+        ramFromBackend(options.backend ?? { kind: 'anonymous' }, process, this.ramList, {
+          name: 'pc.ram',
+          size: memory,
+          sharing:
+            options.backend?.kind === undefined || options.backend.kind === 'anonymous'
+              ? 'private'
+              : 'shared',
+          guestMemfd: isPrivate ? 'required' : 'none',
+        }),
+      );
+      const cpuid = this.kvm.kvm.getSupportedCpuid();
+      const boot = buildBootArea({
+        memory,
+        image,
+        stub: options.bootStub,
+        largestPage: hasGigabytePages(cpuid) ? '1G' : '2M',
+      });
+      const bootRam = this.#addRam(
+        boot.base,
+        anonymousBackend(
+          { process, ramList: this.ramList },
+          { name: 'boot', size: boot.bytes.length, sharing: 'private', guestMemfd: 'none' },
+        ),
+      );
+      process.memory.write(ramPointer(bootRam, 0), boot.bytes);
+
+      const output = new ConsoleBuffer(options.console);
+      const debugExit = new DebugExit();
+      this.serial = new Serial16550({ transmit: (byte) => output.put(byte) });
+      this.ports = new AddressSpace('I/O ports', 0x10000);
+      this.ports.add(ioRegion('serial', SERIAL_PORTS, this.serial), SERIAL_PORT);
+      this.ports.add(ioRegion('debug-exit', DEBUG_EXIT_PORTS, debugExit), DEBUG_EXIT_PORT);
+
+      this.vcpus = Array.from({ length: smp }, (_, index) => {
+        const vcpu = this.kvm.vm.createVcpu(index);
+        this.#cleanups.push(() => vcpu.close());
+        vcpu.setCpuid2(cpuidOf(cpuid, index));
+        vcpu.setSregs(entrySregs(boot.base, vcpu.getSregs()));
+        vcpu.setRegs(entryRegs(boot.base, index));
+        return vcpu;
+      });
+
+      const context = { kvm: this.kvm, process, systemMemory: this.systemMemory, report };
+      this.#loop = new RunLoop({
+        vcpus: this.vcpus,
+        ports: new IoDispatch(this.ports, { unassigned: 0xff }),
+        memory: new IoDispatch(this.systemMemory, { unassigned: 0 }),
+        debugExit,
+        convert: (start, size, to) => convertMemory(context, start, size, to),
+        lastReport: () => this.#lastReport,
+        flushConsole: () => output.flush(),
+        trace,
+      });
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** Runs the guest until it ends or time is up. */
+  async run(options: RunOptions = {}): Promise<RunResult> {
+    const end = await this.#loop.run(options);
+    const attributes = this.ram.ramBlock?.attributes;
+    return {
+      ...end,
+      exits: { ...this.#loop.exits },
+      instructions: this.vcpus.reduce((sum, vcpu) => sum + vcpu.instructions, 0),
+      conversions: attributes?.changedPages ?? 0,
+      privatePages: attributes === undefined ? 0 : this.ram.size / PAGE_SIZE - attributes.populatedPages,
+    };
+  }
+
+  /** Gives back everything that the machine holds. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const cleanup of this.#cleanups.reverse()) cleanup();
+  }
+
+  #addRam(at: number, region: MemoryRegion): MemoryRegion {
+    const { ramBlock } = region;
+    this.#cleanups.push(() => {
+      if (ramBlock !== undefined) this.ramList.free(ramBlock);
+    });
+    this.systemMemory.add(region, at);
+    this.#cleanups.push(() => this.systemMemory.remove(region));
+    return region;
+  }
+}
+
+function ramFromBackend(
+  backend: NonNullable<MachineOptions['backend']>,
+  process: Process,
+  ramList: RamList,
+  options: MemoryBackendOptions,
+): MemoryRegion {
+  switch (backend.kind) {
+    case 'anonymous':
+      return anonymousBackend({ process, ramList }, options);
+    case 'memfd':
+      return memfdBackend({ process, ramList }, options);
+    case 'file':
+      return fileBackend({ process, ramList }, { ...options, path: backend.path });
+  }
+}
+
+/** Lets the guest's MAP_GPA_RANGE reach the VMM, where KVM can. */
+function enableMapGpaRange(kvm: KvmState): void {
+  const bit = 1 << KVM_HC_MAP_GPA_RANGE;
+  if ((kvm.vm.checkExtension(KVM_CAP_EXIT_HYPERCALL) & bit) === 0) return;
+  try {
+    kvm.vm.enableCap({ cap: KVM_CAP_EXIT_HYPERCALL, args: [BigInt(bit)] });
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    throw VmmError.because('KVM_ENABLE_CAP(KVM_CAP_EXIT_HYPERCALL) for MAP_GPA_RANGE failed', error);
+  }
+}
+
+/** CPUID 8000_0001h EDX bit 26: Page1GB. */
+const hasGigabytePages = (entries: readonly CpuidEntry[]): boolean =>
+  entries.some((entry) => entry.function === 0x8000_0001 && (entry.edx & (1 << 26)) !== 0);
+
+/** The supported CPUID with the vCPU's own APIC id: leaf 1 EBX[31:24] and leaf Bh EDX. */
+function cpuidOf(supported: readonly CpuidEntry[], index: number): CpuidEntry[] {
+  return supported.map((entry) => {
+    if (entry.function === 1) return { ...entry, ebx: ((entry.ebx & 0x00ff_ffff) | (index << 24)) >>> 0 };
+    if (entry.function === 0xb) return { ...entry, edx: index };
+    return entry;
+  });
+}

@@ -1,0 +1,439 @@
+/**
+ * Runs the vCPUs of a machine in turn, one at a time, and serves their exits (QEMU accel/kvm/kvm-all.c: kvm_cpu_exec;
+ * target/i386/kvm/kvm.c: kvm_arch_handle_exit). A vCPU keeps its turn until KVM_RUN is interrupted, it waits or halts, or it
+ * has left the guest often, so the order depends on nothing but the guests.
+ *
+ * The loop is synchronous while nobody waits; now and then it lets the event loop run. Nothing makes it spin: a conversion
+ * that fails ends the run, and so does a memory fault that a successful conversion did not cure.
+ */
+import {
+  KVM_EXIT_FAIL_ENTRY,
+  KVM_EXIT_HLT,
+  KVM_EXIT_HYPERCALL,
+  KVM_EXIT_INTERNAL_ERROR,
+  KVM_EXIT_INTR,
+  KVM_EXIT_IO,
+  KVM_EXIT_IO_IN,
+  KVM_EXIT_MEMORY_FAULT,
+  KVM_EXIT_MMIO,
+  KVM_EXIT_SHUTDOWN,
+  KVM_HC_MAP_GPA_RANGE,
+} from '../abi/kvm.ts';
+import type { KvmRun } from '../abi/kvm-run.ts';
+import { PAGE_SIZE } from '../base/address.ts';
+import { type Clock, platformClock } from '../base/clock.ts';
+import { ERRNO } from '../base/errors.ts';
+import type { Trace } from '../base/trace.ts';
+import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
+import type { DebugExit } from './devices/debug-exit.ts';
+import { hex, nameOfResult } from './error.ts';
+import type { Conversion } from './memory/convert-memory.ts';
+import type { IoDispatch } from './memory/io-dispatch.ts';
+
+/** Bits of KVM_EXIT_MEMORY_FAULT and of MAP_GPA_RANGE's third argument. */
+const FAULT_PRIVATE = 8;
+const MAP_ENCRYPTED = 16n;
+
+/** Exits after which the next vCPU has its turn. */
+const EXITS_A_TURN = 64;
+/** Nanoseconds after which the event loop has its turn. */
+const SLICE = 10e6;
+/** Faults of one vCPU at one place, with conversions by others in between, before the run ends. */
+const MAX_FAULT_REPEATS = 1000;
+
+export const EXIT_CODE_TIMEOUT = 124;
+export const EXIT_CODE_FAILED = 125;
+
+/** How often KVM_RUN returned, by reason. */
+export interface ExitCounts {
+  io: number;
+  mmio: number;
+  hypercall: number;
+  memory_fault: number;
+  hlt: number;
+  shutdown: number;
+  /** Interrupted: the vCPU used up its share, or a signal came. */
+  intr: number;
+  internal_error: number;
+  fail_entry: number;
+  /** The vCPU had to wait for a page. */
+  pending: number;
+  other: number;
+}
+
+export interface RunEnd {
+  /** `shutdown`: a triple fault. */
+  readonly reason: 'debug-exit' | 'hlt' | 'shutdown' | 'timeout' | 'error';
+  /** The guest's byte; 0 after hlt, 124 after a timeout, 125 after shutdown or error. */
+  readonly code: number;
+  readonly message?: string;
+}
+
+export interface RunOptions {
+  /** Milliseconds; absent: for ever. */
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal;
+  readonly clock?: Clock;
+}
+
+export interface RunLoopOptions {
+  readonly vcpus: readonly KvmVcpu[];
+  readonly ports: IoDispatch;
+  readonly memory: IoDispatch;
+  readonly debugExit: DebugExit;
+  readonly convert: (start: number, size: number, to: 'private' | 'shared') => Conversion;
+  /** What went wrong last, in words. */
+  readonly lastReport: () => string;
+  /** Hands on what the guest wrote so far. */
+  readonly flushConsole: () => void;
+  readonly trace: Trace;
+}
+
+type VcpuState = 'runnable' | 'waiting' | 'halted';
+
+/** A vCPU with what the loop knows of it. */
+interface Turn {
+  readonly vcpu: KvmVcpu;
+  readonly run: KvmRun;
+  state: VcpuState;
+  faultGpa: number;
+  faultFlags: number;
+  faultInstructions: number;
+  faultConversions: number;
+  faultRepeats: number;
+}
+
+export class RunLoop {
+  readonly exits: ExitCounts = {
+    io: 0,
+    mmio: 0,
+    hypercall: 0,
+    memory_fault: 0,
+    hlt: 0,
+    shutdown: 0,
+    intr: 0,
+    internal_error: 0,
+    fail_entry: 0,
+    pending: 0,
+    other: 0,
+  };
+  readonly #options: RunLoopOptions;
+  readonly #trace: Trace;
+  readonly #turns: readonly Turn[];
+  #next = 0;
+  #end: RunEnd | undefined;
+  /** Conversions that succeeded. */
+  #conversions = 0;
+  /** Resolves the promise that an idle loop waits for. */
+  #wake: (() => void) | undefined;
+
+  constructor(options: RunLoopOptions) {
+    this.#options = options;
+    this.#trace = options.trace;
+    this.#turns = options.vcpus.map((vcpu) => ({
+      vcpu,
+      run: vcpu.kvmRun,
+      state: 'runnable',
+      faultGpa: -1,
+      faultFlags: -1,
+      faultInstructions: Number.NaN,
+      faultConversions: -1,
+      faultRepeats: 0,
+    }));
+  }
+
+  /** Runs until the guest ends, or time is up. A machine that has ended stays ended; one that timed out may run on. */
+  async run(options: RunOptions = {}): Promise<RunEnd> {
+    const clock = options.clock ?? platformClock();
+    const start = clock.now();
+    const deadline =
+      options.timeoutMs === undefined ? Number.POSITIVE_INFINITY : start + options.timeoutMs * 1e6;
+    for (;;) {
+      const idle = this.#slice(clock, Math.min(clock.now() + SLICE, deadline));
+      this.#options.flushConsole();
+      if (this.#end !== undefined) return this.#end;
+      if (options.signal?.aborted) {
+        return {
+          reason: 'error',
+          code: EXIT_CODE_FAILED,
+          message: `aborted: ${String(options.signal.reason)}`,
+        };
+      }
+      const now = clock.now();
+      if (now >= deadline) {
+        return {
+          reason: 'timeout',
+          code: EXIT_CODE_TIMEOUT,
+          message: `the guest did not end within ${options.timeoutMs} ms`,
+        };
+      }
+      if (idle) await this.#settled((deadline - now) / 1e6, options.signal);
+      else await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+  }
+
+  /** Runs vCPUs until the run ends, time is up, or none can run; says if the last. */
+  #slice(clock: Clock, until: number): boolean {
+    while (this.#end === undefined) {
+      const turn = this.#nextRunnable();
+      if (turn === undefined) {
+        if (this.#turns.every(({ state }) => state === 'halted')) {
+          this.#end = { reason: 'hlt', code: 0 };
+          return false;
+        }
+        return true;
+      }
+      this.#take(turn);
+      if (clock.now() >= until) return false;
+    }
+    return false;
+  }
+
+  #nextRunnable(): Turn | undefined {
+    const count = this.#turns.length;
+    for (let i = 0; i < count; i++) {
+      const turn = this.#turns[this.#next]!;
+      this.#next = this.#next + 1 === count ? 0 : this.#next + 1;
+      if (turn.state === 'runnable') return turn;
+    }
+    return undefined;
+  }
+
+  #take(turn: Turn): void {
+    for (let exits = 0; exits < EXITS_A_TURN; exits++) {
+      const result = turn.vcpu.run();
+      if (result === 0) {
+        this.#exit(turn);
+        if (turn.state !== 'runnable' || this.#end !== undefined) return;
+      } else if (result === RUN_PENDING) {
+        this.exits.pending++;
+        this.#await(turn);
+        return;
+      } else if (result === -ERRNO.EINTR || result === -ERRNO.EAGAIN) {
+        this.exits.intr++;
+        return;
+      } else if (result === -ERRNO.EFAULT && turn.run.exitReason === KVM_EXIT_MEMORY_FAULT) {
+        this.#memoryFault(turn);
+        if (this.#end !== undefined) return;
+      } else {
+        this.exits.other++;
+        const at =
+          turn.run.exitReason === KVM_EXIT_MEMORY_FAULT ? ` at gpa ${hex(turn.run.memoryFaultGpa)}` : '';
+        this.#fail(turn, `KVM_RUN failed: ${nameOfResult(result)}${at}`);
+        return;
+      }
+    }
+  }
+
+  #exit(turn: Turn): void {
+    const { run } = turn;
+    switch (run.exitReason) {
+      case KVM_EXIT_IO:
+        this.exits.io++;
+        this.#io(turn);
+        break;
+      case KVM_EXIT_MMIO:
+        this.exits.mmio++;
+        this.#mmio(turn);
+        break;
+      case KVM_EXIT_HYPERCALL:
+        this.exits.hypercall++;
+        this.#hypercall(turn);
+        break;
+      case KVM_EXIT_HLT:
+        this.exits.hlt++;
+        // Without an interrupt controller nothing ever wakes it.
+        turn.state = 'halted';
+        break;
+      case KVM_EXIT_SHUTDOWN:
+        this.exits.shutdown++;
+        this.#end = {
+          reason: 'shutdown',
+          code: EXIT_CODE_FAILED,
+          message: `vCPU ${turn.vcpu.id}: triple fault${where(turn.vcpu)}`,
+        };
+        break;
+      case KVM_EXIT_INTR:
+        this.exits.intr++;
+        break;
+      case KVM_EXIT_INTERNAL_ERROR:
+        this.exits.internal_error++;
+        this.#fail(turn, `KVM internal error: ${internalError(run)}${where(turn.vcpu)}`);
+        break;
+      case KVM_EXIT_FAIL_ENTRY:
+        this.exits.fail_entry++;
+        this.#fail(turn, `KVM: entry failed, hardware error ${hex(run.failEntryReason)}`);
+        break;
+      default:
+        this.exits.other++;
+        this.#fail(turn, `KVM: unhandled exit reason ${run.exitReason}${where(turn.vcpu)}`);
+    }
+  }
+
+  #io(turn: Turn): void {
+    const { run } = turn;
+    const size = run.ioSize;
+    const port = run.ioPort;
+    const count = run.ioCount;
+    const into = run.ioDirection === KVM_EXIT_IO_IN;
+    const { ports, debugExit } = this.#options;
+    if (this.#trace.on) {
+      this.#trace.emit({
+        kind: 'exit',
+        who: 'vmm',
+        what: into ? 'io in' : 'io out',
+        vcpu: turn.vcpu.id,
+        port,
+        size,
+        count,
+      });
+    }
+    let at = run.ioDataOffset;
+    for (let i = 0; i < count; i++, at += size) {
+      if (into) ports.read(port, size, run.bytes, at);
+      else ports.write(port, size, run.bytes, at);
+      if (debugExit.code >= 0) {
+        this.#end = { reason: 'debug-exit', code: debugExit.code };
+        return;
+      }
+    }
+  }
+
+  #mmio(turn: Turn): void {
+    const { run } = turn;
+    const address = run.mmioPhysAddrNumber;
+    const write = run.mmioIsWrite !== 0;
+    if (this.#trace.on) {
+      this.#trace.emit({
+        kind: 'exit',
+        who: 'vmm',
+        what: write ? 'mmio write' : 'mmio read',
+        vcpu: turn.vcpu.id,
+        gpa: address,
+        size: run.mmioLen,
+      });
+    }
+    if (write) this.#options.memory.write(address, run.mmioLen, run.mmioData, 0);
+    else this.#options.memory.read(address, run.mmioLen, run.mmioData, 0);
+  }
+
+  /** A request that was wrong from the start is the guest's to handle; one that failed half-way ends the run. */
+  #hypercall(turn: Turn): void {
+    const { run } = turn;
+    if (run.hypercallNrNumber !== KVM_HC_MAP_GPA_RANGE) {
+      this.#fail(turn, `hypercall: got ${run.hypercallNr}, want ${KVM_HC_MAP_GPA_RANGE} (MAP_GPA_RANGE)`);
+      return;
+    }
+    const to = (run.hypercallArg(2) & MAP_ENCRYPTED) !== 0n ? 'private' : 'shared';
+    const size = run.hypercallArgNumber(1) * PAGE_SIZE;
+    const conversion = this.#convert(turn, run.hypercallArgNumber(0), size, to, 'KVM_HC_MAP_GPA_RANGE');
+    run.hypercallRet = BigInt(conversion.result);
+  }
+
+  #memoryFault(turn: Turn): void {
+    const { run } = turn;
+    const flags = run.memoryFaultFlagsNumber;
+    const gpa = run.memoryFaultGpaNumber;
+    this.exits.memory_fault++;
+    if (flags !== 0 && flags !== FAULT_PRIVATE) {
+      this.#fail(turn, `memory fault at gpa ${hex(gpa)}: unknown flags ${hex(flags)}, want 0 or 0x8`);
+      return;
+    }
+    const { instructions } = turn.vcpu;
+    // Where the kernel cannot count instructions, a fault that repeats counts as no progress.
+    const again =
+      turn.faultGpa === gpa &&
+      turn.faultFlags === flags &&
+      (instructions === turn.faultInstructions || Number.isNaN(instructions));
+    turn.faultRepeats = again ? turn.faultRepeats + 1 : 0;
+    const to = flags === FAULT_PRIVATE ? 'private' : 'shared';
+    if (again && (turn.faultConversions === this.#conversions || turn.faultRepeats > MAX_FAULT_REPEATS)) {
+      this.#fail(
+        turn,
+        `memory fault at gpa ${hex(gpa)} repeats: it was converted to ${to} and the guest made no progress`,
+      );
+      return;
+    }
+    const conversion = this.#convert(turn, gpa, run.memoryFaultSizeNumber, to, 'KVM_EXIT_MEMORY_FAULT');
+    if (conversion.outcome === 'refused') {
+      this.#fail(turn, `memory fault at gpa ${hex(gpa)}: ${this.#options.lastReport()}`);
+    }
+    turn.faultGpa = gpa;
+    turn.faultFlags = flags;
+    turn.faultInstructions = instructions;
+    turn.faultConversions = this.#conversions;
+  }
+
+  #convert(turn: Turn, start: number, size: number, to: 'private' | 'shared', why: string): Conversion {
+    const conversion = this.#options.convert(start, size, to);
+    if (conversion.outcome === 'done') this.#conversions++;
+    if (this.#trace.on) {
+      this.#trace.emit({
+        kind: 'page',
+        who: 'vmm',
+        what: `convert to ${to}`,
+        why,
+        vcpu: turn.vcpu.id,
+        gfn: Math.floor(start / PAGE_SIZE),
+        pages: size / PAGE_SIZE,
+        result: conversion.result,
+        outcome: conversion.outcome,
+      });
+    }
+    if (conversion.outcome === 'failed') this.#fail(turn, this.#options.lastReport());
+    return conversion;
+  }
+
+  #fail(turn: Turn, message: string): void {
+    this.#end = { reason: 'error', code: EXIT_CODE_FAILED, message: `vCPU ${turn.vcpu.id}: ${message}` };
+  }
+
+  #await(turn: Turn): void {
+    turn.state = 'waiting';
+    const ready = (): void => {
+      turn.state = 'runnable';
+      this.#wake?.();
+    };
+    (turn.vcpu.pending ?? Promise.resolve()).then(ready, ready);
+  }
+
+  /** Until a vCPU need wait no longer, time is up, or somebody aborts. */
+  async #settled(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    let wake = (): void => {};
+    await new Promise<void>((resolve) => {
+      wake = resolve;
+      this.#wake = resolve;
+      signal?.addEventListener('abort', wake);
+      if (Number.isFinite(milliseconds)) {
+        timer = setTimeout(resolve, Math.min(Math.ceil(milliseconds), 2 ** 31 - 1));
+      }
+    });
+    this.#wake = undefined;
+    signal?.removeEventListener('abort', wake);
+    clearTimeout(timer);
+  }
+}
+
+const INTERNAL_ERRORS: Record<number, string> = {
+  1: 'emulation failure',
+  2: 'simultaneous exceptions',
+  3: 'delivery of an event failed',
+  4: 'unexpected exit reason',
+};
+
+function internalError(run: KvmRun): string {
+  const count = Math.min(run.internalErrorNdata, 16);
+  const data = Array.from({ length: count }, (_, index) => hex(run.internalErrorData(index)));
+  const name = INTERNAL_ERRORS[run.internalErrorSuberror] ?? `suberror ${run.internalErrorSuberror}`;
+  return data.length === 0 ? name : `${name} (${data.join(', ')})`;
+}
+
+/** Where the vCPU stands, as far as it can be asked. */
+function where(vcpu: KvmVcpu): string {
+  try {
+    return ` at rip ${hex(vcpu.getRegs().rip)}`;
+  } catch {
+    return '';
+  }
+}
