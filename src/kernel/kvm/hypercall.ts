@@ -40,7 +40,7 @@ function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefin
   const gpr = vcpu.gpr;
   const gpa = gpr[RBX]! & mask;
   const pages = gpr[RCX]! & mask;
-  if ((gpa & PAGE_MASK) !== 0n || pages === 0n || gpa + pages * 4096n > U64) return KVM_EINVAL;
+  if ((gpa & PAGE_MASK) !== 0n || pages === 0n || gpa + pages * 4096n >= U64) return KVM_EINVAL;
 
   const run = vcpu.kvmRun;
   run.exitReason = KVM_EXIT_HYPERCALL;

@@ -165,13 +165,11 @@ export class MmioEmulation implements MmioBus {
     }
   }
 
-  /** An instruction that cannot be emulated: INTERNAL_ERROR for the kernel's, #UD for others (handle_emulation_failure). */
+  /** An instruction that cannot be emulated: #UD, and for one of CPL 0 INTERNAL_ERROR first (handle_emulation_failure). */
   fail(): number {
     const { vmcb, kvmRun, core } = this.#vcpu;
-    if (vmcb.cpl !== 0) {
-      vmcb.injectException(VECTOR.UD);
-      return GUEST_AGAIN;
-    }
+    vmcb.injectException(VECTOR.UD);
+    if (vmcb.cpl !== 0) return GUEST_AGAIN;
     kvmRun.exitReason = KVM_EXIT_INTERNAL_ERROR;
     kvmRun.internalErrorSuberror = KVM_INTERNAL_ERROR_EMULATION;
     const bytes = new Uint8Array(MAX_INSTRUCTION).fill(NOP);
