@@ -1,0 +1,178 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import type { CpuidEntry } from '../../../src/kernel/interface.ts';
+import { supportedCpuid } from '../../../src/kernel/kvm/cpuid.ts';
+import { exit, HLT, VcpuBench } from './vcpu-bench.ts';
+
+let bench: VcpuBench;
+afterEach(() => bench.close());
+const CPUID = exit(0x72, 0n, 0n, 2);
+
+const entry = (leaf: number, fields: Partial<CpuidEntry> = {}): CpuidEntry => ({
+  function: leaf,
+  index: 0,
+  flags: 0,
+  eax: 0,
+  ebx: 0,
+  ecx: 0,
+  edx: 0,
+  ...fields,
+});
+const AMD = entry(0, { eax: 1, ebx: 0x68747541, edx: 0x69746e65, ecx: 0x444d4163 });
+const INTEL = entry(0, { eax: 1, ebx: 0x756e6547, edx: 0x49656e69, ecx: 0x6c65746e });
+
+/** What the guest gets for leaf and index. */
+function cpuid(leaf: number, index = 0): number[] {
+  bench.setRegs({ rax: BigInt(leaf), rcx: 0xffff_ffff_0000_0000n | BigInt(index), rbx: (1n << 64n) - 1n });
+  bench.runScript(CPUID, HLT);
+  const { rax, rbx, rcx, rdx } = bench.vcpu.getRegs();
+  return [rax, rbx, rcx, rdx].map(Number);
+}
+
+describe('a guest’s CPUID', () => {
+  it('gives what KVM_SET_CPUID2 said, by leaf and where it counts by index', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([
+      AMD,
+      entry(0x80000001, { eax: 0xa00f11, ebx: 2, ecx: 3, edx: 0xffffffff }),
+      entry(7, { flags: 1, index: 0, eax: 1 }),
+      entry(7, { flags: 1, index: 1, eax: 2 }),
+    ]);
+    expect(cpuid(0x80000001, 9)).toEqual([0xa00f11, 2, 3, 0xffffffff]);
+    expect(cpuid(7, 0)).toEqual([1, 0, 0, 0]);
+    expect(cpuid(7, 1)).toEqual([2, 0, 0, 0]);
+    expect(cpuid(7, 2)).toEqual([0, 0, 0, 0]);
+  });
+
+  it('is all zero for a leaf out of range on AMD, and the last basic leaf on Intel', () => {
+    bench = new VcpuBench();
+    const last = entry(1, { eax: 0x11, ebx: 0x22 });
+    bench.vcpu.setCpuid2([AMD, last]);
+    expect(cpuid(0x20)).toEqual([0, 0, 0, 0]);
+    bench.close();
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([INTEL, last]);
+    expect(cpuid(0x20)).toEqual([0x11, 0x22, 0, 0]);
+    expect(cpuid(0x40000000)).toEqual([0x11, 0x22, 0, 0]);
+  });
+
+  it('is all zero when the VMM said nothing', () => {
+    bench = new VcpuBench();
+    expect(cpuid(0)).toEqual([0, 0, 0, 0]);
+  });
+
+  it('OSXSAVE follows CR4, and the APIC bit follows its base', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([AMD, entry(1, { ecx: 0x0c000000, edx: 0x200 })]);
+    expect(cpuid(1)).toEqual([0, 0, 0x04000000, 0x200]);
+    bench.setSregs({ cr4: 1n << 18n, apicBase: 0xfee00100n });
+    expect(cpuid(1)).toEqual([0, 0, 0x0c000000, 0]);
+  });
+
+  it('topology levels beyond the last one name themselves', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([AMD, entry(0xb, { flags: 1, index: 1, ebx: 4, edx: 9 })]);
+    expect(cpuid(0xb, 5)).toEqual([0, 0, 5, 9]);
+  });
+});
+
+describe('KVM_SET_CPUID2', () => {
+  it('more than 256 entries: E2BIG', () => {
+    bench = new VcpuBench();
+    const entries = Array.from({ length: 257 }, (_, i) => entry(i));
+    expect(() => bench.vcpu.setCpuid2(entries)).toThrow(expect.objectContaining({ errno: 7 }));
+    bench.vcpu.setCpuid2(entries.slice(1));
+    expect(bench.vcpu.getCpuid2()).toEqual(entries.slice(1));
+  });
+
+  it('an address width that no processor has: EINVAL', () => {
+    bench = new VcpuBench();
+    expect(() => bench.vcpu.setCpuid2([entry(0x80000008, { eax: 0x2f30 })])).toThrow(
+      expect.objectContaining({ errno: 22 }),
+    );
+    bench.vcpu.setCpuid2([entry(0x80000008, { eax: 0x3930 })]);
+  });
+
+  it('once the vCPU has run, only the same entries', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([AMD]);
+    bench.vcpu.setCpuid2([INTEL]);
+    bench.runScript(HLT);
+    bench.vcpu.setCpuid2([{ ...INTEL }]);
+    expect(() => bench.vcpu.setCpuid2([AMD])).toThrow(expect.objectContaining({ errno: 22 }));
+    expect(() => bench.vcpu.setCpuid2([])).toThrow(expect.objectContaining({ errno: 22 }));
+    expect(bench.vcpu.getCpuid2()).toEqual([INTEL]);
+  });
+});
+
+describe('KVM_GET_SUPPORTED_CPUID', () => {
+  it('is what a vCPU accepts, and is AMD’s with long mode, NX and SSE2', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2(supportedCpuid());
+    expect(cpuid(0).slice(1)).toEqual([0x68747541, 0x444d4163, 0x69746e65]);
+    expect(cpuid(1)[3]! & (1 << 26)).not.toBe(0);
+    const extended = cpuid(0x80000001)[3]!;
+    expect([(extended >>> 29) & 1, (extended >>> 20) & 1, (extended >>> 26) & 1]).toEqual([1, 1, 1]);
+    expect(cpuid(0x80000008)[0]! & 0xffff).toBe(0x3030);
+  });
+});
+
+describe('MSRs', () => {
+  const RDMSR = exit(0x7c, 0n, 0n, 2);
+  const WRMSR = exit(0x7c, 1n, 0n, 2);
+  const GP = 0x8000_0b0dn;
+  const read = (msr: number): bigint | undefined => {
+    bench.setRegs({ rcx: BigInt(msr), rax: 0x77n, rdx: 0x77n });
+    bench.runScript(RDMSR, HLT);
+    if (bench.scripted.eventInjections.at(-1) === GP) return undefined;
+    const { rax, rdx } = bench.vcpu.getRegs();
+    return (rdx << 32n) | rax;
+  };
+  const write = (msr: number, value: bigint): boolean => {
+    bench.setRegs({ rcx: BigInt(msr), rax: value & 0xffff_ffffn, rdx: value >> 32n });
+    bench.runScript(WRMSR, HLT);
+    return bench.scripted.eventInjections.at(-1) !== GP;
+  };
+
+  it('have KVM’s values after reset', () => {
+    bench = new VcpuBench();
+    expect(read(0xc0000080)).toBe(0n);
+    expect(read(0x277)).toBe(0x0007040600070406n);
+    expect(read(0x1b)).toBe(0xfee00900n);
+    expect(read(0x1a0)).toBe(0x1800n);
+    expect(read(0x8b)).toBe(0x0100006500000000n);
+  });
+
+  it('that KVM does not know are general protection faults', () => {
+    bench = new VcpuBench();
+    expect(read(0x12345)).toBeUndefined();
+    expect(write(0x12345, 0n)).toBe(false);
+  });
+
+  it('EFER keeps SVME to itself, and LME while paging is on', () => {
+    bench = new VcpuBench();
+    expect(write(0xc0000080, 0x901n)).toBe(true);
+    expect(read(0xc0000080)).toBe(0x901n);
+    expect(bench.vcpu.vmcb.long(0x4d0)).toBe(0x1901n);
+    expect(write(0xc0000080, 0x1000n)).toBe(false);
+    bench.enterLongMode();
+    expect(write(0xc0000080, 0x800n)).toBe(false);
+    expect(write(0xc0000080, 0x900n)).toBe(true);
+    expect(read(0xc0000080)).toBe(0xd00n);
+  });
+
+  it('PAT refuses types that do not exist', () => {
+    bench = new VcpuBench();
+    expect(write(0x277, 0x0007040600070402n)).toBe(false);
+    expect(write(0x277, 0x0606060606060606n)).toBe(true);
+    expect(read(0x277)).toBe(0x0606060606060606n);
+  });
+
+  it('of SYSENTER and TSC_AUX are kept', () => {
+    bench = new VcpuBench();
+    for (const msr of [0x175, 0x176, 0xc0000103]) {
+      expect(write(msr, 0x1234n)).toBe(true);
+      expect(read(msr)).toBe(0x1234n);
+    }
+    expect(write(0xc0000103, 1n << 32n)).toBe(false);
+  });
+});

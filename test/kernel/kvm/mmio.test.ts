@@ -1,0 +1,250 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import type { Gpa } from '../../../src/base/address.ts';
+import type { MmioBus } from '../../../src/kernel/kvm/svm/guest-core.ts';
+import { exit, HLT, nestedFault, VcpuBench } from './vcpu-bench.ts';
+
+let bench: VcpuBench;
+afterEach(() => bench.close());
+const WRITE = 6;
+const READ = 4;
+
+/** What the exit asks for: address, length, whether it is a write, and its 8 data bytes. */
+const mmio = () => {
+  const { kvmRun } = bench.vcpu;
+  return {
+    reason: kvmRun.exitReason,
+    at: Number(kvmRun.mmioPhysAddr),
+    length: kvmRun.mmioLen,
+    write: kvmRun.mmioIsWrite,
+    data: [...kvmRun.mmioData],
+  };
+};
+const answer = (...bytes: number[]): void => {
+  bench.vcpu.kvmRun.mmioData.fill(0);
+  bench.vcpu.kvmRun.mmioData.set(bytes);
+};
+
+/** An instruction that does these accesses in turn and gives what it read to `seen`. */
+function instruction(accesses: [at: number, size: number | number[]][], seen: number[][] = []) {
+  return (_core: unknown, bus: MmioBus): 'done' | 'pending' => {
+    const reads: number[][] = [];
+    for (const [at, what] of accesses) {
+      if (typeof what === 'number') {
+        const into = new Uint8Array(what);
+        if (!bus.read(at as Gpa, into)) return 'pending';
+        reads.push([...into]);
+      }
+    }
+    for (const [at, what] of accesses)
+      if (typeof what !== 'number') bus.write(at as Gpa, Uint8Array.from(what));
+    seen.push(...reads);
+    return 'done';
+  };
+}
+
+describe('MMIO', () => {
+  it('a read asks the VMM and completes on the next run', () => {
+    bench = new VcpuBench();
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction([[0xfee0_0030, 4]], seen);
+    expect(bench.runScript(nestedFault(0xfee0_0030, READ))).toBe(0);
+    expect(mmio()).toEqual({
+      reason: 6,
+      at: 0xfee0_0030,
+      length: 4,
+      write: 0,
+      data: [0, 0, 0, 0, 0, 0, 0, 0],
+    });
+    expect(seen).toEqual([]);
+    answer(1, 2, 3, 4);
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(seen).toEqual([[1, 2, 3, 4]]);
+  });
+
+  it('a write is reported after the instruction, and the guest goes on', () => {
+    bench = new VcpuBench();
+    bench.scripted.emulation = instruction([[0x1_2345_6780, [9, 8, 7, 6, 5, 4, 3, 2]]]);
+    expect(bench.runScript(nestedFault(0x1_2345_6780, WRITE))).toBe(0);
+    expect(mmio()).toEqual({
+      reason: 6,
+      at: 0x1_2345_6780,
+      length: 8,
+      write: 1,
+      data: [9, 8, 7, 6, 5, 4, 3, 2],
+    });
+    expect(bench.runScript(HLT)).toBe(0);
+  });
+
+  it('goes in pieces of eight bytes', () => {
+    bench = new VcpuBench();
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction([[0x9000, 16]], seen);
+    bench.runScript(nestedFault(0x9000, READ));
+    expect(mmio()).toMatchObject({ at: 0x9000, length: 8 });
+    answer(1, 2, 3, 4, 5, 6, 7, 8);
+    expect(bench.vcpu.run()).toBe(0);
+    expect(mmio()).toMatchObject({ at: 0x9008, length: 8, write: 0 });
+    answer(9, 10, 11, 12, 13, 14, 15, 16);
+    bench.runScript(HLT);
+    expect(seen).toEqual([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]);
+  });
+
+  it('writes go in pieces as well', () => {
+    bench = new VcpuBench();
+    bench.scripted.emulation = instruction([[0x9000, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]]);
+    bench.runScript(nestedFault(0x9000, WRITE));
+    expect(mmio()).toMatchObject({ at: 0x9000, length: 8, data: [1, 2, 3, 4, 5, 6, 7, 8] });
+    expect(bench.vcpu.run()).toBe(0);
+    expect(mmio()).toMatchObject({ at: 0x9008, length: 2, data: [9, 10, 0, 0, 0, 0, 0, 0] });
+    expect(bench.runScript(HLT)).toBe(0);
+  });
+
+  it('what an instruction read is kept until it completes, and then forgotten', () => {
+    bench = new VcpuBench();
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction(
+      [
+        [0x9000, 1],
+        [0xa000, 2],
+      ],
+      seen,
+    );
+    bench.runScript(nestedFault(0x9000, READ));
+    answer(0x11);
+    bench.vcpu.run();
+    expect(mmio()).toMatchObject({ at: 0xa000, length: 2 });
+    answer(0x22, 0x33);
+    bench.runScript(nestedFault(0x9000, READ));
+    expect(seen).toEqual([[0x11], [0x22, 0x33]]);
+    expect(mmio()).toMatchObject({ reason: 6, at: 0x9000, length: 1 });
+  });
+
+  it('an instruction may read and then write', () => {
+    bench = new VcpuBench();
+    bench.scripted.emulation = (_core, bus) => {
+      const byte = new Uint8Array(1);
+      if (!bus.read(0x9000 as Gpa, byte)) return 'pending';
+      bus.write(0x9000 as Gpa, Uint8Array.of(byte[0]! + 1));
+      return 'done';
+    };
+    bench.runScript(nestedFault(0x9000, WRITE));
+    answer(41);
+    expect(bench.vcpu.run()).toBe(0);
+    expect(mmio()).toMatchObject({ at: 0x9000, length: 1, write: 1, data: [42, 0, 0, 0, 0, 0, 0, 0] });
+    expect(bench.runScript(HLT)).toBe(0);
+  });
+
+  it('with immediate_exit completes the read before it returns', () => {
+    bench = new VcpuBench();
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction([[0x9000, 1]], seen);
+    bench.runScript(nestedFault(0x9000, READ));
+    answer(5);
+    bench.vcpu.kvmRun.immediateExit = 1;
+    expect(bench.vcpu.run()).toBe(-4);
+    expect(seen).toEqual([[5]]);
+  });
+
+  it('a write to a read-only slot goes to the VMM, its memory is not changed', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 2 });
+    bench.scripted.emulation = instruction([[0x105_010, [1]]]);
+    bench.runScript(nestedFault(0x105_010, WRITE));
+    expect(mmio()).toMatchObject({ reason: 6, at: 0x105_010, length: 1, write: 1 });
+    expect(bench.calls).toEqual([]);
+  });
+
+  it('memory that the instruction touches besides is memory', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 0 });
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction(
+      [
+        [0x105_004, 2],
+        [0x9000, 1],
+        [0x106_000, [7, 7]],
+      ],
+      seen,
+    );
+    const frame = bench.frame(`hva ${0x7000_0000 + 5 * 4096}`);
+    bench.memory.write((frame * 4096 + 4) as never, Uint8Array.of(0xab, 0xcd));
+    bench.runScript(nestedFault(0x9000, READ));
+    expect(mmio()).toMatchObject({ at: 0x9000, length: 1 });
+    answer(1);
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(seen).toEqual([[0xab, 0xcd], [1]]);
+    const written = new Uint8Array(2);
+    bench.memory.read((bench.frame(`hva ${0x7000_0000 + 6 * 4096}`) * 4096) as never, written);
+    expect([...written]).toEqual([7, 7]);
+  });
+
+  it('memory besides that is private elsewhere ends in a memory fault', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 0 });
+    bench.private.add(0x105);
+    bench.scripted.emulation = instruction([[0x105_004, 2]]);
+    expect(bench.runScript(nestedFault(0x9000, READ))).toBe(-14);
+    expect([bench.vcpu.kvmRun.exitReason, bench.vcpu.kvmRun.memoryFaultGpa]).toEqual([39, 0x105_000n]);
+  });
+
+  it('memory besides whose page comes later makes the vCPU wait, and asks the device once', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 0 });
+    let there = false;
+    bench.shared = (hva, _access, into) => {
+      if (there) return bench.give(`hva ${hva}`, into);
+      into.pending = Promise.resolve();
+      return 1;
+    };
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction(
+      [
+        [0x9000, 1],
+        [0x105_004, 2],
+      ],
+      seen,
+    );
+    bench.runScript(nestedFault(0x9000, READ));
+    answer(3);
+    expect(bench.vcpu.run()).toBe(1);
+    there = true;
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(seen).toEqual([[3], [0, 0]]);
+  });
+
+  it('an instruction that cannot be emulated is an internal error with its bytes', () => {
+    bench = new VcpuBench();
+    bench.scripted.code = [0x0f, 0xae, 0x00];
+    expect(bench.runScript(nestedFault(0x9000, READ))).toBe(0);
+    const { kvmRun } = bench.vcpu;
+    expect([kvmRun.exitReason, kvmRun.internalErrorSuberror, kvmRun.internalErrorNdata]).toEqual([17, 1, 8]);
+    expect(kvmRun.internalErrorData(0)).toBe(1n);
+    expect([...kvmRun.bytes.subarray(0x30, 0x36)]).toEqual([3, 0x0f, 0xae, 0x00, 0x90, 0x90]);
+    expect(kvmRun.internalErrorData(3)).toBe(0x400n);
+    expect(kvmRun.internalErrorData(5)).toBe(0x9000n);
+  });
+
+  it('an instruction of user mode that cannot be emulated is undefined', () => {
+    bench = new VcpuBench();
+    bench.enterLongMode();
+    bench.setSregs({ ss: { ...bench.vcpu.getSregs().ss, dpl: 3 } });
+    expect(bench.runScript(nestedFault(0x9000, READ), HLT)).toBe(0);
+    expect(bench.scripted.eventInjections[1]).toBe(0x8000_0306n);
+  });
+
+  it('an instruction that is intercepted while it is emulated takes its exit', () => {
+    bench = new VcpuBench();
+    bench.scripted.emulation = (core) => {
+      exit(0x7f)(core);
+      return 'exit';
+    };
+    expect(bench.runScript(nestedFault(0x9000, READ))).toBe(0);
+    expect(bench.vcpu.kvmRun.exitReason).toBe(8);
+  });
+
+  it('page tables in no memory are no MMIO', () => {
+    bench = new VcpuBench();
+    expect(bench.runScript(nestedFault(0x9000, 0x2_0000_0004))).toBe(0);
+    expect(bench.vcpu.kvmRun.exitReason).toBe(17);
+  });
+});
