@@ -5,7 +5,7 @@
  * A read whose data are not there yet makes the core abandon the instruction; KVM_EXIT_MMIO asks the VMM, the next KVM_RUN runs
  * the instruction again from its start. All that was read is kept until it completes. Writes are reported after it completed.
  *
- * Left out: string instructions over more than one element at a time are the core's business; no in-kernel devices.
+ * Left out: devices in the kernel; an emulated store to memory whose page comes later (throws by name).
  */
 import {
   KVM_EXIT_INTERNAL_ERROR,

@@ -85,6 +85,7 @@ export class Vcpu implements KvmVcpu {
   #waiting: number = WAITING.NOBODY;
   #exitRipLow = 0;
   #exitRipHigh = 0;
+  /** Instructions that KVM carried out. */
   #emulated = 0;
   #sliceLeft: number;
   #tlbGeneration = -1;
@@ -173,6 +174,7 @@ export class Vcpu implements KvmVcpu {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#emulated = this.instructions;
     this.#core?.close();
     this.#core = undefined;
     const { memory } = this.vm;

@@ -9,6 +9,7 @@ import {
   KVM_EXIT_HLT,
   KVM_EXIT_INTERNAL_ERROR,
   KVM_EXIT_IO,
+  KVM_EXIT_SET_TPR,
   KVM_EXIT_SHUTDOWN,
   KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
   KVM_PIO_PAGE_OFFSET,
@@ -204,7 +205,6 @@ function handleWriteCr8(vcpu: Vcpu): number {
   vcpu.kvmRun.exitReason = KVM_EXIT_SET_TPR;
   return TO_USER_SPACE;
 }
-const KVM_EXIT_SET_TPR = 11;
 
 function skip(vcpu: Vcpu): number {
   vcpu.skipInstruction();
