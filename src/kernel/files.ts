@@ -3,7 +3,7 @@
  * checks). What a file does is a set of operations (`struct file_operations`); one that is absent fails as in Linux.
  * Left out: close-on-exec, status flags, locks, positions shared with mmap'ed peers.
  */
-import { type ErrnoName, LinuxError } from '../base/errors.ts';
+import { LinuxError } from '../base/errors.ts';
 import type { PageSource } from './mm/page-source.ts';
 
 const SIGN_64 = 1n << 63n;
@@ -95,7 +95,9 @@ export class OpenFile {
       throw new LinuxError('ESPIPE', `pread of ${this.operations.name}: no positions`);
     if (!this.readable)
       throw new LinuxError('EBADF', `pread of ${this.operations.name}: not open for reading`);
-    return this.operations.read(into, this.#offset(offset, into.length, 'EINVAL'));
+    this.#checkOffset(offset, into.length);
+    // No file reaches so far.
+    return offset >= MAX_FILE_BYTES ? 0 : this.operations.read(into, Number(offset));
   }
 
   pwrite(from: Uint8Array, offset: bigint): number {
@@ -103,7 +105,11 @@ export class OpenFile {
       throw new LinuxError('ESPIPE', `pwrite to ${this.operations.name}: no positions`);
     if (!this.writable)
       throw new LinuxError('EBADF', `pwrite to ${this.operations.name}: not open for writing`);
-    return this.operations.write(from, this.#offset(offset, from.length, 'EFBIG'));
+    this.#checkOffset(offset, from.length);
+    if (offset + BigInt(from.length) > MAX_FILE_BYTES) {
+      throw new LinuxError('EFBIG', `pwrite to ${this.operations.name}: ends beyond ${MAX_FILE_BYTES}`);
+    }
+    return this.operations.write(from, Number(offset));
   }
 
   fallocate(mode: number, offset: bigint, length: bigint): void {
@@ -140,11 +146,10 @@ export class OpenFile {
     return this.operations.stat?.() ?? { size: 0n, blockSize: 4096 };
   }
 
-  #offset(offset: bigint, length: number, beyond: ErrnoName): number {
-    if (offset + BigInt(length) > MAX_FILE_BYTES) {
-      throw new LinuxError(beyond, `offset ${offset} of ${this.operations.name}: beyond ${MAX_FILE_BYTES}`);
+  #checkOffset(offset: bigint, length: number): void {
+    if (offset < 0n || offset + BigInt(length) >= SIGN_64) {
+      throw new LinuxError('EINVAL', `offset ${offset} of ${this.operations.name}`);
     }
-    return Number(offset);
   }
 }
 

@@ -10,7 +10,7 @@ const NO_CHUNK = new Int32Array(CHUNK + 1);
 export class PageEntries {
   readonly #chunks = new Map<number, Int32Array>();
   #lastKey = -1;
-  #last = NO_CHUNK;
+  #last: Int32Array = NO_CHUNK;
   #count = 0;
 
   /** Entries that are not 0. */

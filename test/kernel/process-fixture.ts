@@ -1,0 +1,48 @@
+/** A process on a small host, closed and checked for leaks after each test. */
+import { afterEach, expect } from 'vitest';
+import { LinuxError, NotImplementedError } from '../../src/base/errors.ts';
+import { Trace } from '../../src/base/trace.ts';
+import { HostMemory } from '../../src/hardware/memory/host-memory.ts';
+import { Process, type ProcessOptions } from '../../src/kernel/process.ts';
+
+const started: { memory: HostMemory; process: Process }[] = [];
+
+afterEach(() => {
+  for (const { memory, process } of started.splice(0)) {
+    process.exit();
+    expect(memory.leaks()).toEqual([]);
+    memory.close();
+  }
+});
+
+export function startProcess(options: { bytes?: number } & Partial<ProcessOptions> = {}): {
+  memory: HostMemory;
+  process: Process;
+} {
+  const memory =
+    options.memory ?? HostMemory.create({ bytes: options.bytes ?? 0x1000000, trace: new Trace() });
+  const process = new Process({
+    openDevice: () => {
+      throw new NotImplementedError('/dev/kvm');
+    },
+    ...options,
+    memory,
+  });
+  started.push({ memory, process });
+  return { memory, process };
+}
+
+/** The errno's name of a call that must fail, with `/SIGNAL` where it has one. */
+export function failure(call: () => unknown): string {
+  try {
+    call();
+  } catch (error) {
+    if (error instanceof LinuxError) return error.signal ? `${error.code}/${error.signal}` : error.code;
+    throw error;
+  }
+  return 'OK';
+}
+
+/** A file's byte pattern that tells positions apart. */
+export const pattern = (length: number, seed: number): Uint8Array =>
+  Uint8Array.from({ length }, (_, i) => (i * 31 + (i >> 8) * 7 + seed) & 0xff);
