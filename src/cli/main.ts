@@ -1,0 +1,80 @@
+/**
+ * `softcvm`: run, doctor, demo. Commands load their code when called, so that none pays for another's start-up.
+ *
+ * Exit status of `run`: the guest's code; 2 bad input, 124 timeout, 125 shutdown or error.
+ */
+import { Command, CommanderError, Option } from 'commander';
+import { InputError } from './size.ts';
+
+const EXIT_BAD_INPUT = 2;
+const EXIT_ERROR = 125;
+
+/** A reader such as `head` that has seen enough is no error. */
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(EXIT_ERROR);
+  throw error;
+});
+
+const program = new Command('softcvm')
+  .description('A confidential-VM host in software: KVM private memory on any machine.')
+  .version('0.1.0')
+  .showHelpAfterError('(softcvm --help says more)')
+  .exitOverride();
+
+program
+  .command('run')
+  .description('Run a guest: its console goes to stdout, its exit code becomes the exit status.')
+  .argument(
+    '<image>',
+    'path of a static ELF64 or flat binary (.bin), or the name of a guest that comes along',
+  )
+  .addOption(new Option('--type <type>', 'kind of VM: sw-protected or default').default('sw-protected'))
+  .addOption(new Option('--memory <size>', 'RAM; K, M, G are powers of 1024').default('64M'))
+  .addOption(new Option('--smp <n>', 'number of vCPUs').default('1'))
+  .addOption(new Option('--kernel <version>', 'kernel personality: 7.2 or 6.12').default('7.2'))
+  .addOption(new Option('--early <list>', 'interfaces in their first form, by comma: private-fault'))
+  .addOption(new Option('--seed <n>', 'repeat byte for byte'))
+  .addOption(new Option('--gmem-huge', 'guest_memfd in folios of 2 MiB'))
+  .addOption(
+    new Option('--host-memory <size>', "the host's RAM, at most 4G").default(undefined, 'as the VM needs'),
+  )
+  .addOption(new Option('--trace <file>', 'write every state change, one JSON object a line'))
+  .addOption(new Option('--json', 'print one JSON object at the end in place of the console'))
+  .addOption(new Option('--timeout <seconds>', 'end the run after that time'))
+  .action(async (image: string, options) => {
+    const { run } = await import('./run.ts');
+    process.exitCode = await run(image, options);
+  });
+
+program
+  .command('doctor')
+  .description('Say what this machine offers, with a hint for each missing thing.')
+  .option('--json', 'print a JSON array')
+  .action(async (options: { json?: boolean }) => {
+    const { doctor } = await import('./doctor.ts');
+    doctor(options);
+  });
+
+program
+  .command('demo')
+  .description('Run the guests hello and conversions and show what happened.')
+  .action(async () => {
+    const { demo } = await import('./demo.ts');
+    process.exitCode = await demo();
+  });
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) {
+    process.exitCode = error.exitCode === 0 ? 0 : EXIT_BAD_INPUT;
+  } else if (error instanceof InputError) {
+    console.error(`softcvm: ${error.message}`);
+    process.exitCode = EXIT_BAD_INPUT;
+  } else {
+    console.error(`softcvm: ${error instanceof Error ? error.message : error}`);
+    const { SOFTCVM_DEBUG } = process.env;
+    if (SOFTCVM_DEBUG !== undefined) console.error(error);
+    process.exitCode = EXIT_ERROR;
+  }
+}

@@ -1,0 +1,133 @@
+/** `softcvm run`: one VM on one host, from the entry of its image to the end of its run. */
+import {
+  createHost,
+  EARLY_FORMS,
+  GiB,
+  KERNELS,
+  MiB,
+  type RunReport,
+  readImage,
+  Trace,
+  VmmError,
+} from '../index.ts';
+import { InputError, parseChoice, parseInteger, parseNumber, parseSize } from './size.ts';
+import { TraceFile } from './trace-file.ts';
+
+/** Options as commander has them. */
+export interface RunCommandOptions {
+  readonly type: string;
+  readonly memory: string;
+  readonly smp: string;
+  readonly kernel: string;
+  readonly early?: string;
+  readonly seed?: string;
+  readonly gmemHuge?: boolean;
+  readonly hostMemory?: string;
+  readonly trace?: string;
+  readonly json?: boolean;
+  readonly timeout?: string;
+}
+
+const PAGE = 4096;
+/** Host memory cannot be larger (Node 20's limit for a shared WebAssembly.Memory). */
+const MAX_HOST = 4 * GiB;
+const MAX_VCPUS = 1024;
+
+/** Room for both sides of every page, tables and the VMM. */
+const hostMemoryFor = (memory: number): number => Math.min(MAX_HOST, Math.max(GiB, 2 * memory + 64 * MiB));
+
+/** Returns the exit status. Throws InputError for what the user can mend. */
+export async function run(image: string, options: RunCommandOptions): Promise<number> {
+  const type = parseChoice(options.type, '--type', ['sw-protected', 'default']);
+  const memory = parseSize(options.memory, '--memory');
+  if (memory === 0 || memory % PAGE !== 0) {
+    throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
+  }
+  const smp = parseInteger(options.smp, '--smp', 1, MAX_VCPUS);
+  const kernel = parseChoice(options.kernel, '--kernel', KERNELS);
+  const early = (options.early?.split(',') ?? []).map((form) =>
+    parseChoice(form.trim(), '--early', EARLY_FORMS),
+  );
+  const seed = options.seed === undefined ? undefined : parseInteger(options.seed, '--seed', 0, 2 ** 32 - 1);
+  const timeoutMs =
+    options.timeout === undefined ? undefined : parseNumber(options.timeout, '--timeout', 0.001, 1e6) * 1000;
+  const hostMemory =
+    options.hostMemory === undefined ? hostMemoryFor(memory) : parseSize(options.hostMemory, '--host-memory');
+  if (hostMemory < MiB || hostMemory > MAX_HOST || hostMemory % PAGE !== 0) {
+    throw new InputError(`--host-memory: got ${options.hostMemory}, want 1M to 4G in whole pages`);
+  }
+  const loaded = await readImage(image).catch((error: NodeJS.ErrnoException) => {
+    const why = error.code === 'ENOENT' ? 'no such file, nor a guest of that name' : error.message;
+    throw new InputError(`${image}: ${why}`);
+  });
+
+  const trace = new Trace();
+  const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
+  try {
+    using host = createHost({
+      memory: hostMemory,
+      kernel,
+      early,
+      trace,
+      ...(seed === undefined ? {} : { seed }),
+      ...(options.gmemHuge === true ? { gmemFolio: '2M' } : {}),
+    });
+    const json = options.json === true;
+    using vm = createVm(() =>
+      host.createVm({
+        type,
+        memory,
+        smp,
+        ...loaded,
+        ...(json ? {} : { onConsole: (bytes: Uint8Array) => process.stdout.write(bytes) }),
+      }),
+    );
+    const report = await vm.run(timeoutMs === undefined ? {} : { timeoutMs });
+    if (json) console.log(JSON.stringify(reportAsJson(report)));
+    else if (report.exit.reason !== 'debug-exit' && report.exit.reason !== 'hlt') {
+      console.error(`softcvm: ${describeEnd(report, options.timeout)}`);
+    }
+    return report.exit.code;
+  } finally {
+    file?.close();
+  }
+}
+
+/** An image or a size that cannot be is the user's to mend; a system call that failed is not. */
+function createVm<Vm>(create: () => Vm): Vm {
+  try {
+    return create();
+  } catch (error) {
+    if (error instanceof VmmError && error.errno === undefined) throw new InputError(error.message);
+    throw error;
+  }
+}
+
+function describeEnd({ exit }: RunReport, timeout: string | undefined): string {
+  switch (exit.reason) {
+    case 'shutdown':
+      return `the guest shut down by a triple fault${exit.message === undefined ? '' : `: ${exit.message}`}`;
+    case 'timeout':
+      return `timeout: the guest still ran after ${timeout} s`;
+    default:
+      return exit.message ?? exit.reason;
+  }
+}
+
+/** The object that --json prints. */
+export function reportAsJson(report: RunReport): object {
+  return {
+    exit: report.exit,
+    console: report.console,
+    instructions: report.instructions,
+    exits: report.exits,
+    memory: {
+      private_pages: report.memory.privatePages,
+      private_frames: report.memory.privateFrames,
+      shared_frames: report.memory.sharedFrames,
+      huge_frames: report.memory.hugeFrames,
+      conversions: report.memory.conversions,
+    },
+    wall_ms: Math.round(report.wallMs * 1000) / 1000,
+  };
+}

@@ -1,0 +1,43 @@
+/** Sizes and numbers as they stand on a command line. */
+
+/** What the user typed is wrong: exit status 2. */
+export class InputError extends Error {
+  override readonly name = 'InputError';
+}
+
+const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
+
+/** `64M` in bytes; K, M and G are powers of 1024. Throws InputError. */
+export function parseSize(text: string, option: string): number {
+  const match = /^(\d+)([KMG]?)$/i.exec(text);
+  const bytes = match === null ? Number.NaN : Number(match[1]) * UNITS[match[2]!.toUpperCase()]!;
+  if (!Number.isSafeInteger(bytes))
+    throw new InputError(`${option}: got ${text}, want a size such as 4096, 512K, 64M or 1G`);
+  return bytes;
+}
+
+/** A decimal number within [least, most]. Throws InputError. */
+export function parseNumber(text: string, option: string, least: number, most: number): number {
+  const value = /^\d+(\.\d+)?$/.test(text) ? Number(text) : Number.NaN;
+  if (!(value >= least && value <= most)) {
+    throw new InputError(`${option}: got ${text}, want a number from ${least} to ${most}`);
+  }
+  return value;
+}
+
+export function parseInteger(text: string, option: string, least: number, most: number): number {
+  const value = parseNumber(text, option, least, most);
+  if (!Number.isInteger(value)) throw new InputError(`${option}: got ${text}, want a whole number`);
+  return value;
+}
+
+/** One of `choices`. Throws InputError. */
+export function parseChoice<Choice extends string>(
+  text: string,
+  option: string,
+  choices: readonly Choice[],
+): Choice {
+  const found = choices.find((choice) => choice === text);
+  if (found === undefined) throw new InputError(`${option}: got ${text}, want ${choices.join(' or ')}`);
+  return found;
+}

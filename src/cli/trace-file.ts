@@ -1,0 +1,36 @@
+/** The trace as a file: one JSON object a line, written in pieces while the run goes on. */
+import { closeSync, openSync, writeSync } from 'node:fs';
+import type { Trace } from '../base/trace.ts';
+import { InputError } from './size.ts';
+
+const PIECE = 1 << 16;
+
+export class TraceFile {
+  readonly #file: number;
+  readonly #stop: () => void;
+  #text = '';
+
+  /** Throws InputError: `path` cannot be written. */
+  constructor(path: string, trace: Trace) {
+    try {
+      this.#file = openSync(path, 'w');
+    } catch (error) {
+      throw new InputError(`--trace: ${(error as Error).message}`);
+    }
+    this.#stop = trace.listen((event) => {
+      this.#text += `${JSON.stringify(event)}\n`;
+      if (this.#text.length >= PIECE) this.#flush();
+    });
+  }
+
+  close(): void {
+    this.#stop();
+    this.#flush();
+    closeSync(this.#file);
+  }
+
+  #flush(): void {
+    writeSync(this.#file, this.#text);
+    this.#text = '';
+  }
+}
