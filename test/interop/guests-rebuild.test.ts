@@ -18,7 +18,7 @@ const bytesMissing =
   missing ?? (version === BUILT_BY ? undefined : `gcc is ${version}, the files come from ${BUILT_BY}`);
 if (bytesMissing !== undefined) console.log(`skipped: ${bytesMissing}`);
 
-const prebuilt = readdirSync(join(guests, 'prebuilt')).filter((name) => name.endsWith('.elf'));
+const prebuilt = readdirSync(join(guests, 'prebuilt'));
 
 describe.skipIf(missing !== undefined)('guests', () => {
   const out = mkdtempSync(join(tmpdir(), 'softcvm-guests-'));

@@ -1,0 +1,59 @@
+// npm run bench [-- NAME...] [--json]: runs all benchmarks or those named. A file of bench/ is named after its benchmark
+// (cpu-loops.ts: cpu.loops) and exports `bench(): Promise<Row>`, Row = { value, unit, bound, ratio, note }; `ratio` is always
+// "bigger is better" against a bound or a peer taken in the same run.
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { build } from 'esbuild';
+
+const root = new URL('..', import.meta.url).pathname;
+const available = readdirSync(join(root, 'bench'))
+  .filter((file) => file.endsWith('.ts'))
+  .map((file) => ({ name: file.replace(/\.ts$/, '').replace('-', '.'), file }));
+
+const asJson = process.argv.includes('--json');
+const names = process.argv.slice(2).filter((argument) => argument !== '--json');
+const unknown = names.filter((name) => !available.some((bench) => bench.name === name));
+if (unknown.length > 0) {
+  console.error(`bench: got ${unknown.join(', ')}, want ${available.map(({ name }) => name).join(', ')}`);
+  process.exit(2);
+}
+
+const out = join(root, `node_modules/.bench-${process.pid}`);
+mkdirSync(out);
+const rows = [];
+try {
+  for (const { name, file } of available) {
+    if (names.length > 0 && !names.includes(name)) continue;
+    if (!asJson) process.stderr.write(`${name} ...\n`);
+    const outfile = join(out, file.replace(/\.ts$/, '.mjs'));
+    await build({
+      entryPoints: [join(root, 'bench', file)],
+      outfile,
+      bundle: true,
+      platform: 'node',
+      target: 'node20',
+      format: 'esm',
+      packages: 'external',
+      logLevel: 'warning',
+    });
+    const { bench } = await import(pathToFileURL(outfile).href);
+    rows.push({ name, ...(await bench()) });
+  }
+} finally {
+  rmSync(out, { recursive: true });
+}
+
+const round = (value) => (Number.isFinite(value) ? Number(value.toPrecision(4)) : null);
+const rounded = rows.map((row) => ({
+  ...row,
+  value: round(row.value),
+  bound: round(row.bound),
+  ratio: round(row.ratio),
+}));
+if (asJson) console.log(JSON.stringify(rounded));
+else {
+  for (const { name, value, unit, bound, ratio, note } of rounded) {
+    console.log(`${name}: ${value} ${unit}, bound ${bound ?? 'none'}, ratio ${ratio ?? 'none'}\n    ${note}`);
+  }
+}
