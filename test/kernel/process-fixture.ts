@@ -8,8 +8,9 @@ import { Process, type ProcessOptions } from '../../src/kernel/process.ts';
 const started: { memory: HostMemory; process: Process }[] = [];
 
 afterEach(() => {
-  for (const { memory, process } of started.splice(0)) {
-    process.exit();
+  const ended = started.splice(0);
+  for (const { process } of ended) process.exit();
+  for (const memory of new Set(ended.map((each) => each.memory))) {
     expect(memory.leaks()).toEqual([]);
     memory.close();
   }

@@ -96,6 +96,10 @@ export class AddressSpace implements ProcessMemory {
     return this.#pending;
   }
 
+  get mappingCount(): number {
+    return this.#mappings.count;
+  }
+
   /** Pages that have an entry now (the resident set). */
   get residentPages(): number {
     return this.#entries.count;
