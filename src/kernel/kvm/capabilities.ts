@@ -1,0 +1,60 @@
+/** KVM_CHECK_EXTENSION (Linux virt/kvm/kvm_main.c and arch/x86/kvm/x86.c): what works here, and nothing else. */
+import * as kvm from '../../abi/kvm.ts';
+import { supportedAttributes } from './memory-attributes.ts';
+import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
+
+export const MAX_VCPUS = 1024;
+export const MAX_VCPU_IDS = 4096;
+/** VM types of KVM_CREATE_VM, as the bitmap of KVM_CAP_VM_TYPES. */
+export const VM_TYPES = (1 << kvm.KVM_X86_DEFAULT_VM) | (1 << kvm.KVM_X86_SW_PROTECTED_VM);
+/** Hypercalls that may exit to user space (KVM_CAP_EXIT_HYPERCALL). */
+export const EXIT_HYPERCALLS = 1 << kvm.KVM_HC_MAP_GPA_RANGE;
+
+/** Yes, whatever the VM. */
+const ALWAYS: ReadonlySet<number> = new Set([
+  kvm.KVM_CAP_HLT,
+  kvm.KVM_CAP_USER_MEMORY,
+  kvm.KVM_CAP_EXT_CPUID,
+  kvm.KVM_CAP_SYNC_MMU,
+  kvm.KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
+  kvm.KVM_CAP_JOIN_MEMORY_REGIONS_WORKS,
+  kvm.KVM_CAP_INTERNAL_ERROR_DATA,
+  kvm.KVM_CAP_READONLY_MEM,
+  kvm.KVM_CAP_ENABLE_CAP_VM,
+  kvm.KVM_CAP_CHECK_EXTENSION_VM,
+  kvm.KVM_CAP_IMMEDIATE_EXIT,
+  kvm.KVM_CAP_USER_MEMORY2,
+  kvm.KVM_CAP_MEMORY_FAULT_INFO,
+]);
+
+/** `vm`: asked on a VM; without it, on /dev/kvm, where an answer says what some VM can have. 0: not there. */
+export function checkExtension(
+  capability: number,
+  policy: KvmPolicy,
+  vm?: { readonly hasPrivateMemory: boolean; readonly addressSpaces: readonly unknown[] },
+): number {
+  if (ALWAYS.has(capability)) return 1;
+  switch (capability) {
+    case kvm.KVM_CAP_NR_VCPUS:
+    case kvm.KVM_CAP_MAX_VCPUS:
+      return MAX_VCPUS;
+    case kvm.KVM_CAP_MAX_VCPU_ID:
+      return MAX_VCPU_IDS;
+    case kvm.KVM_CAP_NR_MEMSLOTS:
+      return kvm.KVM_USER_MEM_SLOTS;
+    case kvm.KVM_CAP_MULTI_ADDRESS_SPACE:
+      return vm?.addressSpaces.length ?? 2;
+    case kvm.KVM_CAP_EXIT_HYPERCALL:
+      return EXIT_HYPERCALLS;
+    case kvm.KVM_CAP_VM_TYPES:
+      return VM_TYPES;
+    case kvm.KVM_CAP_MEMORY_ATTRIBUTES:
+      return Number(supportedAttributes(vm ?? { hasPrivateMemory: true }));
+    case kvm.KVM_CAP_GUEST_MEMFD:
+      return policy.guestMemfdNeedsPrivateMemory && vm?.hasPrivateMemory === false ? 0 : 1;
+    case kvm.KVM_CAP_GUEST_MEMFD_FLAGS:
+      return Number(guestMemfdFlagMask(policy, vm ?? { hasPrivateMemory: false }));
+    default:
+      return 0;
+  }
+}

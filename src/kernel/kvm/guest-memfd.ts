@@ -1,0 +1,311 @@
+/**
+ * guest_memfd: a file whose pages only guests see (Linux virt/kvm/guest_memfd.c). It belongs to the VM that made it and keeps it
+ * alive; slots bind ranges of it. It has no read and no write; fallocate fills and punches; with the MMAP flag it can be mapped, and with
+ * INIT_SHARED its pages can then be touched.
+ *
+ * Pages come when a guest faults on them, one by one, or as folios of 2 MiB where the host was made so (an option of ours: upstream
+ * has order 0 alone). A `PageFiller` may deliver a page's first content later; whoever needs that page waits.
+ *
+ * Left out: NUMA policy.
+ */
+import { type Gfn, PAGE_SIZE, type Pfn, pfn, spaOf } from '../../base/address.ts';
+import { ERRNO, type ErrnoName, LinuxError } from '../../base/errors.ts';
+import type { Trace } from '../../base/trace.ts';
+import { type FrameOwner, type HostMemory, NO_FRAME } from '../../hardware/memory/host-memory.ts';
+import type { FileOperations, FileStat } from '../files.ts';
+import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from '../interface.ts';
+import { PageEntries } from '../mm/page-entries.ts';
+import { FileMappings, PAGE_FAULT, type PageSource } from '../mm/page-source.ts';
+import type { MemorySlot } from './memory-slots.ts';
+import { BACKING_PENDING, type BackingPage } from './mmu/guest-memory.ts';
+
+/** Gives the first content of page `index`: now, later, or none (a page of zeros). */
+export type PageFiller = (index: number) => Uint8Array | Promise<Uint8Array> | undefined;
+
+/** What a file asks of its VM. */
+export interface GuestMemfdVm {
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  /** 2 MiB folios where an aligned 2 MiB range of the file is empty and the host has a block. */
+  readonly gmemHuge: boolean;
+  /** Invalidation, from its begin to its end, of these gfns of these slots; `free` gives the pages up in between. */
+  invalidateGmem(ranges: readonly SlotRange[], why: string, free: () => void): void;
+  /** The file's hold on the VM ends. */
+  release(): void;
+}
+
+export interface SlotRange {
+  readonly slot: MemorySlot;
+  readonly start: Gfn;
+  readonly end: Gfn;
+}
+
+export const HUGE_ORDER = 9;
+const HUGE_PAGES = 1 << HUGE_ORDER;
+/** Bit of an entry: the page is part of a whole 2 MiB folio. Pfns are below 2^20. */
+const FOLIO = 1 << 30;
+
+export class GuestMemfd implements FileOperations {
+  readonly name = '[kvm-gmem]';
+  readonly vm: GuestMemfdVm;
+  readonly size: number;
+  readonly mayMmap: boolean;
+  readonly initShared: boolean;
+  readonly #memory: HostMemory;
+  readonly #owner: FrameOwner;
+  readonly #pages = new PageEntries();
+  readonly #mappings = new FileMappings();
+  readonly #poisoned = new Set<number>();
+  readonly #onTheirWay = new Map<number, Promise<void>>();
+  #bindings: readonly MemorySlot[] = [];
+  #filler: PageFiller | undefined = undefined;
+  #hugeFolios = 0;
+  #released = false;
+
+  /** `size` in bytes, whole pages. */
+  constructor(vm: GuestMemfdVm, request: { size: number; mayMmap: boolean; initShared: boolean }) {
+    this.vm = vm;
+    this.size = request.size;
+    this.mayMmap = request.mayMmap;
+    this.initShared = request.initShared;
+    this.#memory = vm.memory;
+    this.#owner = vm.memory.owner('guest_memfd');
+  }
+
+  /** Frames that the file holds, and how many of them in whole 2 MiB folios. */
+  get frames(): { all: number; huge: number } {
+    return { all: this.#pages.count, huge: this.#hugeFolios * HUGE_PAGES };
+  }
+
+  /** From now on pages that come into being get their content from `filler`. */
+  fillWith(filler: PageFiller | undefined): void {
+    this.#filler = filler;
+  }
+
+  stat(): FileStat {
+    return { size: BigInt(this.size), blockSize: PAGE_SIZE, pages: this.#pages.count };
+  }
+
+  fallocate(mode: number, offset: number, length: number): void {
+    if ((mode & FALLOC_FL_KEEP_SIZE) === 0)
+      throw new LinuxError('EOPNOTSUPP', `fallocate of ${this.name}: mode ${mode} without KEEP_SIZE`);
+    if ((mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)) !== 0)
+      throw new LinuxError('EOPNOTSUPP', `fallocate of ${this.name}: mode ${mode}`);
+    if (offset % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0)
+      throw new LinuxError(
+        'EINVAL',
+        `fallocate of ${this.name}: offset ${offset} and length ${length} are not whole pages`,
+      );
+    const first = offset / PAGE_SIZE;
+    const end = first + length / PAGE_SIZE;
+    if ((mode & FALLOC_FL_PUNCH_HOLE) !== 0) this.#punch(first, Math.min(end, this.#pageCount), 'punch hole');
+    else this.#allocate(first, end);
+  }
+
+  mmap(request: { shared: boolean }): PageSource {
+    if (!this.mayMmap) throw new LinuxError('ENODEV', `mmap of ${this.name}: made without the MMAP flag`);
+    if (!request.shared) throw new LinuxError('EINVAL', `mmap of ${this.name}: MAP_PRIVATE, want MAP_SHARED`);
+    return { mappings: this.#mappings, fault: (index) => this.#userFault(index) };
+  }
+
+  release(): void {
+    this.#released = true;
+    const ranges = this.#boundRanges(0, this.#pageCount);
+    this.vm.invalidateGmem(ranges, 'guest_memfd closed', () => {
+      for (const slot of this.#bindings) slot.gmem = undefined;
+      this.#bindings = [];
+      this.#freePages(0, this.#pageCount);
+    });
+    this.vm.release();
+  }
+
+  /** kvm_gmem_bind. `overlap` is the errno for pages that another slot binds. */
+  bind(slot: MemorySlot, offset: bigint, overlap: ErrnoName): void {
+    const bytes = BigInt(slot.npages) * 4096n;
+    if (offset % 4096n !== 0n || offset < 0n || offset >= 1n << 63n || offset + bytes > BigInt(this.size)) {
+      throw new LinuxError(
+        'EINVAL',
+        `guest_memfd_offset ${offset}: with ${bytes} bytes it must lie in the file's ${this.size}, page-aligned`,
+      );
+    }
+    const first = slot.gmemPgoff;
+    const end = first + slot.npages;
+    const other = this.#bindings.find(
+      (bound) => bound.gmemPgoff < end && bound.gmemPgoff + bound.npages > first,
+    );
+    if (other !== undefined)
+      throw new LinuxError(
+        overlap,
+        `pages ${first} to ${end - 1} of the guest_memfd: slot ${other.id} binds some of them`,
+      );
+    this.#bindings = [...this.#bindings, slot];
+    slot.gmem = this;
+  }
+
+  unbind(slot: MemorySlot): void {
+    this.#bindings = this.#bindings.filter((bound) => bound !== slot);
+    slot.gmem = undefined;
+  }
+
+  /** kvm_gmem_get_pfn: 0 and `into` filled; −EIO, −EHWPOISON, −ENOMEM; or BACKING_PENDING. */
+  getPfn(slot: MemorySlot, gfn: Gfn, into: BackingPage): number {
+    if (!this.#bindings.includes(slot)) return -ERRNO.EIO;
+    const index = gfn - slot.baseGfn + slot.gmemPgoff;
+    const result = this.#getPage(index);
+    if (result === PAGE_FAULT.PENDING) {
+      into.pending = this.#onTheirWay.get(index);
+      return BACKING_PENDING;
+    }
+    if (result === PAGE_FAULT.HWPOISON) return -ERRNO.EHWPOISON;
+    if (result < 0) return -ERRNO.ENOMEM;
+    into.pfn = pfn(result & ~FOLIO);
+    into.order = (result & FOLIO) === 0 ? 0 : HUGE_ORDER;
+    return 0;
+  }
+
+  /** A memory failure in page `index` (kvm_gmem_error_folio): unmapped, kept, and poisoned. */
+  failPage(index: number): void {
+    this.#poisoned.add(index);
+    this.vm.invalidateGmem(this.#boundRanges(index, index + 1), 'memory failure', () => {});
+  }
+
+  get #pageCount(): number {
+    return this.size / PAGE_SIZE;
+  }
+
+  #userFault(index: number): Pfn | number {
+    if (index >= this.#pageCount || !this.initShared) return PAGE_FAULT.SIGBUS;
+    const result = this.#getPage(index);
+    return result < 0 ? result : pfn(result & ~FOLIO);
+  }
+
+  /** The entry of page `index`, allocated when absent, or a PAGE_FAULT code. */
+  #getPage(index: number): number {
+    const entry = this.#pages.get(index);
+    if (entry !== 0)
+      return this.#poisoned.size > 0 && this.#poisoned.has(index) ? PAGE_FAULT.HWPOISON : entry;
+    if (this.#onTheirWay.has(index)) return PAGE_FAULT.PENDING;
+    const content = this.#filler?.(index);
+    if (content instanceof Promise) {
+      this.#await(index, content);
+      return PAGE_FAULT.PENDING;
+    }
+    const created = this.#create(index);
+    if (created > 0 && content !== undefined) this.#memory.write(spaOf(pfn(created & ~FOLIO)), content);
+    return created;
+  }
+
+  #create(index: number): number {
+    const base = Math.floor(index / HUGE_PAGES) * HUGE_PAGES;
+    if (this.vm.gmemHuge && this.#isEmpty(base) && base + HUGE_PAGES <= this.#pageCount) {
+      const block = this.#memory.allocate(HUGE_ORDER, this.#owner);
+      if (block !== NO_FRAME) {
+        for (let i = 0; i < HUGE_PAGES; i++) this.#pages.set(base + i, (block + i) | FOLIO);
+        this.#hugeFolios++;
+        return this.#pages.get(index);
+      }
+    }
+    const frame = this.#memory.allocate(0, this.#owner);
+    if (frame === NO_FRAME) return PAGE_FAULT.NO_MEMORY;
+    this.#pages.set(index, frame);
+    return frame;
+  }
+
+  /** No folio where a page of it exists, or is to get its content from elsewhere. */
+  #isEmpty(base: number): boolean {
+    if (this.#filler !== undefined) return false;
+    let empty = true;
+    this.#pages.forEachIn(base, base + HUGE_PAGES, () => {
+      empty = false;
+    });
+    return empty;
+  }
+
+  /** When the content is there it becomes the page, unless the page was punched or came from elsewhere meanwhile. */
+  #await(index: number, content: Promise<Uint8Array>): void {
+    const arrival = content.then(
+      (bytes) => {
+        if (this.#onTheirWay.get(index) !== arrival) return;
+        this.#onTheirWay.delete(index);
+        const frame = this.#create(index);
+        if (frame > 0) this.#memory.write(spaOf(pfn(frame & ~FOLIO)), bytes);
+      },
+      () => {
+        // The source failed: as a failed read of a backing store, the page is poisoned.
+        if (this.#onTheirWay.get(index) !== arrival) return;
+        this.#onTheirWay.delete(index);
+        if (this.#create(index) > 0) this.#poisoned.add(index);
+      },
+    );
+    this.#onTheirWay.set(index, arrival);
+  }
+
+  #allocate(first: number, end: number): void {
+    if (end > this.#pageCount) {
+      throw new LinuxError(
+        'EINVAL',
+        `fallocate of ${this.name}: pages ${first} to ${end - 1}, the file has ${this.#pageCount}`,
+      );
+    }
+    for (let index = first; index < end; index++) {
+      if (this.#pages.get(index) !== 0) continue;
+      if (this.#create(index) === PAGE_FAULT.NO_MEMORY)
+        throw new LinuxError('ENOMEM', `fallocate of ${this.name}: no frame for page ${index}`);
+    }
+  }
+
+  #punch(first: number, end: number, why: string): void {
+    if (end <= first) return;
+    this.vm.invalidateGmem(this.#boundRanges(first, end), why, () => {
+      this.#mappings.unmap(first, end, { cowed: 'keep' }, () => this.#freePages(first, end));
+    });
+  }
+
+  #freePages(first: number, end: number): void {
+    for (const index of this.#onTheirWay.keys()) {
+      if (index >= first && index < end) this.#onTheirWay.delete(index);
+    }
+    let from = Number.POSITIVE_INFINITY;
+    let freed = 0;
+    this.#pages.forEachIn(first, end, (index, entry) => {
+      const frame = entry & ~FOLIO;
+      if ((entry & FOLIO) !== 0) this.#splitFolio(index);
+      this.#pages.set(index, 0);
+      this.#memory.free(pfn(frame), 0);
+      if (this.#poisoned.size > 0) this.#poisoned.delete(index);
+      from = Math.min(from, index);
+      freed++;
+    });
+    if (freed > 0 && this.vm.trace.on)
+      this.vm.trace.emit({
+        kind: 'page',
+        who: 'kernel',
+        what: 'gmem-free',
+        why: 'punched or closed',
+        page: from,
+        pages: freed,
+      });
+  }
+
+  /** The folio around page `index` is one no more; its pages live on by themselves. */
+  #splitFolio(index: number): void {
+    const base = Math.floor(index / HUGE_PAGES) * HUGE_PAGES;
+    this.#pages.forEachIn(base, base + HUGE_PAGES, (page, entry) => this.#pages.set(page, entry & ~FOLIO));
+    this.#hugeFolios--;
+  }
+
+  /** The gfns at which slots show pages [first, end). */
+  #boundRanges(first: number, end: number): SlotRange[] {
+    return this.#bindings.flatMap((slot) => {
+      const from = Math.max(first, slot.gmemPgoff);
+      const to = Math.min(end, slot.gmemPgoff + slot.npages);
+      if (to <= from) return [];
+      const shift = slot.baseGfn - slot.gmemPgoff;
+      return [{ slot, start: (from + shift) as Gfn, end: (to + shift) as Gfn }];
+    });
+  }
+
+  get isReleased(): boolean {
+    return this.#released;
+  }
+}

@@ -1,0 +1,49 @@
+/** /dev/kvm: the system ioctls (Linux virt/kvm/kvm_main.c kvm_dev_ioctl). */
+import { KVM_API_VERSION, KVM_VCPU_MMAP_SIZE } from '../../abi/kvm.ts';
+import type { CpuidEntry, Kvm as KvmInterface } from '../interface.ts';
+import type { Process } from '../process.ts';
+import { checkExtension } from './capabilities.ts';
+import { supportedCpuid } from './cpuid.ts';
+import { Descriptor } from './descriptor.ts';
+import { Vm, type VmHost } from './vm.ts';
+
+export class Kvm implements KvmInterface {
+  readonly #host: VmHost;
+  readonly #process: Process;
+  readonly #descriptor: Descriptor;
+
+  /** Errors: EMFILE. */
+  constructor(host: VmHost, process: Process) {
+    this.#host = host;
+    this.#process = process;
+    this.#descriptor = new Descriptor(process.files, '/dev/kvm', () => {});
+  }
+
+  get fd(): number {
+    return this.#descriptor.fd;
+  }
+
+  getApiVersion(): number {
+    return KVM_API_VERSION;
+  }
+
+  checkExtension(capability: number): number {
+    return checkExtension(capability, this.#host.policy);
+  }
+
+  getVcpuMmapSize(): number {
+    return KVM_VCPU_MMAP_SIZE;
+  }
+
+  getSupportedCpuid(): CpuidEntry[] {
+    return supportedCpuid();
+  }
+
+  createVm(type: number): Vm {
+    return new Vm(this.#host, this.#process, type);
+  }
+
+  close(): void {
+    this.#descriptor.close();
+  }
+}

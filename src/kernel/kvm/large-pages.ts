@@ -1,0 +1,119 @@
+/**
+ * Where in a slot a large page may be used (Linux arch/x86/kvm/x86.c kvm_alloc_memslot_metadata; arch/x86/kvm/mmu/mmu.c
+ * disallow_lpage and KVM_LPAGE_MIXED_FLAG). For each large page of 2 MiB and 1 GiB a word: 0 allows it, bit 31 says that its gfns are
+ * partly private, the rest counts other reasons.
+ *
+ * Large pages that the slot does not hold whole are disallowed from the start, for the slot's head or tail; mixed tracking leaves
+ * them alone.
+ */
+import type { Gfn } from '../../base/address.ts';
+import type { PrivateRanges } from './private-ranges.ts';
+
+const MIXED = 1 << 31;
+const LEVELS = [2, 3] as const;
+const pagesAt = (level: number): number => 512 ** (level - 1);
+
+/** The part of a slot that this needs; `userGfn` is the page number of its user-space address. */
+export interface SlotRange {
+  readonly baseGfn: number;
+  readonly npages: number;
+  readonly userGfn: number;
+}
+
+export class LargePages {
+  readonly #slot: SlotRange;
+  /** disallow_lpage of levels 2 and 3. */
+  readonly #words: readonly [Int32Array, Int32Array];
+
+  constructor(slot: SlotRange, attributes: PrivateRanges) {
+    this.#slot = slot;
+    this.#words = [this.#initial(2), this.#initial(3)];
+    this.#markMixed(attributes);
+  }
+
+  /** The whole word counts, not the mixed bit alone. */
+  disallowed(gfn: Gfn, level: number): boolean {
+    return this.#words[level - 2]![this.#index(gfn, level)] !== 0;
+  }
+
+  /**
+   * Before [start, end) changes: large pages that straddle its ends count as mixed, so that none is mapped meanwhile (7.2's
+   * kvm_arch_pre_set_memory_attributes).
+   */
+  beforeChange(start: Gfn, end: Gfn): void {
+    for (const level of LEVELS) {
+      this.#forStraddling(start, end, level, (index) => {
+        this.#words[level - 2]![index]! |= MIXED;
+      });
+    }
+  }
+
+  /** After [start, end) changed, uniformly: what lies inside is not mixed, what straddles is looked at. */
+  afterChange(start: Gfn, end: Gfn, attributes: PrivateRanges): void {
+    for (const level of LEVELS) {
+      const words = this.#words[level - 2]!;
+      const pages = pagesAt(level);
+      const from = this.#index(Math.max(Math.ceil(start / pages) * pages, this.#firstWhole(level)), level);
+      const to = this.#index(Math.min(Math.floor(end / pages) * pages, this.#endOfWhole(level)), level);
+      for (let index = from; index < to; index++) words[index]! &= ~MIXED;
+      this.#forStraddling(start, end, level, (index, first) => {
+        const uniform = attributes.isUniform(first, (first + pages) as Gfn, attributes.isPrivate(first));
+        words[index] = uniform ? words[index]! & ~MIXED : words[index]! | MIXED;
+      });
+    }
+  }
+
+  #initial(level: number): Int32Array {
+    const { baseGfn, npages, userGfn } = this.#slot;
+    const pages = pagesAt(level);
+    const words = new Int32Array(this.#index(baseGfn + npages - 1, level) + 1);
+    if (baseGfn % pages !== 0) words[0] = 1;
+    if ((baseGfn + npages) % pages !== 0) words[words.length - 1] = 1;
+    if (baseGfn % pages !== userGfn % pages) words.fill(1);
+    return words;
+  }
+
+  /** A large page is mixed iff a boundary lies strictly inside it. */
+  #markMixed(attributes: PrivateRanges): void {
+    const { baseGfn, npages } = this.#slot;
+    attributes.forEachBoundary(baseGfn as Gfn, (baseGfn + npages) as Gfn, (boundary) => {
+      for (const level of LEVELS) {
+        if (boundary % pagesAt(level) === 0 || !this.#holds(boundary, level)) continue;
+        this.#words[level - 2]![this.#index(boundary, level)]! |= MIXED;
+      }
+    });
+  }
+
+  /** The large pages that hold gfns inside and outside of [start, end), as far as the slot holds them whole; at most two. */
+  #forStraddling(start: Gfn, end: Gfn, level: number, act: (index: number, firstGfn: Gfn) => void): void {
+    const pages = pagesAt(level);
+    const head = Math.floor(start / pages) * pages;
+    const tail = Math.floor(end / pages) * pages;
+    if (head !== start && this.#holds(start, level)) act(this.#index(start, level), head as Gfn);
+    if (tail === end || (tail === head && head !== start) || !this.#holds(end - 1, level)) return;
+    act(this.#index(end - 1, level), tail as Gfn);
+  }
+
+  /** Whether the slot holds all of the large page around `gfn`. */
+  #holds(gfn: number, level: number): boolean {
+    const { baseGfn, npages } = this.#slot;
+    const pages = pagesAt(level);
+    const first = Math.floor(gfn / pages) * pages;
+    return first >= baseGfn && first + pages <= baseGfn + npages;
+  }
+
+  #firstWhole(level: number): number {
+    const pages = pagesAt(level);
+    return Math.ceil(this.#slot.baseGfn / pages) * pages;
+  }
+
+  #endOfWhole(level: number): number {
+    const pages = pagesAt(level);
+    return Math.floor((this.#slot.baseGfn + this.#slot.npages) / pages) * pages;
+  }
+
+  #index(gfn: number, level: number): number {
+    const pages = pagesAt(level);
+    return Math.floor(gfn / pages) - Math.floor(this.#slot.baseGfn / pages);
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * KVM_SET_MEMORY_ATTRIBUTES (Linux virt/kvm/kvm_main.c kvm_vm_ioctl_set_mem_attributes, kvm_vm_set_mem_attributes; arch/x86/kvm/mmu/mmu.c
+ * kvm_arch_pre_ and _post_set_memory_attributes). PRIVATE is the one attribute; a gfn is shared until somebody says otherwise, and no
+ * slot need exist.
+ */
+import { KVM_MEMORY_ATTRIBUTE_PRIVATE } from '../../abi/kvm.ts';
+import { type Gfn, PAGE_SIZE } from '../../base/address.ts';
+import { LinuxError } from '../../base/errors.ts';
+import type { Trace } from '../../base/trace.ts';
+import type { Invalidation } from './invalidation.ts';
+import type { MemorySlot } from './memory-slots.ts';
+import { PrivateRanges } from './private-ranges.ts';
+
+const PAGE = BigInt(PAGE_SIZE);
+const TWO_64 = 1n << 64n;
+
+export interface MemoryAttributesRequest {
+  readonly address: bigint;
+  readonly size: bigint;
+  readonly attributes: bigint;
+  readonly flags: bigint;
+}
+
+/** What setting attributes asks of the VM. */
+export interface AttributesVm {
+  readonly hasPrivateMemory: boolean;
+  readonly invalidation: Invalidation;
+  readonly trace: Trace;
+  /** The slots of every address space. */
+  allSlots(): Iterable<MemorySlot>;
+  readonly mmu: { zapRange(start: Gfn, end: Gfn): boolean; flushRemoteTlbs(): void };
+}
+
+export class MemoryAttributes {
+  readonly ranges: PrivateRanges;
+
+  constructor(ranges = new PrivateRanges()) {
+    this.ranges = ranges;
+  }
+
+  isPrivate(gfn: Gfn): boolean {
+    return this.ranges.isPrivate(gfn);
+  }
+
+  /** The ioctl. Errors in the order of reference facts 1.5. */
+  set(vm: AttributesVm, { address, size, attributes, flags }: MemoryAttributesRequest): void {
+    const supported = supportedAttributes(vm);
+    if (flags !== 0n) throw new LinuxError('EINVAL', `flags ${flags}: must be 0`);
+    if ((attributes & ~supported) !== 0n)
+      throw new LinuxError('EINVAL', `attributes ${attributes}: this VM supports ${supported}`);
+    if (size === 0n || address + size >= TWO_64)
+      throw new LinuxError('EINVAL', `size ${size} at address ${address}: empty, or wraps around`);
+    if (address % PAGE !== 0n || size % PAGE !== 0n)
+      throw new LinuxError('EINVAL', `address ${address}, size ${size}: not whole pages`);
+    const isPrivate = (attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE) !== 0n;
+    this.#change(vm, Number(address / PAGE) as Gfn, Number((address + size) / PAGE) as Gfn, isPrivate);
+  }
+
+  #change(vm: AttributesVm, start: Gfn, end: Gfn, isPrivate: boolean): void {
+    if (this.ranges.isUniform(start, end, isPrivate)) return;
+    try {
+      this.ranges.reserve();
+    } catch (error) {
+      if (error instanceof RangeError)
+        throw new LinuxError('ENOMEM', 'no memory for another range of attributes');
+      throw error;
+    }
+
+    vm.invalidation.begin();
+    vm.invalidation.rangeAdd(start, end);
+    let unmapped = false;
+    for (const slot of vm.allSlots()) {
+      // Also slots that cannot be private: their mappings must go when a gfn turns private, and when it turns shared larger pages
+      // may become possible (seed 003).
+      const from = Math.max(start, slot.baseGfn) as Gfn;
+      const to = Math.min(end, slot.endGfn) as Gfn;
+      if (from >= to) continue;
+      slot.largePages.beforeChange(from, to);
+      unmapped = vm.mmu.zapRange(from, to) || unmapped;
+    }
+    if (unmapped) vm.mmu.flushRemoteTlbs();
+
+    this.ranges.set(start, end, isPrivate);
+
+    for (const slot of vm.allSlots()) {
+      const from = Math.max(start, slot.baseGfn) as Gfn;
+      const to = Math.min(end, slot.endGfn) as Gfn;
+      if (from < to) slot.largePages.afterChange(from, to, this.ranges);
+    }
+    vm.invalidation.end();
+
+    if (vm.trace.on) {
+      const what = isPrivate ? 'private' : 'shared';
+      const why = 'KVM_SET_MEMORY_ATTRIBUTES';
+      vm.trace.emit({ kind: 'page', who: 'kernel', what, why, gfn: start, pages: end - start });
+    }
+  }
+}
+
+/** The attributes that a VM supports (KVM_CAP_MEMORY_ATTRIBUTES on the VM). */
+export const supportedAttributes = (vm: { readonly hasPrivateMemory: boolean }): bigint =>
+  vm.hasPrivateMemory ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0n;

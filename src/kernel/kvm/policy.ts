@@ -1,0 +1,61 @@
+/**
+ * What a kernel of one version, with early forms of interfaces where a VM asks for them, answers to the questions on which they
+ * differ (reference facts 1 and 2, where two columns stand). Rule code asks here and never names a version.
+ */
+import { GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP } from '../../abi/kvm.ts';
+import type { ErrnoName } from '../../base/errors.ts';
+import type { RunPolicy } from './mmu/guest-memory.ts';
+
+export const PERSONALITIES = ['6.12', '7.2'] as const;
+export type Personality = (typeof PERSONALITIES)[number];
+
+/** Interfaces in the form in which they were first proposed: seeds 001, 002, 003, 004. */
+export const EARLY_FORMS = ['certs', 'sev-launch', 'private-fault', 'dirty-pages'] as const;
+export type EarlyForm = (typeof EARLY_FORMS)[number];
+
+export interface KvmPolicy extends RunPolicy {
+  /** KVM_CAP_GUEST_MEMFD_FLAGS is known, and flags exist. */
+  readonly guestMemfdFlags: boolean;
+  /** Slots may have a guest_memfd, and the capability says so, only where the VM has private memory. */
+  readonly guestMemfdNeedsPrivateMemory: boolean;
+  /** A slot that binds a file with the MMAP flag is served by the file alone. */
+  readonly mmapFileServesSharedFaults: boolean;
+  /** Two slots of a VM want the same pages of a file. */
+  readonly bindingOverlap: ErrnoName;
+}
+
+const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
+  '6.12': {
+    guestMemfdFlags: false,
+    guestMemfdNeedsPrivateMemory: true,
+    mmapFileServesSharedFaults: false,
+    bindingOverlap: 'EINVAL',
+    attributeCheckedBeforeSlot: true,
+    retryCheckedEarly: true,
+    hypercallRetPreset: false,
+    failEntryReason64: false,
+  },
+  '7.2': {
+    guestMemfdFlags: true,
+    guestMemfdNeedsPrivateMemory: false,
+    mmapFileServesSharedFaults: true,
+    bindingOverlap: 'EEXIST',
+    attributeCheckedBeforeSlot: true,
+    retryCheckedEarly: true,
+    hypercallRetPreset: true,
+    failEntryReason64: true,
+  },
+};
+
+export function kvmPolicy(personality: Personality, early: readonly EarlyForm[] = []): KvmPolicy {
+  const policy = POLICIES[personality];
+  return early.includes('private-fault')
+    ? { ...policy, attributeCheckedBeforeSlot: false, retryCheckedEarly: false }
+    : policy;
+}
+
+/** Flags that KVM_CREATE_GUEST_MEMFD takes. */
+export function guestMemfdFlagMask(policy: KvmPolicy, vm: { hasPrivateMemory: boolean }): bigint {
+  if (!policy.guestMemfdFlags) return 0n;
+  return vm.hasPrivateMemory ? GUEST_MEMFD_FLAG_MMAP : GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+}

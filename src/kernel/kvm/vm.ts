@@ -1,0 +1,258 @@
+/**
+ * A VM: its ioctls, and what its vCPUs, slots and files share (Linux virt/kvm/kvm_main.c kvm_vm_ioctl, kvm_create_vm, kvm_destroy_vm;
+ * arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap). It lives as long as its descriptor, a vCPU or a guest_memfd file of it does.
+ */
+import { KVM_CAP_EXIT_HYPERCALL, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM } from '../../abi/kvm.ts';
+import type { Gfn, Hva } from '../../base/address.ts';
+import { LinuxError } from '../../base/errors.ts';
+import type { Trace } from '../../base/trace.ts';
+import type { HostMemory } from '../../hardware/memory/host-memory.ts';
+import { OpenFile } from '../files.ts';
+import type { KvmVm, UserMemoryRegion, UserMemoryRegion2 } from '../interface.ts';
+import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
+import type { Process } from '../process.ts';
+import { checkExtension, EXIT_HYPERCALLS, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
+import { Descriptor } from './descriptor.ts';
+import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
+import { Invalidation } from './invalidation.ts';
+import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
+import { type MemorySlot, MemorySlots } from './memory-slots.ts';
+import type { BackingPage, FaultSlot } from './mmu/guest-memory.ts';
+import { Mmu } from './mmu/mmu.ts';
+import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
+import { type RegionVm, setUserMemoryRegion, setUserMemoryRegion2 } from './set-memory-region.ts';
+import type { GuestCore } from './svm/guest-core.ts';
+import { Vcpu, type VcpuVm } from './vcpu.ts';
+
+const GUEST_MEMFD_MMAP = 1n;
+const GUEST_MEMFD_INIT_SHARED = 2n;
+const EFAULT = -14;
+
+/** What a host gives all of its VMs. */
+export interface VmHost {
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  readonly policy: KvmPolicy;
+  /** Instructions until the VMM's thread gets a signal; 0: never. */
+  readonly timeslice: number;
+  readonly gmemHuge: boolean;
+  createCore(id: number): GuestCore;
+}
+
+export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
+  readonly type: number;
+  readonly process: Process;
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  readonly policy: KvmPolicy;
+  readonly timeslice: number;
+  readonly gmemHuge: boolean;
+  readonly hasPrivateMemory: boolean;
+  readonly addressSpaces: readonly MemorySlots[];
+  readonly attributes = new MemoryAttributes();
+  readonly invalidation = new Invalidation();
+  readonly mmu: Mmu;
+  readonly #host: VmHost;
+  readonly #descriptor: Descriptor;
+  readonly #vcpus = new Map<number, { vcpu: Vcpu; descriptor: Descriptor }>();
+  readonly #files = new Set<GuestMemfd>();
+  #references = 1;
+  #hypercallExits = 0;
+  readonly #notifier = {
+    begin: (start: Hva, end: Hva): void => this.#invalidateHva(start, end),
+    end: (): void => this.invalidation.end(),
+  };
+
+  /** Errors: EINVAL (type), EMFILE, ENOMEM. */
+  constructor(host: VmHost, process: Process, type: number) {
+    if (type !== KVM_X86_DEFAULT_VM && type !== KVM_X86_SW_PROTECTED_VM)
+      throw new LinuxError('EINVAL', `VM type ${type}: this host has DEFAULT 0 and SW_PROTECTED 1`);
+    process.files.reserve();
+    this.#host = host;
+    this.type = type;
+    this.process = process;
+    this.memory = host.memory;
+    this.trace = host.trace;
+    this.policy = host.policy;
+    this.timeslice = host.timeslice;
+    this.gmemHuge = host.gmemHuge;
+    this.hasPrivateMemory = type === KVM_X86_SW_PROTECTED_VM;
+    const count = this.hasPrivateMemory ? 1 : 2;
+    this.addressSpaces = Array.from({ length: count }, () => new MemorySlots());
+    this.mmu = new Mmu(host.memory, host.trace);
+    process.memory.notifiers.register(this.#notifier);
+    this.#descriptor = new Descriptor(process.files, 'anon_inode:kvm-vm', () => this.release());
+    if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-create', type });
+  }
+
+  get fd(): number {
+    return this.#descriptor.fd;
+  }
+
+  /** The slots of address space 0, in which vCPUs run. */
+  get slots(): MemorySlots {
+    return this.addressSpaces[0]!;
+  }
+
+  get hypercallExits(): number {
+    return this.#hypercallExits;
+  }
+
+  /** guest_memfd files of this VM that are open. */
+  get guestMemfds(): ReadonlySet<GuestMemfd> {
+    return this.#files;
+  }
+
+  *allSlots(): Generator<MemorySlot> {
+    for (const slots of this.addressSpaces) yield* slots.all();
+  }
+
+  checkExtension(capability: number): number {
+    return checkExtension(capability, this.policy, this);
+  }
+
+  /** Errors: EINVAL. */
+  enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
+    if (flags !== 0) throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: flags ${flags}, want 0`);
+    if (cap !== KVM_CAP_EXIT_HYPERCALL)
+      throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: no capability that can be enabled on a VM`);
+    const hypercalls = args[0] ?? 0n;
+    if ((hypercalls & ~BigInt(EXIT_HYPERCALLS)) !== 0n)
+      throw new LinuxError(
+        'EINVAL',
+        `KVM_CAP_EXIT_HYPERCALL: args[0] ${hypercalls}, want a subset of ${EXIT_HYPERCALLS}`,
+      );
+    this.#hypercallExits = Number(hypercalls);
+  }
+
+  setUserMemoryRegion(region: UserMemoryRegion): void {
+    setUserMemoryRegion(this, region);
+  }
+
+  setUserMemoryRegion2(region: UserMemoryRegion2): void {
+    setUserMemoryRegion2(this, region);
+  }
+
+  setMemoryAttributes(request: MemoryAttributesRequest): void {
+    this.attributes.set(this, request);
+  }
+
+  /** Errors in the order of reference facts 1.3: EINVAL (flags, size), EMFILE. */
+  createGuestMemfd({ size, flags }: { size: bigint; flags: bigint }): number {
+    const mask = guestMemfdFlagMask(this.policy, this);
+    if ((flags & ~mask) !== 0n)
+      throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: flags ${flags}, want a subset of ${mask}`);
+    if (BigInt.asIntN(64, size) <= 0n) throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: size ${size}`);
+    if (size % 4096n !== 0n)
+      throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: size ${size} is not whole pages`);
+    this.process.files.reserve();
+    const file = new GuestMemfd(this, {
+      size: Number(size),
+      mayMmap: (flags & GUEST_MEMFD_MMAP) !== 0n,
+      initShared: (flags & GUEST_MEMFD_INIT_SHARED) !== 0n,
+    });
+    this.#references++;
+    this.#files.add(file);
+    return this.process.files.install(new OpenFile(file));
+  }
+
+  /** Errors in order: EINVAL (id, number of vCPUs), EEXIST, EMFILE, ENOMEM. */
+  createVcpu(id: number): Vcpu {
+    if (id < 0 || id >= MAX_VCPU_IDS)
+      throw new LinuxError('EINVAL', `vCPU id ${id}: ids are below ${MAX_VCPU_IDS}`);
+    if (this.#vcpus.size >= MAX_VCPUS)
+      throw new LinuxError('EINVAL', `vCPU id ${id}: the VM has ${MAX_VCPUS} vCPUs`);
+    if (this.#vcpus.has(id)) throw new LinuxError('EEXIST', `vCPU id ${id}: exists`);
+    this.process.files.reserve();
+    const vcpu = new Vcpu(this, id);
+    const descriptor = new Descriptor(this.process.files, `anon_inode:kvm-vcpu:${id}`, () => vcpu.close());
+    this.#references++;
+    this.#vcpus.set(id, { vcpu, descriptor });
+    return vcpu;
+  }
+
+  vcpuClosed(vcpu: Vcpu): void {
+    const entry = this.#vcpus.get(vcpu.id);
+    if (entry?.vcpu !== vcpu) return;
+    this.#vcpus.delete(vcpu.id);
+    entry.descriptor.close();
+    this.release();
+  }
+
+  createCore(id: number): GuestCore {
+    return this.#host.createCore(id);
+  }
+
+  close(): void {
+    this.#descriptor.close();
+  }
+
+  /** One holder less: the descriptor, a vCPU, a file. */
+  release(): void {
+    for (const file of this.#files) if (file.isReleased) this.#files.delete(file);
+    this.#references--;
+    if (this.#references > 0) return;
+    this.process.memory.notifiers.unregister(this.#notifier);
+    this.mmu.destroy();
+    if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-destroy', type: this.type });
+  }
+
+  openFile(fd: number): OpenFile {
+    return this.process.files.get(fd);
+  }
+
+  gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
+    const { gmem } = slot as MemorySlot;
+    return gmem === undefined ? EFAULT : gmem.getPfn(slot as MemorySlot, gfn, into);
+  }
+
+  faultInHva(hva: Hva, access: 'read' | 'write', into: BackingPage): number {
+    const { memory } = this.process;
+    const result = memory.faultIn(hva, access === 'write' ? WRITE_ACCESS : READ_ACCESS);
+    if (result === 0) {
+      into.pfn = memory.page.pfn;
+      into.order = memory.page.order;
+      into.writable = memory.page.writable;
+    } else if (result > 0) {
+      into.pending = memory.pending;
+    }
+    return result;
+  }
+
+  /** The invalidation around what a guest_memfd gives up; once per VM, however many slots. */
+  invalidateGmem(ranges: readonly SlotRange[], _why: string, free: () => void): void {
+    if (ranges.length === 0) {
+      free();
+      return;
+    }
+    this.invalidation.begin();
+    let unmapped = false;
+    for (const { start, end } of ranges) {
+      this.invalidation.rangeAdd(start, end);
+      unmapped = this.mmu.zapRange(start, end) || unmapped;
+    }
+    if (unmapped) this.mmu.flushRemoteTlbs();
+    free();
+    this.invalidation.end();
+  }
+
+  /** kvm_mmu_notifier_invalidate_range_start: pages of the process at [start, end) go. */
+  #invalidateHva(start: Hva, end: Hva): void {
+    this.invalidation.begin();
+    let unmapped = false;
+    let touched = false;
+    for (const slot of this.allSlots()) {
+      const from = Math.max(start, slot.userspaceAddr);
+      const to = Math.min(end, slot.userspaceAddr + slot.npages * 4096);
+      if (from >= to) continue;
+      touched = true;
+      const first = (slot.baseGfn + Math.floor((from - slot.userspaceAddr) / 4096)) as Gfn;
+      const last = (slot.baseGfn + Math.ceil((to - slot.userspaceAddr) / 4096)) as Gfn;
+      this.invalidation.rangeAdd(first, last);
+      unmapped = this.mmu.zapRange(first, last) || unmapped;
+    }
+    // A range that meets no slot still counts as an invalidation; an empty one keeps faults from going on blindly.
+    if (!touched) this.invalidation.rangeAdd(0 as Gfn, 0 as Gfn);
+    if (unmapped) this.mmu.flushRemoteTlbs();
+  }
+}
