@@ -34,6 +34,8 @@ export function planDescribed(
   const role = memory < 0 ? undefined : description.roles[memory];
   const plan = { operation: `${operation}.${size}`, size, description, instruction, line, handler };
   if (role === undefined || role.access === 'none') return planRegisters(plan);
+  if (operation === 'cmpxchg16b') return planWideExchange(plan);
+  if (BIT_TEST.test(name) && indexedByRegister(instruction)) return planFarBit(plan, role);
   if (role.access === 'address') return planAddress(plan);
   const direct = handler(`${plan.operation}.memory${memory}`);
   if (direct === undefined) return planAround(plan, role);
@@ -54,8 +56,9 @@ interface Plan {
 
 /** Operand 0's size; PUSH of an immediate has none and takes that of the stack slot. */
 function operationSize(instruction: Instruction, sizes: readonly number[]): number {
-  if (sizes[0] !== 0) return sizes[0] ?? 64;
   const { Code } = iced();
+  if (instruction.code === Code.Leavew) return 16;
+  if (sizes[0] !== 0) return sizes[0] ?? 64;
   return instruction.code === Code.Push_imm16 || instruction.code === Code.Pushw_imm8 ? 16 : 64;
 }
 
@@ -86,8 +89,31 @@ function planAddress(plan: Plan): boolean {
   return true;
 }
 
+const AT_TEMP_EA: AddressParts = { base: STATE.TEMP_EA, index: STATE.ZERO, scale: 0, displacement: 0n };
+
+/** A bit far from the operand's address: `locateBit` says where it lies, and the rest works there. */
+function planFarBit(plan: Plan, role: Role): boolean {
+  const { instruction, line, handler } = plan;
+  line.add(handler(`locateBit.${plan.size}`)!, effectiveAddress(instruction, line, handler));
+  line.operand(1, registers().places.get(instruction.opRegister(1))!.offset);
+  return planAround(plan, role, AT_TEMP_EA);
+}
+
+const BIT_TEST = /^Bt[src]?$/;
+const indexedByRegister = (instruction: Instruction): boolean =>
+  instruction.opKind(1) === iced().OpKind.Register;
+
+/** CMPXCHG16B works on XTEMP0 and leaves in XTEMP1 what is to be stored. */
+function planWideExchange({ instruction, line, handler }: Plan): boolean {
+  line.add(handler('loadVectorForWrite.128.memory0')!, effectiveAddress(instruction, line, handler));
+  line.add(handler('cmpxchg16b.64')!);
+  line.add(handler('storeVector.128.memory0')!, AT_TEMP_EA);
+  line.operand(1, STATE.XTEMP1);
+  return true;
+}
+
 /** A load before, a store after, and a temporary in the place of the memory operand. */
-function planAround(plan: Plan, role: Role): boolean {
+function planAround(plan: Plan, role: Role, at?: AddressParts): boolean {
   const { line, handler, description } = plan;
   const number = handler(plan.operation);
   if (number === undefined) return false;
@@ -95,10 +121,10 @@ function planAround(plan: Plan, role: Role): boolean {
   const vector = size === 128;
   const place = vector ? STATE.XTEMP0 : STATE.TEMP0;
   const aligned = description.aligned ? 'Aligned' : '';
-  let address: AddressParts = effectiveAddress(plan.instruction, line, handler);
+  let address = at ?? effectiveAddress(plan.instruction, line, handler);
   if (role.access === 'update') {
     line.add(handler(`loadForWrite.${size}.memory0`)!, address);
-    address = { base: STATE.TEMP_EA, index: STATE.ZERO, scale: 0, displacement: 0n };
+    address = AT_TEMP_EA;
   } else if (role.access === 'read') {
     line.add(handler(vector ? `loadVector${aligned}.128.memory1` : `load.${size}`)!, address);
     line.operand(0, place);

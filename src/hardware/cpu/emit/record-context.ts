@@ -45,6 +45,10 @@ export class RecordContext implements OperandContext {
     this.#destination = operation.destination ?? 'update';
   }
 
+  inMemory(operand: OperandIndex): boolean {
+    return operand === this.#memory;
+  }
+
   read(operand: OperandIndex, size = this.size): I64 {
     return this.code.let(loadSigned(this.#readable(operand, size), 0, size));
   }
@@ -99,6 +103,10 @@ export class RecordContext implements OperandContext {
 
   setState(offset: number, what: I64): void {
     this.code.store64(this.#place.state, offset, what);
+  }
+
+  setStateVector(offset: number, what: V128): void {
+    this.code.storeV128(this.#place.state, offset, what);
   }
 
   load(address: I64, size: Size): I64 {

@@ -7,7 +7,7 @@ import { type Group, INTEGER_SIZES, type OperandContext, type Operation, READ, U
 const ALL_FORMS = ['registers', 'memory0', 'memory1'] as const;
 const HOT = [8, 32, 64] as const;
 
-function setSumFlags(c: OperandContext, a: I64, b: I64, r: I64): void {
+export function setSumFlags(c: OperandContext, a: I64, b: I64, r: I64): void {
   flags.setResult(c, r);
   flags.setCarries(c, flags.carriesOfSum(a, b, r));
   flags.setOverflow(c, flags.overflowOfSum(a, b, r));

@@ -1,10 +1,29 @@
 /** All groups of instructions that the core has. A new group is a file here and a line in this list. */
 import { arithmetic } from './arithmetic.ts';
+import { bits } from './bit.ts';
 import { branch } from './branch.ts';
+import { exchange } from './exchange.ts';
 import { flagRegister } from './flag-register.ts';
 import { move } from './move.ts';
+import { multiplication } from './multiply.ts';
 import type { Group } from './operation.ts';
+import { shifts } from './shift.ts';
+import { sse2 } from './sse2.ts';
 import { stack } from './stack.ts';
+import { strings } from './string.ts';
 import { transfer } from './transfer.ts';
 
-export const GROUPS: readonly Group[] = [transfer, move, arithmetic, stack, branch, flagRegister];
+export const GROUPS: readonly Group[] = [
+  transfer,
+  move,
+  arithmetic,
+  stack,
+  branch,
+  flagRegister,
+  shifts,
+  bits,
+  multiplication,
+  exchange,
+  strings,
+  sse2,
+];

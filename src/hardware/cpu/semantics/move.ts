@@ -35,7 +35,12 @@ function exchange(c: OperandContext): void {
   c.write(1, a);
 }
 
+/** With 16 bits the manual says undefined; AMD's cores clear them. */
 function byteSwap(c: OperandContext): void {
+  if (c.size === 16) {
+    c.write(0, i64.const(0));
+    return;
+  }
   const a = c.readUnsigned(0);
   const swapBytes = (v: typeof a) =>
     i64.or(i64.and(i64.shl(v, 8), 0xff00ff00ff00ff00n), i64.and(i64.shrU(v, 8), 0x00ff00ff00ff00ffn));
@@ -107,7 +112,7 @@ export const move: Group = {
     movsx32: extend(32, 'sign', true),
     lea: { sizes: WIDE, destination: 'write', hot: HOT, emit: (c) => c.write(0, c.effectiveAddress()) },
     xchg: { sizes: INTEGER_SIZES, forms: ['registers', 'memory0'], emit: exchange },
-    bswap: { sizes: [32, 64], emit: byteSwap },
+    bswap: { sizes: WIDE, emit: byteSwap },
     widen: { sizes: WIDE, hot: [64], emit: widenAccumulator },
     spread: { sizes: WIDE, hot: HOT, emit: spreadSign },
     xlat: { sizes: [8], emit: translateByte },

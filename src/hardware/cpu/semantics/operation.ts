@@ -16,6 +16,8 @@ export interface OperandContext {
   /** The operation's size in bits, that of an operand when nothing else is said. */
   readonly size: Size;
 
+  /** Whether the operand lies in memory. */
+  inMemory(operand: OperandIndex): boolean;
   /** Operand sign-extended, unsigned: zero-extended; fixed in a local. Memory is read here and may fault here. */
   read(operand: OperandIndex, size?: Size): I64;
   readUnsigned(operand: OperandIndex, size?: Size): I64;
@@ -32,6 +34,7 @@ export interface OperandContext {
   /** The u64 at a STATE offset. */
   state(offset: number): I64;
   setState(offset: number, what: I64): void;
+  setStateVector(offset: number, what: V128): void;
 
   /** Memory at a linear address; may fault. Zero-extended. */
   load(address: I64, size: Size): I64;

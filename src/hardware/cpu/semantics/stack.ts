@@ -101,7 +101,7 @@ export const stack: Group = {
     popToMemory: { sizes: PUSH_SIZES, emit: popToMemory },
     pushFlags: { sizes: PUSH_SIZES, emit: (c) => push(c, composeFlags(c), c.size) },
     leave: { sizes: PUSH_SIZES, hot: [64], emit: leave },
-    enter: { sizes: PUSH_SIZES, emit: enter },
+    enter: { sizes: [64], emit: enter },
     call: { ...IN_LINE, emit: (c) => call(c, () => c.branchInPage()) },
     callOutOfPage: { ...IN_LINE, emit: (c) => call(c, () => c.branchOutOfPage()) },
     callIndirect: { ...JUMP, emit: callIndirect },
@@ -116,7 +116,7 @@ export const stack: Group = {
     Pop: { operation: 'pop', roles: [WRITE] },
     Pushfq: { operation: 'pushFlags', roles: [], size: 64 },
     Pushf: { operation: 'pushFlags', roles: [], size: 16 },
-    Leave: { operation: 'leave', roles: [], size: 64 },
+    Leave: { operation: 'leave', roles: [] },
     Enter: { operation: 'enter', roles: [IMMEDIATE_16, IMMEDIATE_8], size: 64 },
     Ret: {
       operation: (sizes) => (sizes.length === 0 ? 'ret' : 'retReleasing'),

@@ -1,0 +1,53 @@
+/**
+ * The host's own CPU judges ours: random snippets of every group of instructions, and registers, flags (but those the manual leaves
+ * undefined) and memory must come out the same. SOFTCVM_SEED repeats a run, SOFTCVM_SNIPPETS sets the number per group.
+ */
+import { describe, expect, it } from 'vitest';
+import { GROUPS } from '../oracle/groups.ts';
+import { hostUnfit, runOnHost } from '../oracle/host-cpu.ts';
+import { differences, type Snippet } from '../oracle/snippet.ts';
+import { formsOf, SnippetGenerator } from '../oracle/snippet-generator.ts';
+import { snippetProgram } from '../oracle/snippet-program.ts';
+import { UserMachine } from '../oracle/user-machine.ts';
+
+const seed = Number(process.env['SOFTCVM_SEED'] ?? Math.floor(Math.random() * 1e9));
+const count = Number(process.env['SOFTCVM_SNIPPETS'] ?? 4000);
+const BATCH = 2000;
+const REPORTED = 20;
+
+const unfit = hostUnfit();
+if (unfit) console.log(`oracle not asked: ${unfit}`);
+
+/** What differs, snippet by snippet. */
+function judge(snippets: readonly Snippet[]): string[] {
+  const program = snippetProgram(snippets);
+  const want = runOnHost(program);
+  const machine = new UserMachine(program);
+  try {
+    const got = machine.run();
+    return snippets.flatMap((snippet, n) => {
+      const found = differences(snippet, program.outcome(n, got), program.outcome(n, want));
+      const bytes = Buffer.from(snippet.code).toString('hex');
+      return found.length === 0
+        ? []
+        : [`${snippet.text} (${bytes})\n    ${found.slice(0, 6).join('\n    ')}`];
+    });
+  } finally {
+    machine.close();
+  }
+}
+
+describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
+  for (const [name, mnemonics] of Object.entries(GROUPS)) {
+    it(`on ${name}`, () => {
+      console.log(`${name}: SOFTCVM_SEED=${seed}, ${count} snippets`);
+      const generator = new SnippetGenerator(seed, [formsOf(mnemonics)]);
+      const wrong: string[] = [];
+      for (let done = 0; done < count; done += BATCH) {
+        const snippets = Array.from({ length: Math.min(BATCH, count - done) }, (_, n) => generator.next(n));
+        wrong.push(...judge(snippets));
+      }
+      expect(wrong.slice(0, REPORTED).join('\n')).toBe('');
+    });
+  }
+});

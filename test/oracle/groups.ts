@@ -1,0 +1,21 @@
+/** Mnemonics by group, as the oracle asks for them. */
+import { CONDITIONS } from '../../src/hardware/cpu/semantics/flags.ts';
+
+const perCondition = (prefix: string): string[] =>
+  CONDITIONS.map(([name]) => `${prefix}${name.toLowerCase()}`);
+
+export const GROUPS: Readonly<Record<string, readonly string[]>> = {
+  arithmetic: 'Add Adc Sub Sbb And Or Xor Cmp Test Inc Dec Neg Not'.split(' '),
+  move: 'Mov Movzx Movsx Movsxd Lea Xchg Bswap Cbw Cwde Cdqe Cwd Cdq Cqo Xlatb Movnti'.split(' '),
+  conditions: [...perCondition('Cmov'), ...perCondition('Set')],
+  stack: 'Push Pop Pushfq Leave Enter'.split(' '),
+  shifts: 'Shl Shr Sar Sal Rol Ror Rcl Rcr Shld Shrd'.split(' '),
+  bits: 'Bt Bts Btr Btc Bsf Bsr Tzcnt Lzcnt Popcnt'.split(' '),
+  multiplication: 'Mul Imul Div Idiv'.split(' '),
+  exchange: 'Xadd Cmpxchg Cmpxchg8b Cmpxchg16b'.split(' '),
+  strings:
+    'Movsb Movsw Movsd Movsq Stosb Stosw Stosd Stosq Lodsb Lodsw Lodsd Lodsq Cmpsb Cmpsw Cmpsd Cmpsq Scasb Scasw Scasd Scasq'.split(
+      ' ',
+    ),
+  flags: 'Lahf Sahf Clc Stc Cmc Cld Std'.split(' '),
+};

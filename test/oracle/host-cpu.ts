@@ -1,0 +1,25 @@
+/** Runs a snippet program on this machine's own CPU. */
+import { execFileSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { SnippetProgram } from './snippet-program.ts';
+
+/** Why the host cannot be asked, or undefined if it can. */
+export function hostUnfit(): string | undefined {
+  if (process.platform === 'linux' && process.arch === 'x64') return undefined;
+  return `the oracle needs x86-64 Linux; this is ${process.arch} ${process.platform}`;
+}
+
+/** What the program wrote. */
+export function runOnHost(program: SnippetProgram): Uint8Array {
+  const folder = mkdtempSync(join(tmpdir(), 'softcvm-oracle-'));
+  try {
+    const path = join(folder, 'snippets');
+    writeFileSync(path, program.elf);
+    chmodSync(path, 0o755);
+    return execFileSync(path, { maxBuffer: 1 << 28, stdio: ['ignore', 'pipe', 'inherit'] });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}

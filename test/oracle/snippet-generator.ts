@@ -1,0 +1,359 @@
+/**
+ * Random snippets: every form that iced knows of the wanted mnemonics, with random registers, memory operands inside the
+ * snippet's window, immediates and values that like edges. Flags that the manual leaves undefined are tracked, and an
+ * instruction that would read them ends the snippet.
+ */
+import { createRequire } from 'node:module';
+import type * as Iced from 'iced-x86';
+import { Random } from './random.ts';
+import { type CpuState, type Snippet, WINDOW_BYTES } from './snippet.ts';
+import { windowAddress } from './snippet-program.ts';
+
+const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
+const {
+  Code,
+  Encoder,
+  Instruction,
+  InstructionInfoFactory,
+  Mnemonic,
+  OpAccess,
+  OpCodeOperandKind,
+  OpKind,
+  Register,
+} = iced;
+
+/** RFLAGS bits of iced's RflagsBits: OF SF ZF AF CF PF DF. */
+const FLAG_BITS = [
+  [1, 0x800n],
+  [2, 0x80n],
+  [4, 0x40n],
+  [8, 0x10n],
+  [16, 0x1n],
+  [32, 0x4n],
+  [64, 0x400n],
+] as const;
+
+const EDGES = [
+  0n,
+  1n,
+  2n,
+  0x7fn,
+  0x80n,
+  0xffn,
+  0x7fffn,
+  0x8000n,
+  0xffffn,
+  0x7fffffffn,
+  0x80000000n,
+  0xffffffffn,
+];
+const WIDE_EDGES = [0x7fffffffffffffffn, 0x8000000000000000n, 0xffffffffffffffffn, 0x100000000n];
+const RSP = 4;
+/** Bytes around the base that memory operands may reach. */
+const REACH = 96;
+
+/** ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name. */
+const EXCLUDED = /^Enterw|^(Movsd|Cmpsd)_xmm/;
+
+export interface Form {
+  readonly code: Iced.Code;
+  readonly operands: readonly string[];
+  readonly name: string;
+}
+
+/** Every form of the mnemonics that exists in 64-bit mode and has legacy encoding. */
+export function formsOf(mnemonics: readonly string[]): Form[] {
+  const wanted = new Set(mnemonics.map((name) => (Mnemonic as unknown as Record<string, number>)[name]));
+  const forms: Form[] = [];
+  for (const [name, code] of Object.entries(Code)) {
+    if (typeof code !== 'number') continue;
+    const probe = new Instruction();
+    probe.code = code;
+    const info = probe.opCode;
+    if (EXCLUDED.test(name)) continue;
+    if (wanted.has(info.mnemonic) && info.mode64 && info.encoding === iced.EncodingKind.Legacy) {
+      const operands = Array.from({ length: info.opCount }, (_, k) => OpCodeOperandKind[info.opKind(k)]!);
+      if (!operands.some((kind) => /^(mm_|br|far|seg_reg|cr_|dr_|[ecsdfg]s$)/.test(kind)))
+        forms.push({ code, operands, name });
+    }
+    info.free();
+    probe.free();
+  }
+  return forms;
+}
+
+const LOW = ['AL', 'CL', 'DL', 'BL', 'SPL', 'BPL', 'SIL', 'DIL'];
+const LEGACY = ['AX', 'CX', 'DX', 'BX', 'SP', 'BP', 'SI', 'DI'];
+
+function registerName(size: number, n: number): string {
+  if (size === 128) return `XMM${n}`;
+  if (size === 8) return LOW[n] ?? `R${n}L`;
+  if (size === 16) return LEGACY[n] ?? `R${n}W`;
+  if (size === 32) return n < 8 ? `E${LEGACY[n]}` : `R${n}D`;
+  return n < 8 ? `R${LEGACY[n]}` : `R${n}`;
+}
+
+const registerByName = Register as unknown as Record<string, number>;
+
+/** Makes snippets one after the other; `n` is the snippet's place in its program. */
+export class SnippetGenerator {
+  readonly #random: Random;
+  readonly #forms: readonly (readonly Form[])[];
+  readonly #longest: number;
+
+  /** Each group of forms is chosen from with the same probability. */
+  constructor(seed: number, groups: readonly (readonly Form[])[], longest = 3) {
+    this.#random = new Random(seed);
+    this.#forms = groups;
+    this.#longest = longest;
+  }
+
+  next(n: number): Snippet {
+    return new Composition(this.#random, n).compose(this.#forms, 1 + this.#random.below(this.#longest));
+  }
+}
+
+class Composition {
+  readonly #random: Random;
+  readonly #window: bigint;
+  readonly #registers: bigint[];
+  readonly #written = new Set<number>();
+  /** Registers whose starting value some operand relies on. */
+  readonly #fixed = new Set<number>([RSP]);
+  readonly #bytes: number[] = [];
+  readonly #texts: string[] = [];
+  #undefined = 0n;
+  #everUndefined = 0n;
+
+  constructor(random: Random, n: number) {
+    this.#random = random;
+    this.#window = BigInt(windowAddress(n));
+    this.#registers = Array.from({ length: 16 }, () => this.#value());
+    this.#registers[RSP] = this.#window + 512n + BigInt(8 * random.below(8));
+  }
+
+  compose(groups: readonly (readonly Form[])[], length: number): Snippet {
+    for (let k = 0; k < length; k++) if (!this.#append(this.#random.pick(this.#random.pick(groups)))) break;
+    return {
+      code: Uint8Array.from(this.#bytes),
+      before: this.#before(),
+      undefinedFlags: this.#undefined,
+      everUndefined: this.#everUndefined,
+      text: this.#texts.join('; '),
+    };
+  }
+
+  #before(): CpuState {
+    const bytes = (count: number) =>
+      Uint8Array.from({ length: count }, () =>
+        this.#random.oneIn(4) ? this.#random.pick([0, 0xff, 0x80, 0x7f, 1]) : this.#random.below(256),
+      );
+    const flags = (this.#random.u64() & 0x8d5n) | 0x202n | (this.#random.oneIn(4) ? 0x400n : 0n);
+    return { registers: this.#registers, flags, vectors: bytes(256), window: bytes(WINDOW_BYTES) };
+  }
+
+  #value(): bigint {
+    const random = this.#random;
+    switch (random.below(5)) {
+      case 0:
+        return random.pick(EDGES);
+      case 1:
+        return random.pick(WIDE_EDGES);
+      case 2:
+        return BigInt(random.below(256));
+      case 3:
+        return BigInt.asUintN(64, -BigInt(random.below(70000)));
+      default:
+        return random.u64();
+    }
+  }
+
+  /** One instruction, and one more when it is a conditional jump over that; false if the snippet has to end before it. */
+  #append(form: Form): boolean {
+    const instruction = new Instruction();
+    instruction.code = form.code;
+    const special = SPECIAL.find(({ name }) => name.test(form.name));
+    if (!form.operands.every((kind, k) => this.#operand(instruction, k, kind))) return false;
+    if (special && !special.prepare(this, instruction)) return false;
+    if (this.#undefined & flagBits(instruction.rflagsRead)) return false;
+    const encoder = new Encoder(64);
+    try {
+      encoder.encode(instruction, 0x1000n);
+    } catch {
+      return false;
+    }
+    const bytes = encoder.takeBuffer();
+    if (bytes.length > 15) return false;
+    this.#bytes.push(...bytes);
+    this.#texts.push(`${instruction.toString()}`);
+    this.#note(instruction);
+    return true;
+  }
+
+  #note(instruction: Iced.Instruction): void {
+    const defined = instruction.rflagsWritten | instruction.rflagsCleared | instruction.rflagsSet;
+    const maybe = /^(shl|shr|sar|sal|ro|rc|rep)/.test(this.#texts.at(-1)!);
+    if (!maybe) this.#undefined &= ~flagBits(defined);
+    this.#undefined |= flagBits(instruction.rflagsUndefined);
+    this.#everUndefined |= this.#undefined;
+    const factory = new InstructionInfoFactory();
+    const info = factory.info(instruction);
+    for (const used of info.usedRegisters() as Iced.UsedRegister[]) {
+      const reads = used.access === OpAccess.Read || used.access === OpAccess.CondRead;
+      const full = iced.RegisterExt.fullRegister(used.register);
+      if (!reads && full >= Register.RAX && full <= Register.R15) this.#written.add(full - Register.RAX);
+    }
+    info.free();
+    factory.free();
+  }
+
+  #operand(instruction: Iced.Instruction, k: number, kind: string): boolean {
+    const random = this.#random;
+    const sized = /^r(8|16|32|64)_(or_mem|reg|opcode|rm|reg_mem)$/.exec(kind);
+    if (kind === 'xmm_reg' || kind === 'xmm_rm')
+      this.#setRegister(instruction, k, registerName(128, random.below(16)));
+    else if (kind === 'xmm_or_mem' && random.oneIn(2))
+      this.#setRegister(instruction, k, registerName(128, random.below(16)));
+    else if (sized && !(sized[2] === 'or_mem' && random.oneIn(2)))
+      return this.#general(instruction, k, Number(sized[1]));
+    else if (kind === 'mem' || kind.endsWith('or_mem')) return this.#memory(instruction, k);
+    else if (/^(al|cl|ax|dx|eax|rax)$/.test(kind)) this.#setRegister(instruction, k, kind.toUpperCase());
+    else if (kind.startsWith('imm')) return this.#immediate(instruction, k, kind);
+    else if (kind === 'es_rDI') return this.#stringOperand(instruction, k, OpKind.MemoryESRDI, 7);
+    else if (kind === 'seg_rSI') return this.#stringOperand(instruction, k, OpKind.MemorySegRSI, 6);
+    else if (kind === 'seg_rBX_al') {
+      if (!this.#fix(3, this.#window + 128n)) return false;
+      instruction.setOpKind(k, OpKind.Memory);
+      instruction.memoryBase = Register.RBX;
+      instruction.memoryIndex = Register.AL;
+    } else return false;
+    return true;
+  }
+
+  #setRegister(instruction: Iced.Instruction, k: number, name: string): void {
+    instruction.setOpKind(k, OpKind.Register);
+    instruction.setOpRegister(k, registerByName[name]!);
+  }
+
+  /** Any general register but RSP (now and then), and AH … BH where the encoding allows. */
+  #general(instruction: Iced.Instruction, k: number, size: number): boolean {
+    const random = this.#random;
+    if (size === 8 && random.oneIn(4)) {
+      this.#setRegister(instruction, k, random.pick(['AH', 'CH', 'DH', 'BH']));
+      return true;
+    }
+    const n = random.below(16);
+    if (n === RSP && !random.oneIn(4)) return this.#general(instruction, k, size);
+    this.#setRegister(instruction, k, registerName(size, n));
+    return true;
+  }
+
+  #immediate(instruction: Iced.Instruction, k: number, kind: string): boolean {
+    const { random } = { random: this.#random };
+    const bits = Number(/^imm(\d+)/.exec(kind)![1]);
+    const opKinds: Record<string, Iced.OpKind> = {
+      imm8: OpKind.Immediate8,
+      imm8_const_1: OpKind.Immediate8,
+      imm16: OpKind.Immediate16,
+      imm32: OpKind.Immediate32,
+      imm64: OpKind.Immediate64,
+      imm8sex16: OpKind.Immediate8to16,
+      imm8sex32: OpKind.Immediate8to32,
+      imm8sex64: OpKind.Immediate8to64,
+      imm32sex64: OpKind.Immediate32to64,
+    };
+    const earlier = k > 0 && instruction.opKind(k - 1) === OpKind.Immediate16;
+    instruction.setOpKind(k, earlier ? OpKind.Immediate8_2nd : opKinds[kind]!);
+    const value = kind === 'imm8_const_1' ? 1n : random.oneIn(2) ? this.#value() : random.u64();
+    if (kind.includes('sex')) instruction.setImmediateI64(k, BigInt.asIntN(bits, value));
+    else instruction.setImmediateU64(k, BigInt.asUintN(bits, value));
+    return true;
+  }
+
+  /** Makes a register start with `value`, unless the snippet has changed or used it already. */
+  #fix(register: number, value: bigint): boolean {
+    if (this.#written.has(register)) return false;
+    if (this.#fixed.has(register)) return register === RSP || this.#registers[register] === value;
+    this.#registers[register] = value;
+    this.#fixed.add(register);
+    return true;
+  }
+
+  fixRegister(register: number, value: bigint): boolean {
+    return this.#fix(register, value);
+  }
+  get random(): Random {
+    return this.#random;
+  }
+
+  /** Base, perhaps index and displacement; now and then addresses of 32 bits, absolute ones, or a fault. */
+  #memory(instruction: Iced.Instruction, k: number): boolean {
+    const random = this.#random;
+    instruction.setOpKind(k, OpKind.Memory);
+    const center = this.#window + 512n;
+    const short = random.oneIn(12);
+    const size = short ? 32 : 64;
+    if (random.oneIn(12)) {
+      instruction.memoryDisplacement = center + BigInt(random.below(REACH));
+      instruction.memoryDisplSize = 8;
+      return true;
+    }
+    const usable = [...Array(16).keys()].filter(
+      (n) => !this.#written.has(n) && (n === RSP || !this.#fixed.has(n)),
+    );
+    const base = random.pick(usable);
+    const high = short && random.oneIn(2) ? 0x1234567800000000n : 0n;
+    if (base !== undefined && base !== RSP) {
+      if (!this.#fix(base, center + BigInt(random.below(REACH)) + high)) return false;
+    }
+    if (base === undefined || (base === RSP && this.#written.has(RSP))) return false;
+    instruction.memoryBase = registerByName[registerName(size, base)]!;
+    instruction.memoryIndexScale = 1;
+    if (random.oneIn(2)) {
+      const index = random.pick(usable.filter((n) => n !== base && n !== RSP));
+      if (index !== undefined && this.#fix(index, BigInt.asUintN(64, BigInt(random.below(16) - 8)))) {
+        instruction.memoryIndex = registerByName[registerName(size, index)]!;
+        instruction.memoryIndexScale = random.pick([1, 2, 4, 8]);
+      }
+    }
+    const wild = random.oneIn(60) && !short;
+    const displacement = wild ? 0x30000000n : BigInt(random.below(REACH) - REACH / 2);
+    instruction.memoryDisplacement = BigInt.asUintN(64, displacement);
+    instruction.memoryDisplSize = wild || random.oneIn(8) ? (short ? 4 : 8) : 1;
+    return true;
+  }
+
+  #stringOperand(instruction: Iced.Instruction, k: number, kind: Iced.OpKind, register: number): boolean {
+    instruction.setOpKind(k, kind);
+    if (!this.#fix(register, this.#window + 512n + BigInt(this.#random.below(64) - 32))) return false;
+    const random = this.#random;
+    if (!random.oneIn(3)) return true;
+    if (!this.#fix(1, BigInt(random.below(9)))) return false;
+    if (random.oneIn(2)) instruction.hasRepePrefix = true;
+    else if (/^(cmps|scas)/i.test(Mnemonic[instruction.mnemonic]!)) instruction.hasRepnePrefix = true;
+    else instruction.hasRepePrefix = true;
+    return true;
+  }
+}
+
+/** Values without which some instructions would mostly fault or run away. */
+const SPECIAL: readonly { name: RegExp; prepare: (c: Composition, i: Iced.Instruction) => boolean }[] = [
+  {
+    name: /^I?div_rm/i,
+    prepare: (c) =>
+      c.random.oneIn(3) || (c.fixRegister(2, BigInt(c.random.below(3))) && c.fixRegister(0, c.random.u64())),
+  },
+  {
+    // A register as bit index reaches far beyond the operand.
+    name: /^Bt[src]?_rm(16|32|64)_r/,
+    prepare: (c, i) => {
+      if (i.opKind(0) !== OpKind.Memory) return true;
+      const register = iced.RegisterExt.fullRegister(i.opRegister(1)) - Register.RAX;
+      return c.fixRegister(register, BigInt.asUintN(64, BigInt(c.random.below(2000) - 1000)));
+    },
+  },
+];
+
+function flagBits(bits: number): bigint {
+  return FLAG_BITS.reduce((sum, [from, to]) => sum | (bits & from ? to : 0n), 0n);
+}

@@ -1,0 +1,244 @@
+/**
+ * A static Linux program that runs many snippets one after the other: before each it loads all registers, flags and vectors from a
+ * block of its own, afterwards it stores them into another; a signal handler stores them when the snippet faults. At the
+ * end it writes all outcomes and memory windows to standard output. The host's CPU runs it, and so does our core.
+ */
+import { type Outcome, type Snippet, WINDOW_BYTES } from './snippet.ts';
+
+const IMAGE = 0x400000;
+/** Program headers and the start-up code. */
+const START = IMAGE + 0x1000;
+const IN_BYTES = 512;
+const OUT_BYTES = 1024;
+/** Offsets in a block. */
+const FLAGS = 128;
+const SIGNAL = 136;
+const VECTORS = 256;
+const CONTEXT = 512;
+const CONTEXT_WORDS = 18;
+/** Where gregs of a ucontext hold rax … r15 and RIP, flags. */
+const CONTEXT_ORDER = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
+const CONTEXT_RIP = 16;
+const CONTEXT_FLAGS = 17;
+
+const SIGNALS = [4, 5, 7, 8, 11];
+const SYS_WRITE = 1;
+const SYS_SIGACTION = 13;
+const SYS_EXIT = 60;
+const SYS_SIGALTSTACK = 131;
+const SA_SIGINFO_ONSTACK_RESTORER_NODEFER = 0x4c000004n;
+
+export interface SnippetProgram {
+  /** An ELF64 executable. */
+  readonly elf: Uint8Array;
+  /** The loaded image and where it lies. */
+  readonly image: Uint8Array;
+  readonly base: number;
+  readonly entry: number;
+  /** Linear range that is written to standard output. */
+  readonly output: { readonly at: number; readonly bytes: number };
+  /** Addresses of the variables that the signal handler uses. */
+  readonly current: number;
+  readonly resume: number;
+  readonly handler: number;
+  /** Outcome of snippet `n` from what the program wrote. */
+  outcome(n: number, output: Uint8Array): Outcome;
+}
+
+/** Linear address of the window of snippet `n` of `count`; known before the code is. */
+export const windowAddress = (n: number): number => 0x1000000 + n * 2 * WINDOW_BYTES + WINDOW_BYTES / 2;
+
+const WINDOWS = 0x1000000;
+const OUTPUTS = 0xc00000;
+const INPUTS = 0x900000;
+const VARIABLES = 0x8f0000;
+const ALTERNATE_STACK = 0x8e0000;
+const ALTERNATE_STACK_BYTES = 0x8000;
+
+class Assembly {
+  readonly bytes: number[] = [];
+  readonly at: number;
+
+  constructor(at: number) {
+    this.at = at;
+  }
+
+  get here(): number {
+    return this.at + this.bytes.length;
+  }
+  put(...bytes: number[]): void {
+    this.bytes.push(...bytes);
+  }
+  u32(value: number): void {
+    this.put(value & 255, (value >> 8) & 255, (value >> 16) & 255, (value >>> 24) & 255);
+  }
+  /** mov register, imm32 (zero-extended) */
+  setRegister(register: number, value: number): void {
+    if (register >= 8) this.put(0x41);
+    this.put(0xb8 + (register & 7));
+    this.u32(value);
+  }
+  /** mov register, [address] */
+  loadRegister(register: number, address: number): void {
+    this.put(0x48 | ((register >> 3) << 2), 0x8b, 4 | ((register & 7) << 3), 0x25);
+    this.u32(address);
+  }
+  storeRegister(register: number, address: number): void {
+    this.put(0x48 | ((register >> 3) << 2), 0x89, 4 | ((register & 7) << 3), 0x25);
+    this.u32(address);
+  }
+  /** movups */
+  moveVector(direction: 'load' | 'store', register: number, address: number): void {
+    if (register >= 8) this.put(0x44);
+    this.put(0x0f, direction === 'load' ? 0x10 : 0x11, 4 | ((register & 7) << 3), 0x25);
+    this.u32(address);
+  }
+  /** mov qword [address], imm32 */
+  storeConstant(address: number, value: number): void {
+    this.put(0x48, 0xc7, 0x04, 0x25);
+    this.u32(address);
+    this.u32(value);
+  }
+  systemCall(number: number, ...args: number[]): void {
+    const order = [7, 6, 2, 10];
+    args.forEach((arg, n) => {
+      this.setRegister(order[n]!, arg);
+    });
+    this.setRegister(0, number);
+    this.put(0x0f, 0x05);
+  }
+}
+
+export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
+  const current = VARIABLES;
+  const resume = VARIABLES + 8;
+  const code = new Assembly(START);
+  const handler = code.here;
+  emitHandler(code, current, resume);
+  const entry = code.here;
+  code.systemCall(SYS_SIGALTSTACK, VARIABLES + 64, 0);
+  for (const signal of SIGNALS) code.systemCall(SYS_SIGACTION, signal, VARIABLES + 128, 0, 8);
+  snippets.forEach((snippet, n) => {
+    emitSnippet(code, snippet, n, current, resume);
+  });
+  const end = windowAddress(snippets.length);
+  code.systemCall(SYS_WRITE, 1, OUTPUTS, snippets.length * OUT_BYTES);
+  code.systemCall(SYS_WRITE, 1, WINDOWS, end - WINDOWS);
+  code.systemCall(SYS_EXIT, 0);
+  if (code.here > ALTERNATE_STACK) throw new Error('too many snippets for one program');
+
+  const image = new Uint8Array(end + 0x1000 - IMAGE);
+  image.set(code.bytes, START - IMAGE);
+  const view = new DataView(image.buffer);
+  const put = (address: number, value: bigint) => view.setBigUint64(address - IMAGE, value, true);
+  put(VARIABLES + 64, BigInt(ALTERNATE_STACK));
+  put(VARIABLES + 80, BigInt(ALTERNATE_STACK_BYTES));
+  put(VARIABLES + 128, BigInt(handler));
+  put(VARIABLES + 136, SA_SIGINFO_ONSTACK_RESTORER_NODEFER);
+  put(VARIABLES + 144, BigInt(handler));
+  snippets.forEach(({ before }, n) => {
+    const block = INPUTS + n * IN_BYTES;
+    before.registers.forEach((value, r) => {
+      put(block + 8 * r, value);
+    });
+    put(block + FLAGS, before.flags);
+    image.set(before.vectors, block + VECTORS - IMAGE);
+    image.set(before.window, windowAddress(n) - IMAGE);
+  });
+  const elf = staticElf(image, entry);
+  const outputBytes = snippets.length * OUT_BYTES;
+  return {
+    elf,
+    image,
+    base: IMAGE,
+    entry,
+    output: { at: OUTPUTS, bytes: outputBytes },
+    current,
+    resume,
+    handler,
+    outcome: (n, output) => readOutcome(n, output, outputBytes),
+  };
+}
+
+function emitSnippet(
+  code: Assembly,
+  { code: bytes }: Snippet,
+  n: number,
+  current: number,
+  resume: number,
+): void {
+  const input = INPUTS + n * IN_BYTES;
+  const output = OUTPUTS + n * OUT_BYTES;
+  code.storeConstant(current, output);
+  code.storeConstant(resume, 0);
+  const patch = code.bytes.length - 4;
+  code.setRegister(4, input + FLAGS);
+  code.put(0x9d);
+  for (let r = 0; r < 16; r++) code.moveVector('load', r, input + VECTORS + 16 * r);
+  for (let r = 0; r < 16; r++) code.loadRegister(r, input + 8 * r);
+  code.put(...bytes);
+  for (let r = 0; r < 16; r++) code.storeRegister(r, output + 8 * r);
+  for (let r = 0; r < 16; r++) code.moveVector('store', r, output + VECTORS + 16 * r);
+  code.setRegister(4, output + FLAGS + 8);
+  code.put(0x9c);
+  const next = code.here;
+  for (let b = 0; b < 4; b++) code.bytes[patch + b] = (next >> (8 * b)) & 255;
+}
+
+/** rdi: signal, rdx: ucontext. */
+function emitHandler(code: Assembly, current: number, resume: number): void {
+  code.loadRegister(3, current);
+  code.put(0x48, 0x89, 0xbb); // mov [rbx + SIGNAL], rdi
+  code.u32(SIGNAL);
+  code.put(0x48, 0x8d, 0x72, 0x28); // lea rsi, [rdx + 40]
+  code.put(0x48, 0x8d, 0xbb); // lea rdi, [rbx + CONTEXT]
+  code.u32(CONTEXT);
+  code.setRegister(1, CONTEXT_WORDS);
+  code.put(0xfc, 0xf3, 0x48, 0xa5); // cld; rep movsq
+  code.put(0xff, 0x24, 0x25); // jmp [resume]
+  code.u32(resume);
+}
+
+function readOutcome(n: number, output: Uint8Array, outputBytes: number): Outcome {
+  const view = new DataView(output.buffer, output.byteOffset);
+  const block = n * OUT_BYTES;
+  const word = (offset: number) => view.getBigUint64(block + offset, true);
+  const signal = Number(word(SIGNAL));
+  const context = (k: number) => word(CONTEXT + 8 * k);
+  const window = outputBytes + windowAddress(n) - WINDOWS;
+  const vectors = output.slice(block + VECTORS, block + VECTORS + 256);
+  return {
+    signal,
+    rip: signal === 0 ? 0n : context(CONTEXT_RIP),
+    registers: Array.from({ length: 16 }, (_, r) =>
+      signal === 0 ? word(8 * r) : context(CONTEXT_ORDER[r]!),
+    ),
+    flags: signal === 0 ? word(FLAGS) : context(CONTEXT_FLAGS),
+    vectors: signal === 0 ? vectors : new Uint8Array(256),
+    window: output.slice(window, window + WINDOW_BYTES),
+  };
+}
+
+/** One read-write-execute segment, file header and program header at its start. */
+function staticElf(image: Uint8Array, entry: number): Uint8Array {
+  const view = new DataView(image.buffer);
+  image.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0]);
+  view.setUint16(16, 2, true);
+  view.setUint16(18, 62, true);
+  view.setUint32(20, 1, true);
+  view.setBigUint64(24, BigInt(entry), true);
+  view.setBigUint64(32, 64n, true);
+  view.setUint16(52, 64, true);
+  view.setUint16(54, 56, true);
+  view.setUint16(56, 1, true);
+  view.setUint32(64, 1, true);
+  view.setUint32(68, 7, true);
+  view.setBigUint64(80, BigInt(IMAGE), true);
+  view.setBigUint64(88, BigInt(IMAGE), true);
+  view.setBigUint64(96, BigInt(image.length), true);
+  view.setBigUint64(104, BigInt(image.length), true);
+  view.setBigUint64(112, 0x1000n, true);
+  return image;
+}
+
+export const PROGRAM = { SYS_WRITE, SYS_EXIT, SIGNAL, CONTEXT, CONTEXT_ORDER, CONTEXT_RIP, CONTEXT_FLAGS };

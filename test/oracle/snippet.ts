@@ -1,0 +1,57 @@
+/** A snippet of machine code and the state it starts from and ends in. */
+
+export const WINDOW_BYTES = 1024;
+
+export interface CpuState {
+  /** rax rcx rdx rbx rsp rbp rsi rdi r8 … r15 */
+  readonly registers: readonly bigint[];
+  readonly flags: bigint;
+  /** 16 × 16 bytes. */
+  readonly vectors: Uint8Array;
+  /** The snippet's own WINDOW_BYTES of memory. */
+  readonly window: Uint8Array;
+}
+
+export interface Snippet {
+  readonly code: Uint8Array;
+  readonly before: CpuState;
+  /** RFLAGS bits that the manual leaves undefined at the end. */
+  readonly undefinedFlags: bigint;
+  /** Those that are undefined somewhere on the way: what counts when the snippet faults. */
+  readonly everUndefined: bigint;
+  /** For people. */
+  readonly text: string;
+}
+
+export interface Outcome extends CpuState {
+  /** Linux signal number, or 0. */
+  readonly signal: number;
+  /** RIP of a fault, else 0. */
+  readonly rip: bigint;
+}
+
+/** CF PF AF ZF SF DF OF */
+export const COMPARED_FLAGS = 0xcd5n;
+
+/** Differences between two outcomes, one a line; empty when they agree. */
+export function differences(snippet: Snippet, got: Outcome, want: Outcome): string[] {
+  const found: string[] = [];
+  const names = 'rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15'.split(' ');
+  const compare = (what: string, a: bigint | number, b: bigint | number) => {
+    if (a !== b) found.push(`${what}: got ${a.toString(16)}, want ${b.toString(16)}`);
+  };
+  // A stack fault (SIGBUS) and a general-protection fault (SIGSEGV) are one to us: both come from a non-canonical address.
+  const fault = (signal: number) => (signal === 7 ? 11 : signal);
+  compare('signal', fault(got.signal), fault(want.signal));
+  compare('rip', got.rip, want.rip);
+  names.forEach((name, n) => {
+    compare(name, got.registers[n]!, want.registers[n]!);
+  });
+  const mask = COMPARED_FLAGS & ~(want.signal === 0 ? snippet.undefinedFlags : snippet.everUndefined);
+  compare('flags', got.flags & mask, want.flags & mask);
+  for (let n = 0; n < 256 && want.signal === 0 && got.signal === 0; n++) {
+    compare(`xmm${n >> 4}[${n & 15}]`, got.vectors[n]!, want.vectors[n]!);
+  }
+  for (let n = 0; n < WINDOW_BYTES; n++) compare(`memory[${n}]`, got.window[n]!, want.window[n]!);
+  return found;
+}
