@@ -4,6 +4,7 @@
  */
 
 import type { Spa } from '../../../src/base/address.ts';
+import type { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { Regs, Sregs } from '../../../src/kernel/interface.ts';
 import type { GuestCore, MmioBus } from '../../../src/kernel/kvm/svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from '../../../src/kernel/kvm/vcpu.ts';
@@ -33,10 +34,10 @@ export class ScriptedCore implements GuestCore {
   /** What lies at CS:RIP. */
   code: number[] = [];
   vmcb = 0;
-  readonly #bench: FaultBench;
+  readonly #memory: HostMemory;
 
-  constructor(bench: FaultBench) {
-    this.#bench = bench;
+  constructor(memory: HostMemory) {
+    this.#memory = memory;
   }
 
   vmrun(vmcb: Spa, budget: number): number {
@@ -64,13 +65,13 @@ export class ScriptedCore implements GuestCore {
 
   /** A field of the VMCB, from the page's start. */
   long(offset: number): bigint {
-    return this.#bench.memory.load64((this.vmcb + offset) as Spa);
+    return this.#memory.load64((this.vmcb + offset) as Spa);
   }
   word(offset: number): number {
-    return this.#bench.memory.load32((this.vmcb + offset) as Spa);
+    return this.#memory.load32((this.vmcb + offset) as Spa);
   }
   set(offset: number, value: bigint): void {
-    this.#bench.memory.store64((this.vmcb + offset) as Spa, value);
+    this.#memory.store64((this.vmcb + offset) as Spa, value);
   }
 }
 
@@ -99,7 +100,7 @@ export const nestedFault = (gpa: number, error: number): Step => exit(0x400, Big
 export class VcpuBench extends FaultBench implements VcpuVm {
   hypercallExits = 0;
   readonly timeslice: number;
-  readonly scripted = new ScriptedCore(this);
+  readonly scripted = new ScriptedCore(this.memory);
   readonly vcpu: Vcpu;
 
   constructor(policy: PolicyName = '7.2', id = 0, timeslice = 0) {
