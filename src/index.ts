@@ -1,0 +1,245 @@
+/**
+ * The friendly library: a host, the VMs on it, and what happened to them.
+ *
+ *     using host = createHost({ memory: 512 * MiB, seed: 7 });
+ *     using vm = host.createVm({ type: 'sw-protected', memory: 64 * MiB, ...(await readImage('conversions')) });
+ *     const end = await vm.run({ timeoutMs: 10_000 });
+ *
+ * Exact ioctls are one level down: `host.process.openKvm()`, and `softcvm/kvm`.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { GiB, MiB } from './base/address.ts';
+import { type Clock, platformClock } from './base/clock.ts';
+import { Trace } from './base/trace.ts';
+import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
+import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
+import type { Process } from './kernel/process.ts';
+import type { Machine } from './vmm/machine.ts';
+import { createMachine } from './vmm/machine.ts';
+import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
+
+export { GiB, KiB, MiB, PAGE_SIZE, TiB } from './base/address.ts';
+export { LinuxError, NotImplementedError } from './base/errors.ts';
+export type { TraceEvent, TraceListener } from './base/trace.ts';
+export { Trace } from './base/trace.ts';
+export type * from './kernel/interface.ts';
+export { VmmError } from './vmm/error.ts';
+export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
+
+/** Kernel versions that a host can have; the first is the default. */
+export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
+/** Interfaces that can be had in the form in which they were first proposed. */
+export const EARLY_FORMS = ['private-fault'] as const satisfies readonly EarlyForm[];
+
+/** Name of the process that holds the VMs. */
+const VMM = 'vmm';
+
+/** Instructions after which the next vCPU has its turn and a time-out can be seen. */
+const TIMESLICE = 250_000;
+
+export interface HostOptions {
+  /** Bytes of host RAM, 1 MiB to 4 GiB, whole pages; lazily backed. Default 1 GiB. */
+  readonly memory?: number;
+  readonly kernel?: Personality;
+  readonly early?: readonly (typeof EARLY_FORMS)[number][];
+  /** With a seed, a run repeats byte for byte. */
+  readonly seed?: number;
+  /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
+  readonly gmemFolio?: '4K' | '2M';
+  readonly trace?: Trace;
+}
+
+export interface VmOptions {
+  /** `sw-protected`, the default: RAM is private from the start. */
+  readonly type?: 'sw-protected' | 'default';
+  /** Bytes of RAM, whole pages. Default 64 MiB. */
+  readonly memory?: number;
+  /** Number of vCPUs; all enter at the entry point. Default 1. */
+  readonly smp?: number;
+  /** A static ELF64 file, or a flat binary if `imageName` ends in `.bin`; see `readImage`. */
+  readonly image: Uint8Array;
+  /** For messages. */
+  readonly imageName?: string;
+  /** Gets what the guest writes to its console, as it comes. */
+  readonly onConsole?: (text: Uint8Array) => void;
+  /** Where the shared side of RAM comes from. Default: anonymous memory. */
+  readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
+}
+
+/** Why a run ended, and what happened until then. */
+export interface RunReport {
+  readonly exit: {
+    /** `shutdown`: a triple fault. `error`: `message` says which. */
+    readonly reason: 'debug-exit' | 'hlt' | 'shutdown' | 'timeout' | 'error';
+    /** The guest's byte; 0 after hlt, 124 after a timeout, 125 after shutdown or error. */
+    readonly code: number;
+    readonly message?: string;
+  };
+  /** What the guest wrote to its console. */
+  readonly console: string;
+  /** Instructions retired by all vCPUs; a rep string instruction counts one. */
+  readonly instructions: number;
+  readonly exits: ExitCounts;
+  readonly memory: MemoryReport;
+  readonly wallMs: number;
+}
+
+export interface MemoryReport {
+  /** Pages of RAM with the attribute PRIVATE. */
+  readonly privatePages: number;
+  /** Frames that guest_memfd files hold. */
+  readonly privateFrames: number;
+  /** Frames that the VMM's memory and shared memory objects hold. */
+  readonly sharedFrames: number;
+  /** Of the private frames, those that belong to folios of 2 MiB. */
+  readonly hugeFrames: number;
+  /** Changes of a page between private and shared since the first entry; out and back counts two. */
+  readonly conversions: number;
+}
+
+/** A VM on a host, ready to enter its image. */
+export class Vm {
+  readonly machine: Machine;
+  readonly #host: Host;
+  readonly #clock: Clock;
+  readonly #console: Uint8Array[];
+
+  /** Made by `Host.createVm`. */
+  constructor(host: Host, options: VmOptions, clock: Clock) {
+    this.#host = host;
+    this.#clock = clock;
+    const chunks: Uint8Array[] = [];
+    this.#console = chunks;
+    const { onConsole } = options;
+    this.machine = createMachine(host.process, {
+      type: options.type ?? 'sw-protected',
+      memory: options.memory ?? 64 * MiB,
+      smp: options.smp ?? 1,
+      image: options.image,
+      imageName: options.imageName ?? 'image',
+      bootStub: readFileSync(prebuilt('boot.bin')),
+      trace: host.trace,
+      console(bytes) {
+        chunks.push(bytes);
+        onConsole?.(bytes);
+      },
+      ...(options.backend === undefined ? {} : { backend: options.backend }),
+    });
+  }
+
+  /** Instructions that all vCPUs retired so far. */
+  get instructions(): number {
+    return this.machine.vcpus.reduce((sum, vcpu) => sum + vcpu.instructions, 0);
+  }
+
+  /** Runs the guest until it ends or time is up; never throws for what the guest does. */
+  async run(options: RunOptions = {}): Promise<RunReport> {
+    const start = this.#clock.now();
+    const end = await this.machine.run(options);
+    return {
+      exit: {
+        reason: end.reason,
+        code: end.code,
+        ...(end.message === undefined ? {} : { message: end.message }),
+      },
+      console: Buffer.concat(this.#console).toString('utf8'),
+      instructions: end.instructions,
+      exits: end.exits,
+      memory: {
+        privatePages: end.privatePages,
+        privateFrames: this.#gmemFrames.all,
+        sharedFrames: this.#host.sharedFrames,
+        hugeFrames: this.#gmemFrames.huge,
+        conversions: end.conversions,
+      },
+      wallMs: (this.#clock.now() - start) / 1e6,
+    };
+  }
+
+  /** Frames of RAM's guest_memfd, if it has one. */
+  get #gmemFrames(): { all: number; huge: number } {
+    const fd = this.machine.ram.ramBlock?.guestMemfd ?? -1;
+    const file = fd < 0 ? undefined : this.#host.process.files.get(fd).operations;
+    return file instanceof GuestMemfd ? file.frames : { all: 0, huge: 0 };
+  }
+
+  close(): void {
+    this.machine.close();
+  }
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** A host: silicon with memory, a Linux kernel, and one process on it, the VMM. */
+export class Host {
+  readonly trace: Trace;
+  /** The VMM's. */
+  readonly process: Process;
+  readonly #kernel: Kernel;
+  readonly #clock: Clock = platformClock();
+  readonly #vms = new Set<Vm>();
+  #closed = false;
+
+  /** Throws RangeError: a size of host memory that cannot be. */
+  constructor(options: HostOptions = {}) {
+    this.trace = options.trace ?? new Trace();
+    this.#kernel = createKernel({
+      memory: options.memory ?? GiB,
+      kernel: options.kernel ?? KERNELS[0],
+      early: options.early ?? [],
+      gmemHuge: options.gmemFolio === '2M',
+      timeslice: TIMESLICE,
+      trace: this.trace,
+    });
+    this.process = this.#kernel.newProcess(VMM);
+  }
+
+  /** Throws VmmError (an image or size that cannot be) or LinuxError (a system call that failed); then nothing is left behind. */
+  createVm(options: VmOptions): Vm {
+    const vm = new Vm(this, options, this.#clock);
+    this.#vms.add(vm);
+    return vm;
+  }
+
+  /** Frames in use, by owner. */
+  usage(): ReadonlyMap<string, number> {
+    return this.#kernel.memory.usage();
+  }
+
+  /** Frames behind the VMM's own memory and shared memory objects. */
+  get sharedFrames(): number {
+    const usage = this.usage();
+    return (usage.get(`process ${VMM}`) ?? 0) + (usage.get('shmem') ?? 0);
+  }
+
+  /** Closes the VMs, ends the process and gives the memory back. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const vm of this.#vms) vm.close();
+    this.#kernel.close();
+  }
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+export const createHost = (options: HostOptions = {}): Host => new Host(options);
+
+/** Where the guests that come along lie: beside package.json, whatever file this code was bundled into. */
+const prebuilt = (name: string): string => {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'guests/prebuilt')) && dirname(folder) !== folder) folder = dirname(folder);
+  return join(folder, 'guests/prebuilt', name);
+};
+
+/** An image by the name of a guest that comes along (`hello`) or by path. Errors: the file system's. */
+export async function readImage(nameOrPath: string): Promise<{ image: Uint8Array; imageName: string }> {
+  const own = prebuilt(`${nameOrPath}.elf`);
+  const path = /^[a-z0-9-]+$/.test(nameOrPath) && existsSync(own) ? own : nameOrPath;
+  return { image: await readFile(path), imageName: basename(path) };
+}
