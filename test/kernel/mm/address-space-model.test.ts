@@ -100,6 +100,8 @@ class Bench {
   readonly #open = new Set<string>();
 
   constructor() {
+    this.process.ftruncate(this.fd, BigInt(FILE_PAGES * 4096));
+    this.model.fileSize = FILE_PAGES;
     this.process.memory.notifiers.register({
       begin: (start, end) => {
         this.#open.add(`${start}-${end}`);
@@ -267,7 +269,7 @@ class Bench {
 describe('an address space', () => {
   it('agrees with a model, and so does everything that KVM holds of it', () => {
     fc.assert(
-      fc.property(fc.array(step, { minLength: 20, maxLength: 150 }), (steps) => {
+      fc.property(fc.array(step, { minLength: 50, maxLength: 200, size: 'max' }), (steps) => {
         const bench = new Bench();
         for (const each of steps) bench.run(each);
         bench.end();
