@@ -52,6 +52,14 @@ export class Invalidations implements InvalidationChecks {
   finish(): void {
     this.seq++;
     this.inProgress--;
+    if (this.inProgress === 0) this.wake();
+  }
+  wake = (): void => {};
+  idle(): Promise<void> {
+    if (this.inProgress === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.wake = resolve;
+    });
   }
   snapshot(): number {
     return this.seq;

@@ -1,6 +1,9 @@
 /** The private fault table, entered by ioctls: slots, files and attributes as a VMM sets them, and KVM_RUN of a guest that faults. */
 import { afterEach, describe, expect, it } from 'vitest';
-import { HLT, nestedFault } from './vcpu-bench.ts';
+import type { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
+import type { InvalidationChecks } from '../../../src/kernel/kvm/mmu/guest-memory.ts';
+import { Vcpu } from '../../../src/kernel/kvm/vcpu.ts';
+import { HLT, nestedFault, type ScriptedCore } from './vcpu-bench.ts';
 import { type KernelForm, VmBench } from './vm-bench.ts';
 
 let bench: VmBench;
@@ -149,6 +152,73 @@ describe.each(FORMS)('a software-protected VM on %s', (_name, form) => {
     expect(fault()).toEqual([39, 8n, 0x20_1000n, 4096n]);
     for (const frame of taken) bench.memory.free(frame as never, 0);
     expect(bench.run(nestedFault(GPA + 0x1000, 6), HLT)).toBe(0);
+  });
+});
+
+describe('a page that comes later', () => {
+  /** A VM whose file gets page 0 from elsewhere, and the vCPU that faults on it. */
+  function start(checks?: InvalidationChecks): { vcpu: Vcpu; deliver: () => Promise<void> } {
+    bench = new VmBench({ kernel: '7.2' }, 1);
+    const { fd } = bench.addSlot({ gpa: GPA, pages: 16, flags: 4 });
+    bench.setPrivate(GPA, 16);
+    let resolve = (_bytes: Uint8Array): void => {};
+    const arrival = new Promise<Uint8Array>((settle) => {
+      resolve = settle;
+    });
+    (bench.process.files.get(fd).operations as GuestMemfd).fillWith((index) =>
+      index === 0 ? arrival : undefined,
+    );
+    const vcpu = checks === undefined ? bench.vcpu : new Vcpu(bench.vm, 1, checks);
+    const script = (vcpu.core as ScriptedCore).script;
+    script.push(READ);
+    expect(vcpu.run()).toBe(1);
+    return {
+      vcpu,
+      deliver: async () => {
+        resolve(new Uint8Array(4096).fill(0x5a));
+        await vcpu.pending;
+      },
+    };
+  }
+
+  it('is mapped with its content', async () => {
+    const { vcpu, deliver } = start();
+    await deliver();
+    expect(bench.run(HLT)).toBe(0);
+    expect(vcpu.kvmRun.exitReason).toBe(5);
+    expect(bench.memory.load32((bench.mapped(GPA)!.pfn * 4096) as never)).toBe(0x5a5a5a5a);
+  });
+
+  it('lets another vCPU run meanwhile', () => {
+    start();
+    const other = bench.vm.createVcpu(1);
+    (other.core as ScriptedCore).script.push(nestedFault(GPA + 0x1000, 6), HLT);
+    expect(other.run()).toBe(0);
+    expect(other.kvmRun.exitReason).toBe(5);
+    expect(bench.mapped(GPA + 0x1000)).toBeDefined();
+  });
+
+  it('is not mapped when the gfn was made shared meanwhile: the fault starts again', async () => {
+    const { deliver } = start();
+    bench.setPrivate(GPA, 1, 0n);
+    await deliver();
+    expect(bench.run(READ, HLT)).toBe(0);
+    expect(bench.memory.load32((bench.mapped(GPA)!.pfn * 4096) as never)).toBe(0);
+  });
+
+  it('without the check under the lock would be mapped where the guest has shared memory now', async () => {
+    const { vcpu, deliver } = start({
+      snapshot: () => 0,
+      retryGfn: () => false,
+      retryGfnUnsafe: () => false,
+    });
+    bench.setPrivate(GPA, 1, 0n);
+    await deliver();
+    (vcpu.core as ScriptedCore).script.push(HLT);
+    expect(vcpu.run()).toBe(0);
+    expect(bench.vm.attributes.isPrivate((GPA / 4096) as never)).toBe(false);
+    expect(bench.memory.load32((bench.mapped(GPA)!.pfn * 4096) as never)).toBe(0x5a5a5a5a);
+    vcpu.close();
   });
 });
 

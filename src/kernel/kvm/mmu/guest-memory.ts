@@ -67,7 +67,10 @@ export interface GuestMemory {
   readonly trace: Trace;
   readonly slots: { find(gfn: Gfn): FaultSlot | undefined };
   readonly attributes: { isPrivate(gfn: Gfn): boolean };
-  readonly invalidation: InvalidationChecks;
+  readonly invalidation: InvalidationChecks & {
+    /** Settles when no invalidation is in progress. */
+    idle(): Promise<void>;
+  };
   readonly policy: RunPolicy;
   /** kvm_gmem_get_pfn: 0 and `into` filled, −errno, or BACKING_PENDING and `into.pending` set. `slot` is one that `slots.find` gave. */
   gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number;

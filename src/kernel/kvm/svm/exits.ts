@@ -35,7 +35,7 @@ const INFO1_MOV_CR = 1 << 31;
 const WRITE_CR8 = VMEXIT.WRITE_CR0 + 8;
 /** What a PAUSE exit takes from the vCPU's slice: who spins waits for another vCPU (kvm_vcpu_on_spin). */
 const PAUSE_COST = 10_000;
-/** Faults in a row that only say "retry" before the thread gives others a chance to end the invalidation. */
+/** Faults in a row that only say "retry" before the vCPU waits for the end of the invalidation. */
 const RETRIES_BEFORE_WAITING = 64;
 
 const handlers: Handler[] = new Array<Handler>(0x100).fill(unexpectedExit);
@@ -98,7 +98,7 @@ export function finishFault(vcpu: Vcpu, outcome: number): number {
     case RET_PF.RETRY:
       if (++vcpu.retries < RETRIES_BEFORE_WAITING) return GUEST_AGAIN;
       vcpu.retries = 0;
-      return vcpu.waitFor(new Promise((resolve) => setImmediate(resolve)));
+      return vcpu.waitFor(vcpu.vm.invalidation.idle());
     default:
       vcpu.retries = 0;
       return GUEST_AGAIN;
