@@ -22,7 +22,10 @@ export interface FileStat {
   pages?: number;
 }
 
-/** What a file does. Offsets and lengths are checked by `OpenFile` before: non-negative, below 2^53, not wrapping. */
+/**
+ * What a file does. Offsets and lengths are checked by `OpenFile` before: non-negative, below 2^53. A `fallocate` may reach
+ * beyond MAX_FILE_BYTES (then the numbers say no more than that).
+ */
 export interface FileOperations {
   /** As /proc/self/fd shows it: `/memfd:ram`, `[kvm-gmem]`, `anon_inode:kvm-vm`. */
   readonly name: string;
@@ -126,10 +129,10 @@ export class OpenFile {
     if (this.operations.fallocate === undefined) {
       throw new LinuxError(this.operations.truncate ? 'EOPNOTSUPP' : 'ENODEV', `fallocate of ${name}`);
     }
-    if (offset + length > MAX_FILE_BYTES) {
+    if (offset + length >= SIGN_64) {
       throw new LinuxError('EFBIG', `fallocate of ${name}: ends at ${offset + length}`);
     }
-    this.operations.fallocate(mode, Number(offset), Number(length));
+    this.operations.fallocate(mode, representable(offset), representable(length));
   }
 
   truncate(size: bigint): void {
@@ -152,6 +155,10 @@ export class OpenFile {
     }
   }
 }
+
+/** A number beyond every file stays so, and stays as misaligned as it is. */
+const representable = (value: bigint): number =>
+  Number(value <= MAX_FILE_BYTES ? value : MAX_FILE_BYTES + (value % 4096n));
 
 const READ_WRITE = { readable: true, writable: true } as const;
 /** 0 to 2 are the standard streams, which live outside of this house. */

@@ -132,6 +132,7 @@ describe('a shared memory object', () => {
     ['zeroing', 0x10, 0n, 4096n, 'EOPNOTSUPP'],
     ['collapsing', 8, 0n, 4096n, 'EOPNOTSUPP'],
     ['two modes at once', 0x1b, 0n, 4096n, 'EOPNOTSUPP'],
+    ['an end beyond the largest file', 0, 0x7fffffffffffe000n, 0x1000n, 'EFBIG'],
     ['an end beyond 2^63', 0, 0x7ffffffffffff000n, 0x2000n, 'EFBIG'],
   ])('refuses fallocate with %s', (_, mode, offset, length, errno) => {
     const { process } = startProcess();
@@ -163,6 +164,24 @@ describe('a shared memory object', () => {
     process.pread(fd, back, 0n);
     expect([back[99], back[100], back[149], back[150]]).toEqual([9, 0, 0, 9]);
     expect(process.fstat(fd)).toMatchObject({ pages: 3 });
+  });
+
+  it('may be punched where no file reaches', () => {
+    const { process } = startProcess();
+    const fd = process.memfdCreate('ram');
+    process.pwrite(fd, bytes(8192).fill(9), 0n);
+    process.fallocate(fd, 3, 0x7ffffffffffff000n, 0xffen);
+    process.fallocate(fd, 3, 4096n, 0x7fffffffffff0000n);
+    expect(process.fstat(fd)).toMatchObject({ size: 8192n, pages: 1 });
+  });
+
+  it('tells its operations of a range beyond every file, misaligned as it is', () => {
+    const calls: number[][] = [];
+    const file = new OpenFile({ name: 'test', fallocate: (...call) => calls.push(call) });
+    file.fallocate(3, 0x7fffffffffff0001n, 4096n);
+    expect(calls[0]![1]).toBeGreaterThan(2 ** 52);
+    expect(calls[0]![1]! % 4096).toBe(1);
+    expect(calls[0]![2]).toBe(4096);
   });
 
   it('fails with ENOMEM when the host is full, and keeps what it had', () => {

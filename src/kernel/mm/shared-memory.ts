@@ -6,7 +6,7 @@
 import { PAGE_SIZE, type Pfn, pageAlignUp, pagesIn, type Spa } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import { type FrameOwner, type HostMemory, NO_FRAME } from '../../hardware/memory/host-memory.ts';
-import type { FileOperations, FileStat } from '../files.ts';
+import { type FileOperations, type FileStat, MAX_FILE_BYTES } from '../files.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from '../interface.ts';
 import { PageEntries } from './page-entries.ts';
 import { FileMappings, PAGE_FAULT, type PageSource } from './page-source.ts';
@@ -92,7 +92,7 @@ export class SharedMemory implements FileOperations, PageSource {
     this.#dropPages(pagesIn(size), LAST_PAGE, { cowed: 'drop' });
   }
 
-  /** Errors: EOPNOTSUPP for a mode other than allocate and punch, ENOMEM (nothing has changed then). */
+  /** Errors: EOPNOTSUPP for a mode other than allocate and punch, ENOMEM (nothing has changed then), EFBIG. */
   fallocate(mode: number, offset: number, length: number): void {
     if ((mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)) !== 0) {
       throw new LinuxError('EOPNOTSUPP', `fallocate of ${this.name}: mode ${mode}`);
@@ -102,6 +102,7 @@ export class SharedMemory implements FileOperations, PageSource {
       this.#punch(offset, end);
       return;
     }
+    if (end > MAX_FILE_BYTES) throw new LinuxError('EFBIG', `fallocate of ${this.name}: ends at ${end}`);
     this.#populate(Math.floor(offset / PAGE_SIZE), pagesIn(end));
     if ((mode & FALLOC_FL_KEEP_SIZE) === 0) this.#size = Math.max(this.#size, end);
   }
