@@ -170,14 +170,26 @@ describe('the guests that come along', () => {
     });
   });
 
-  it.each(['7.2', '6.12'])('conversions converts there and back on %s', async (kernel) => {
-    const { status, stdout } = await softcvm('conversions', { memory: '32M', kernel, json: true });
+  it.each([
+    ['Linux 7.2', { kernel: '7.2' }],
+    ['Linux 6.12', { kernel: '6.12' }],
+    ['private faults in their first form', { early: 'private-fault' }],
+    ['folios of 2 MiB', { gmemHuge: true }],
+    ['two vCPUs', { smp: '2' }],
+  ])('conversions converts there and back: %s', async (_, options) => {
+    const { status, stdout } = await softcvm('conversions', { memory: '32M', json: true, ...options });
     const report = JSON.parse(stdout);
     expect(report.console).toMatch(/conversions: all as they should be\n$/);
     expect(status).toBe(0);
     // pages of the five ranges: 1, 512, 1, 512, 1; each out and back
     expect(report.memory).toMatchObject({ private_pages: 8192, conversions: 2 * 1027 });
     expect(report.exits.hypercall).toBe(10);
+  });
+
+  it('--gmem-huge backs private memory with whole folios', async () => {
+    const { stdout } = await softcvm('hello', { memory: '32M', json: true, gmemHuge: true });
+    // one folio under the image, one under the stack at the top of RAM
+    expect(JSON.parse(stdout).memory).toMatchObject({ private_frames: 1024, huge_frames: 1024 });
   });
 
   it('conversions says why it cannot run in a VM without private memory', async () => {
