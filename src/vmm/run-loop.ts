@@ -17,6 +17,7 @@ import {
   KVM_EXIT_MEMORY_FAULT,
   KVM_EXIT_MMIO,
   KVM_EXIT_SHUTDOWN,
+  KVM_EXIT_UNKNOWN,
   KVM_HC_MAP_GPA_RANGE,
 } from '../abi/kvm.ts';
 import type { KvmRun } from '../abi/kvm-run.ts';
@@ -335,6 +336,8 @@ export class RunLoop {
     const flags = run.memoryFaultFlagsNumber;
     const gpa = run.memoryFaultGpaNumber;
     this.exits.memory_fault++;
+    // Not every kernel clears it: a later EFAULT for another reason must not look like this fault again.
+    run.exitReason = KVM_EXIT_UNKNOWN;
     if (flags !== 0 && flags !== FAULT_PRIVATE) {
       this.#fail(turn, `memory fault at gpa ${hex(gpa)}: unknown flags ${hex(flags)}, want 0 or 0x8`);
       return;

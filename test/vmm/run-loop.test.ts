@@ -311,6 +311,12 @@ describe('a memory fault', () => {
     expect(vcpus[0]!.runs).toBe(2);
   });
 
+  it('is not seen again in an EFAULT that fills nothing', async () => {
+    const { loop } = setUp([[fault(0x7000, 8), { returns: -14 }]]);
+    expect(await loop.run()).toMatchObject({ reason: 'error', message: 'vCPU 0: KVM_RUN failed: EFAULT' });
+    expect(loop.exits.memory_fault).toBe(1);
+  });
+
   it('that repeats after progress, at another page or to the other side is served', async () => {
     const { loop } = setUp([
       [

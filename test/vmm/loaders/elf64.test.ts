@@ -1,3 +1,4 @@
+import { readdirSync, readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { VmmError } from '../../../src/vmm/error.ts';
@@ -76,6 +77,13 @@ describe('a static ELF64 file', () => {
     const last = { address: 0xfffff0n, memoryBytes: 16n };
     expect(loadElf64(elf([{}, last]), 'a', MEMORY).segments[1]?.address).toBe(0xfffff0);
   });
+});
+
+const PREBUILT = new URL('../../../guests/prebuilt/', import.meta.url);
+
+it.each(readdirSync(PREBUILT).filter((name) => name.endsWith('.elf')))('the guest %s loads', (name) => {
+  const image = loadElf64(readFileSync(new URL(name, PREBUILT)), name, 0x4000000);
+  expect(image.segments.some(({ address, bytes }) => image.entry - address < bytes.length)).toBe(true);
 });
 
 describe('a bad ELF file is refused by the field that is wrong, with what it holds and what it should', () => {
