@@ -61,6 +61,8 @@ export const STATE = {
   /** u32: 1 while an STI or MOV SS shadow holds interrupts off. */
   INTERRUPT_SHADOW: 0x258,
   DR0: 0x260,
+  /** u64: while INTERRUPT_SHADOW is 1, the RIP at which it holds (one instruction). */
+  SHADOW_RIP: 0x280,
   /** The save area's mirror, SAVE.SIZE bytes used. */
   SAVE: 0x400,
   /** TLBs: 256 entries of 16 bytes, supervisor's set first, user's set USER_TLB bytes on. */

@@ -1,0 +1,282 @@
+/**
+ * An x86-64 core with SVM: `vmrun` runs a guest until #VMEXIT (APM volume 2, chapter 15; docs/CORE.md says how). The state block lies in
+ * host memory; generated code runs the instructions, the slow path everything rare. RAX and RSP are the VMCB's, as in hardware; all other
+ * general and vector registers stay in the core between two runs.
+ *
+ * Cores of one host memory know each other: code that one has decoded must not be written through another's TLB. They run on one thread.
+ */
+import { EVENT, INTERCEPT, VMCB, VMEXIT } from '../../abi/vmcb.ts';
+import { VECTOR } from '../../abi/x86.ts';
+import { pfnOf, type Spa } from '../../base/address.ts';
+import { NotImplementedError } from '../../base/errors.ts';
+import type { Trace } from '../../base/trace.ts';
+import { FRAME_FLAG, type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
+import { ACCESS } from './access.ts';
+import { Events } from './events.ts';
+import { Exceptions } from './exceptions.ts';
+import { Intercepts } from './intercepts.ts';
+import { Interpreter } from './interpreter.ts';
+import { isCanonical, MemoryAccess } from './memory-access.ts';
+import { type MmioBus, MmioStep } from './mmio.ts';
+import { MsrFile } from './msr.ts';
+import { NestedWalker } from './nested-walk.ts';
+import { PageWalker } from './page-walk.ts';
+import type { CoreParts } from './parts.ts';
+import { peekCode } from './peek-code.ts';
+import { Registers } from './registers.ts';
+import { Segmentation } from './segments.ts';
+import { LEAVE, STATE, STATE_ORDER } from './state.ts';
+import { SystemOperations } from './system.ts';
+import { CoreTlb } from './tlb.ts';
+import { GuestExit } from './vmexit.ts';
+import { GuestEntry } from './vmrun.ts';
+
+export type { MmioBus } from './mmio.ts';
+
+export interface CoreOptions {
+  /** The core's number, its APIC id. */
+  readonly id: number;
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  /** Who is charged for the state block and decoded code; `core` when absent. */
+  readonly owner?: FrameOwner;
+  /** The time stamp counter; when absent, it counts retired instructions, so that runs repeat. */
+  readonly tsc?: () => bigint;
+  /** Most bytes of host memory for decoded code. */
+  readonly codeBytes?: number;
+}
+
+const MXCSR_RESET = 0x1f80;
+const MOST_INSTRUCTIONS = 0x7fffffff;
+const coresOf = new WeakMap<HostMemory, Set<Core>>();
+
+export class Core {
+  /** The general registers in the instruction encoding's order. RAX and RSP count only while the guest runs. */
+  readonly gpr: BigUint64Array;
+  /** The same as words, low word first. */
+  readonly gprWords: Int32Array;
+  readonly interpreter: Interpreter;
+  readonly #parts: CoreParts;
+  readonly #exceptions: Exceptions;
+  readonly #entry: GuestEntry;
+  readonly #exit: GuestExit;
+  readonly #cores: Set<Core>;
+  readonly #state: number;
+  /** Word index of RETIRED. */
+  readonly #retired: number;
+  readonly #nextFrame = (): number => this.#fetchNextFrame();
+  #generation: number;
+  /** What kept `#nextFrame` from an answer: a LEAVE code. */
+  #fetchFailure = 0;
+
+  /** Errors: throws when host memory has no room for the state block. */
+  constructor(options: CoreOptions) {
+    const { id, memory, trace } = options;
+    const owner = options.owner ?? memory.owner('core');
+    const block = memory.allocate(STATE_ORDER, owner);
+    if (block === NO_FRAME) throw new Error('no host memory is left for a core');
+    this.#state = block * 4096;
+    this.#retired = (this.#state + STATE.RETIRED) >>> 2;
+    const registers = new Registers(memory, this.#state);
+    registers.setWord(STATE.MXCSR, MXCSR_RESET);
+    const events = new Events(registers);
+    const nested = new NestedWalker(memory, events);
+    const tableWritten = (frame: number) => {
+      if ((memory.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0)
+        this.#forEach((core) => core.interpreter.invalidateFrame(frame));
+    };
+    const walker = new PageWalker(registers, events, nested, tableWritten);
+    const tlb = new CoreTlb(memory.words, this.#state);
+    const codeWritten = (frame: number, offset: number, bytes: number) =>
+      this.#forEach((core) => core.interpreter.invalidateBytes(frame, offset, bytes));
+    const access = new MemoryAccess({ memory, registers, events, walker, tlb, codeWritten });
+    const intercepts = new Intercepts(memory);
+    this.#parts = { id, memory, trace, registers, events, intercepts, nested, walker, tlb, access };
+    const segments = new Segmentation(this.#parts);
+    this.#exceptions = new Exceptions(this.#parts, segments);
+    const msrs = new MsrFile(this.#parts, options.tsc ?? (() => registers.long(STATE.RETIRED)));
+    const system = new SystemOperations(this.#parts, segments, this.#exceptions, msrs);
+    this.#entry = new GuestEntry(this.#parts);
+    this.#exit = new GuestExit(this.#parts);
+    this.interpreter = new Interpreter({
+      memory,
+      owner,
+      state: this.#state,
+      slowPath: {
+        load: (_state, size) => access.load(size, access.privilege),
+        store: (_state, size) => access.store(size, access.privilege),
+        probe: (_state, size) => access.probe(size, access.privilege),
+        system: (_state, record) => system.execute(record),
+      },
+      onCodeFrame: (frame) => this.#protectCode(frame),
+      onUndefined: (mnemonic, rip) => this.#traceUndefined(mnemonic, rip),
+      ...(options.codeBytes === undefined ? {} : { codeBytes: options.codeBytes }),
+    });
+    this.gpr = memory.longs.subarray(this.#state >>> 3, (this.#state >>> 3) + 16);
+    this.gprWords = memory.words.subarray(this.#state >>> 2, (this.#state >>> 2) + 32);
+    this.#generation = memory.codeGeneration;
+    this.#cores = coresOf.get(memory) ?? new Set();
+    coresOf.set(memory, this.#cores.add(this));
+  }
+
+  /** Instructions retired so far, of all guests. */
+  get retired(): number {
+    const { words } = this.#parts.memory;
+    return (words[this.#retired + 1]! >>> 0) * 0x1_0000_0000 + (words[this.#retired]! >>> 0);
+  }
+
+  /**
+   * VMRUN of the VMCB at `vmcb` (page-aligned) until #VMEXIT. `budget` instructions used up count as the host's timer interrupt: exit INTR.
+   * Returns the low 32 bits of EXITCODE, signed; the VMCB says the rest.
+   */
+  vmrun(vmcb: Spa, budget: number): number {
+    const { events, intercepts } = this.#parts;
+    if (!this.#entry.load(vmcb)) return this.#exit.storeInvalid(vmcb);
+    this.#lookForForeignWrites();
+    events.halted = false;
+    let reason: number = LEAVE.RESUME;
+    const event = intercepts.word(VMCB.EVENTINJ);
+    if ((event & EVENT.VALID) !== 0) {
+      const nextRip = this.#parts.memory.longs[(vmcb + VMCB.NEXT_RIP) >>> 3]!;
+      reason = this.#exceptions.inject(event, intercepts.word(VMCB.EVENTINJ + 4), nextRip);
+      intercepts.setWord(VMCB.EVENTINJ, event & ~EVENT.VALID);
+    }
+    if (reason !== LEAVE.VMEXIT) this.#run(Math.min(budget, MOST_INSTRUCTIONS));
+    return this.#exit.store(vmcb);
+  }
+
+  /**
+   * Runs the one instruction at the VMCB's RIP; accesses that the nested tables do not allow go to `bus`. `done`: it is executed, or an exception
+   * of it delivered. `pending`: `bus` had no data yet, nothing has changed. `exit`: it was intercepted, or its fetch or page tables
+   * have no nested mapping; the VMCB holds that exit. A repeated string instruction may be done in part, with RIP still at it.
+   */
+  emulate(vmcb: Spa, bus: MmioBus): 'done' | 'pending' | 'failed' | 'exit' {
+    const { access, registers } = this.#parts;
+    this.#entry.reload(vmcb);
+    this.#lookForForeignWrites();
+    const step = new MmioStep(bus, registers);
+    let reason: number;
+    access.step = step;
+    try {
+      reason = this.#stepOnce();
+    } finally {
+      access.step = undefined;
+    }
+    if (step.outcome === 'pending') return 'pending';
+    if (step.outcome === 'running' && reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
+    if (step.outcome === 'running' && reason === LEAVE.VMEXIT) {
+      this.#exit.store(vmcb);
+      return 'exit';
+    }
+    this.#exit.storeGuest(vmcb);
+    return 'done';
+  }
+
+  /** Guest code at the VMCB's CS:RIP as a fetch would see it. Returns how many bytes could be read. */
+  fetchBytes(vmcb: Spa, into: Uint8Array): number {
+    this.#entry.reload(vmcb);
+    return peekCode(this.#parts, into);
+  }
+
+  /** Gives back host memory. */
+  close(): void {
+    this.#cores.delete(this);
+    this.interpreter.close();
+    this.#parts.memory.free(pfnOf(this.#state as Spa), STATE_ORDER);
+  }
+
+  /** Runs until an exit is pending. */
+  #run(budget: number): void {
+    const { registers, events } = this.#parts;
+    const { words } = registers;
+    let left = budget;
+    for (;;) {
+      const before = words[this.#retired]!;
+      let reason = left > 0 ? this.interpreter.run(left) : LEAVE.BUDGET;
+      left -= (words[this.#retired]! - before) | 0;
+      if (reason === LEAVE.FETCH) reason = this.#fetch();
+      if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
+      if (reason === LEAVE.VMEXIT) return;
+      if (reason === LEAVE.BUDGET || events.halted) {
+        this.#timerInterrupt();
+        return;
+      }
+      // Handlers that never get to an instruction of theirs must end too.
+      if (reason !== LEAVE.RESUME) left--;
+    }
+  }
+
+  #timerInterrupt(): void {
+    const { intercepts, events } = this.#parts;
+    if (!intercepts.has(INTERCEPT.INTR))
+      throw new NotImplementedError('a physical interrupt that the host does not intercept');
+    events.exit.begin(VMEXIT.INTR);
+  }
+
+  /** Decodes at RIP. 0, LEAVE.EXCEPTION or LEAVE.VMEXIT. */
+  #fetch(): number {
+    const low = this.#parts.registers.word(STATE.RIP);
+    const frame = this.#frameOfRip();
+    if (frame < 0) return this.#fetchFailure;
+    return this.interpreter.decode(frame, low & 0xfff, this.#nextFrame) ? 0 : this.#fetchFailure;
+  }
+
+  #stepOnce(): number {
+    const frame = this.#frameOfRip();
+    if (frame < 0) return this.#fetchFailure;
+    const reason = this.interpreter.step(frame, this.#nextFrame);
+    return reason === LEAVE.FETCH ? this.#fetchFailure : reason;
+  }
+
+  #frameOfRip(): number {
+    const { registers } = this.#parts;
+    return this.#fetchFrame(registers.word(STATE.RIP), registers.word(STATE.RIP + 4));
+  }
+
+  #fetchNextFrame(): number {
+    const { registers } = this.#parts;
+    const low = ((registers.word(STATE.RIP) & ~0xfff) + 4096) | 0;
+    const high = registers.word(STATE.RIP + 4);
+    return this.#fetchFrame(low, low === 0 ? (high + 1) | 0 : high);
+  }
+
+  /** The frame of code at a linear address, by the fetch TLB or a walk that fills it. −1: `#fetchFailure` says why not. */
+  #fetchFrame(low: number, high: number): number {
+    const { registers, tlb, walker, access, events } = this.#parts;
+    const set = registers.word(STATE.TLB_SET);
+    const known = tlb.fetchFrame(low, high, set);
+    if (known >= 0) return known;
+    this.#fetchFailure = isCanonical(high)
+      ? walker.translate(low, high, ACCESS.FETCH, access.privilege)
+      : events.raiseWith(VECTOR.GP, 0);
+    if (this.#fetchFailure !== 0) return NO_FRAME;
+    const { frame } = walker;
+    tlb.fillFetch(low, high, set, this.interpreter.pageMap(frame), walker);
+    return frame;
+  }
+
+  /** A frame holds decoded code from now on: no core may write to it unseen. */
+  #protectCode(frame: number): void {
+    this.#parts.memory.frameFlags[frame]! |= FRAME_FLAG.CODE;
+    this.#forEach((core) => core.#parts.tlb.forbidWrites(frame));
+  }
+
+  #forEach(action: (core: Core) => void): void {
+    for (const core of this.#cores) action(core);
+  }
+
+  /** Host-side writes into decoded code, and frames that changed hands. */
+  #lookForForeignWrites(): void {
+    const { codeGeneration } = this.#parts.memory;
+    if (codeGeneration === this.#generation) return;
+    this.#generation = codeGeneration;
+    this.interpreter.flush();
+  }
+
+  #traceUndefined(mnemonic: string, rip: bigint): void {
+    const { trace, id } = this.#parts;
+    if (!trace.on) return;
+    const at = `0x${rip.toString(16)}`;
+    trace.emit({ kind: 'core', who: 'core', what: 'undefined', why: mnemonic, vcpu: id, rip: at });
+  }
+}

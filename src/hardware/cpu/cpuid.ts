@@ -1,0 +1,91 @@
+/**
+ * CPUID of the chip (AMD APM volume 3, appendix E): Milan, family 25 model 1 stepping 1, with the features that this core has and no
+ * others. KVM intercepts CPUID and answers from its own table; this one is for whoever does not.
+ */
+export interface CpuidResult {
+  eax: number;
+  ebx: number;
+  ecx: number;
+  edx: number;
+}
+
+/** Family 25 (0xf + 0xa), model 1, stepping 1: EPYC 7003. */
+export const MILAN_SIGNATURE = 0x00a00f11;
+export const MAX_STANDARD_LEAF = 7;
+export const MAX_EXTENDED_LEAF = 0x8000_0008;
+const PHYSICAL_BITS = 48;
+const LINEAR_BITS = 48;
+
+/** "AuthenticAMD" in EBX, EDX, ECX. */
+const VENDOR_EBX = 0x68747541;
+const VENDOR_EDX = 0x69746e65;
+const VENDOR_ECX = 0x444d4163;
+
+const bits = (...numbers: number[]): number => numbers.reduce((sum, bit) => sum | (1 << bit), 0);
+
+/** DE PSE TSC MSR PAE MCE CX8 PGE CMOV PAT CLFSH FXSR SSE SSE2. */
+const STANDARD_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 19, 24, 25, 26);
+/** CX16. */
+const STANDARD_ECX = bits(13);
+/** FSGSBASE, SMEP, CLFLUSHOPT, SMAP. */
+const STRUCTURED_EBX = bits(0, 7, 20, 23);
+const STRUCTURED_ECX_UMIP = bits(2);
+/** LAHF in 64-bit mode. */
+const EXTENDED_ECX = bits(0);
+/** The AMD copies of STANDARD_EDX; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode. */
+const EXTENDED_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 24) | bits(11, 20, 26, 27, 29);
+const CLFLUSH_SIZE = 8 << 8;
+const BRAND = 'SoftCVM virtual AMD EPYC 7003'.padEnd(48, '\0');
+
+/** Fills `result` for a leaf (unsigned) and sub-leaf. `id` is the core's number, its APIC id. Unknown leaves are all zero. */
+export function chipCpuid(leaf: number, subleaf: number, id: number, result: CpuidResult): void {
+  result.eax = 0;
+  result.ebx = 0;
+  result.ecx = 0;
+  result.edx = 0;
+  switch (leaf) {
+    case 0:
+    case 0x8000_0000:
+      result.eax = leaf === 0 ? MAX_STANDARD_LEAF : MAX_EXTENDED_LEAF;
+      result.ebx = VENDOR_EBX;
+      result.ecx = VENDOR_ECX;
+      result.edx = VENDOR_EDX;
+      break;
+    case 1:
+      result.eax = MILAN_SIGNATURE;
+      result.ebx = (id << 24) | CLFLUSH_SIZE;
+      result.ecx = STANDARD_ECX;
+      result.edx = STANDARD_EDX;
+      break;
+    case 7:
+      if (subleaf !== 0) break;
+      result.ebx = STRUCTURED_EBX;
+      result.ecx = STRUCTURED_ECX_UMIP;
+      break;
+    case 0x8000_0001:
+      result.eax = MILAN_SIGNATURE;
+      result.ecx = EXTENDED_ECX;
+      result.edx = EXTENDED_EDX;
+      break;
+    case 0x8000_0002:
+    case 0x8000_0003:
+    case 0x8000_0004:
+      brand(leaf - 0x8000_0002, result);
+      break;
+    case 0x8000_0008:
+      result.eax = PHYSICAL_BITS | (LINEAR_BITS << 8);
+      break;
+  }
+}
+
+function brand(part: number, result: CpuidResult): void {
+  const word = (k: number): number => {
+    let sum = 0;
+    for (let b = 3; b >= 0; b--) sum = (sum << 8) | BRAND.charCodeAt(16 * part + 4 * k + b);
+    return sum;
+  };
+  result.eax = word(0);
+  result.ebx = word(1);
+  result.ecx = word(2);
+  result.edx = word(3);
+}

@@ -1,0 +1,281 @@
+/**
+ * Exceptions, interrupts and their delivery through a 64-bit IDT (APM volume 2, chapter 8): gates, IST, inner-level stacks of the TSS, error
+ * codes, RFLAGS; the rules by which a second exception becomes a double fault and a third a shutdown; exception intercepts and
+ * EXITINTINFO (15.7.2, 15.12). Left out: #DB from single steps and breakpoints, task gates, #AC, shadow stacks.
+ */
+import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../abi/vmcb.ts';
+import { RFLAGS, VECTOR } from '../../abi/x86.ts';
+import { NotImplementedError } from '../../base/errors.ts';
+import { PRIVILEGE } from './access.ts';
+import { isCanonicalAddress } from './memory-access.ts';
+import type { CoreParts } from './parts.ts';
+import { ATTRIBUTE, dpl, type Segmentation } from './segments.ts';
+import { usesStackSegment } from './stack-segment.ts';
+import { GPR, LEAVE, STATE } from './state.ts';
+
+/** #DE #TS #NP #SS #GP: two of them in a row, or one after #PF, are a double fault. */
+const CONTRIBUTORY = new Set<number>([VECTOR.DE, VECTOR.TS, VECTOR.NP, VECTOR.SS, VECTOR.GP, VECTOR.VC]);
+const INTERRUPT_GATE = 0xe;
+const TRAP_GATE = 0xf;
+const TSS_RSP0 = 4n;
+const TSS_IST1 = 0x24n;
+const FROM_IDT = 2;
+const EXTERNAL = 1;
+
+/** An event on its way through the IDT. */
+interface Delivery {
+  readonly vector: number;
+  readonly error: number | undefined;
+  /** INT n, INT3: the gate's DPL counts. */
+  readonly software: boolean;
+  /** What EXITINTINFO says of it. */
+  readonly type: number;
+  readonly rip: bigint;
+}
+
+export class Exceptions {
+  readonly #parts: CoreParts;
+  readonly #segments: Segmentation;
+
+  constructor(parts: CoreParts, segments: Segmentation) {
+    this.#parts = parts;
+    this.#segments = segments;
+  }
+
+  /** Delivers the pending exception (STATE.EXCEPTION_*). 0: the handler is next. LEAVE.VMEXIT: intercepted, or shutdown. */
+  deliverPending(): number {
+    return this.#raised(undefined);
+  }
+
+  /** INT n, INT3: an event of the program itself, with RIP behind it. `type` is EVENT.TYPE_SOFTWARE or TYPE_EXCEPTION. */
+  deliverSoftware(vector: number, type: number, nextRip: bigint): number {
+    const event = { vector, error: undefined, software: true, type, rip: nextRip };
+    const reason = this.#enter(event);
+    return this.#afterEntering(reason, event);
+  }
+
+  /** EVENTINJ: not intercepted itself, and not held off by anything. `nextRip` is the VMCB's. */
+  inject(info: number, error: number, nextRip: bigint): number {
+    const { registers } = this.#parts;
+    const type = info & 0x700;
+    const vector = type === EVENT.TYPE_NMI ? VECTOR.NMI : info & 0xff;
+    const isException = type === EVENT.TYPE_EXCEPTION;
+    const withError = isException && (info & EVENT.ERROR_CODE_VALID) !== 0;
+    const afterInstruction =
+      type === EVENT.TYPE_SOFTWARE || (isException && (vector === VECTOR.BP || vector === VECTOR.OF));
+    const event = {
+      vector,
+      error: withError ? error : undefined,
+      software: afterInstruction,
+      type,
+      rip: afterInstruction && nextRip !== 0n ? nextRip : registers.rip,
+    };
+    return this.#afterEntering(this.#enter(event), event);
+  }
+
+  /** The pending exception, which came while `first` was delivered. */
+  #raised(first: Delivery | undefined): number {
+    let delivering = first;
+    for (;;) {
+      const { registers, events } = this.#parts;
+      let vector = registers.word(STATE.EXCEPTION_VECTOR);
+      let error: number | undefined;
+      if (registers.word(STATE.EXCEPTION_HAS_ERROR) !== 0) error = registers.word(STATE.EXCEPTION_ERROR);
+      if (events.notCanonical) {
+        events.notCanonical = false;
+        if (delivering === undefined && usesStackSegment(this.#parts)) vector = VECTOR.SS;
+      }
+      if (delivering?.vector === VECTOR.DF && delivering.type === EVENT.TYPE_EXCEPTION)
+        return this.#shutdown();
+      const double = delivering !== undefined && isDoubleFault(delivering, vector);
+      if (
+        this.#parts.intercepts.exception(vector) ||
+        (double && this.#parts.intercepts.exception(VECTOR.DF))
+      ) {
+        // The first of two is intercepted by what it is; only where nobody wants it do both become a double fault.
+        if (this.#parts.intercepts.exception(vector)) return this.#intercepted(vector, error, delivering);
+        return this.#intercepted(VECTOR.DF, 0, undefined);
+      }
+      if (vector === VECTOR.PF) this.#setCr2();
+      if (double) {
+        vector = VECTOR.DF;
+        error = 0;
+      }
+      this.#trace(vector, error);
+      const event: Delivery = {
+        vector,
+        error,
+        software: false,
+        type: EVENT.TYPE_EXCEPTION,
+        rip: registers.rip,
+      };
+      const reason = this.#enter(event);
+      if (reason !== LEAVE.EXCEPTION) return this.#exitWhileDelivering(reason, event);
+      delivering = event;
+    }
+  }
+
+  #afterEntering(reason: number, event: Delivery): number {
+    return reason === LEAVE.EXCEPTION ? this.#raised(event) : this.#exitWhileDelivering(reason, event);
+  }
+
+  #exitWhileDelivering(reason: number, event: Delivery): number {
+    if (reason === LEAVE.VMEXIT) this.#setInterruptInfo(event);
+    return reason;
+  }
+
+  #intercepted(vector: number, error: number | undefined, delivering: Delivery | undefined): number {
+    const { exit, faultAddress, faultAddressHigh } = this.#parts.events;
+    exit.begin(VMEXIT.EXCEPTION0 + vector);
+    exit.info1 = error ?? 0;
+    if (vector === VECTOR.PF) {
+      exit.info2 = faultAddress;
+      exit.info2High = faultAddressHigh;
+      exit.withBytes = true;
+    }
+    if (delivering) this.#setInterruptInfo(delivering);
+    return LEAVE.VMEXIT;
+  }
+
+  #setInterruptInfo({ vector, type, error }: Delivery): void {
+    const { exit } = this.#parts.events;
+    exit.interruptInfo =
+      vector |
+      type |
+      EVENT.VALID |
+      (error === undefined || type !== EVENT.TYPE_EXCEPTION ? 0 : EVENT.ERROR_CODE_VALID);
+    exit.interruptError = error ?? 0;
+  }
+
+  #shutdown(): number {
+    const { events, intercepts } = this.#parts;
+    if (!intercepts.has(INTERCEPT.SHUTDOWN))
+      throw new NotImplementedError('a shutdown that the host does not intercept');
+    this.#trace(-1, undefined);
+    return events.exit.begin(VMEXIT.SHUTDOWN);
+  }
+
+  #setCr2(): void {
+    const { registers, events } = this.#parts;
+    registers.setSaveWord(SAVE.CR2, events.faultAddress);
+    registers.setSaveWord(SAVE.CR2 + 4, events.faultAddressHigh);
+  }
+
+  /** Goes through the gate. 0, or a LEAVE code with nothing changed. */
+  #enter(event: Delivery): number {
+    const { registers, events, access } = this.#parts;
+    const { vector, software } = event;
+    const external = software ? 0 : EXTERNAL;
+    const gateError = vector * 8 + FROM_IDT + external;
+    if (vector * 16 + 15 > registers.limit(SAVE.IDTR)) return events.raiseWith(VECTOR.GP, gateError);
+    const gate = registers.base(SAVE.IDTR) + BigInt(vector * 16);
+    let reason = access.loadLong(gate, PRIVILEGE.IMPLICIT);
+    if (reason !== 0) return reason;
+    const low = access.value;
+    reason = access.loadLong(gate + 8n, PRIVILEGE.IMPLICIT);
+    if (reason !== 0) return reason;
+    const target = (low & 0xffffn) | ((low >> 32n) & 0xffff0000n) | ((access.value & 0xffffffffn) << 32n);
+    const type = Number((low >> 40n) & 0x1fn);
+    if (type !== INTERRUPT_GATE && type !== TRAP_GATE) return events.raiseWith(VECTOR.GP, gateError);
+    if (software && Number((low >> 45n) & 3n) < registers.cpl) return events.raiseWith(VECTOR.GP, gateError);
+    if (((low >> 47n) & 1n) === 0n) return events.raiseWith(VECTOR.NP, gateError);
+    const selector = Number((low >> 16n) & 0xffffn);
+    reason = this.#segments.loadCode(selector, 'gate', external);
+    if (reason !== 0) return reason;
+    if (!isCanonicalAddress(target)) return events.raiseWith(VECTOR.GP, external);
+    return this.#switchTo(event, { target, selector, ist: Number((low >> 32n) & 7n), type, external });
+  }
+
+  #switchTo(
+    event: Delivery,
+    gate: { target: bigint; selector: number; ist: number; type: number; external: number },
+  ): number {
+    const { registers, access, events } = this.#parts;
+    const { attributes } = this.#segments.descriptor;
+    const oldCpl = registers.cpl;
+    const conforming = (attributes & ATTRIBUTE.CONFORMING) !== 0;
+    const cpl = conforming ? oldCpl : dpl(attributes);
+    let top = registers.gpr(GPR.RSP);
+    if (gate.ist !== 0 || cpl < oldCpl) {
+      const reason = this.#stackOfTss(gate.ist, cpl, gate.external);
+      if (reason !== 0) return reason;
+      top = access.value;
+    }
+    top = BigInt.asUintN(64, top) & ~0xfn;
+    const words = event.error === undefined ? 5 : 6;
+    const bottom = BigInt.asUintN(64, top - BigInt(8 * words));
+    if (!isCanonicalAddress(bottom) || !isCanonicalAddress(top - 1n))
+      return events.raiseWith(VECTOR.SS, gate.external);
+    const privilege = cpl === oldCpl && cpl === 3 ? PRIVILEGE.USER : PRIVILEGE.IMPLICIT;
+    // A page boundary is crossed at most once: both ends are checked before anything is pushed.
+    for (const end of [top - 8n, bottom]) {
+      const reason = access.probeAt(end, 8, privilege);
+      if (reason !== 0) return reason;
+    }
+    const flags = registers.rflags;
+    const pushed = isFault(event) ? flags | RFLAGS.RF : flags;
+    const frame = [
+      BigInt(registers.selector(SAVE.SS)),
+      registers.gpr(GPR.RSP),
+      BigInt(pushed >>> 0),
+      BigInt(registers.selector(SAVE.CS)),
+      event.rip,
+    ];
+    if (event.error !== undefined) frame.push(BigInt(event.error >>> 0));
+    let at = top;
+    for (const value of frame) {
+      at -= 8n;
+      const reason = access.storeLong(at, value, privilege);
+      if (reason !== 0) return reason;
+    }
+    registers.setGpr(GPR.RSP, bottom);
+    if (cpl !== oldCpl) registers.setSegment(SAVE.SS, cpl, cpl << 5, 0, 0n);
+    this.#segments.put(SAVE.CS, (gate.selector & 0xfffc) | cpl);
+    if (cpl !== oldCpl) registers.cpl = cpl;
+    let cleared = RFLAGS.TF | RFLAGS.NT | RFLAGS.RF | RFLAGS.VM;
+    if (gate.type === INTERRUPT_GATE) cleared |= RFLAGS.IF;
+    registers.flagsRest &= ~cleared;
+    registers.rip = gate.target;
+    return 0;
+  }
+
+  /** RSP from the TSS: IST1 to IST7, or RSP0 to RSP2. */
+  #stackOfTss(ist: number, cpl: number, external: number): number {
+    const { registers, events, access } = this.#parts;
+    const offset = ist !== 0 ? TSS_IST1 + BigInt(8 * (ist - 1)) : TSS_RSP0 + BigInt(8 * cpl);
+    if (offset + 7n > BigInt(registers.limit(SAVE.TR))) {
+      return events.raiseWith(VECTOR.TS, (registers.selector(SAVE.TR) & 0xfffc) | external);
+    }
+    const reason = access.loadLong(registers.base(SAVE.TR) + offset, PRIVILEGE.IMPLICIT);
+    if (reason !== 0) return reason;
+    return isCanonicalAddress(access.value) ? 0 : events.raiseWith(VECTOR.SS, external);
+  }
+
+  #trace(vector: number, error: number | undefined): void {
+    const { trace, registers, id } = this.#parts;
+    if (!trace.on) return;
+    trace.emit({
+      kind: 'core',
+      who: 'core',
+      what: vector < 0 ? 'shutdown' : 'exception',
+      vcpu: id,
+      vector,
+      error: error ?? 0,
+      rip: `0x${registers.rip.toString(16)}`,
+    });
+  }
+}
+
+/** APM volume 2, table 8-5. */
+function isDoubleFault(first: Delivery, second: number): boolean {
+  if (first.type !== EVENT.TYPE_EXCEPTION) return false;
+  if (CONTRIBUTORY.has(first.vector)) return CONTRIBUTORY.has(second);
+  return first.vector === VECTOR.PF && (second === VECTOR.PF || CONTRIBUTORY.has(second));
+}
+
+/** Faults push RF, traps and interrupts do not. */
+function isFault({ type, software, vector }: Delivery): boolean {
+  const trapOrAbort =
+    vector === VECTOR.BP || vector === VECTOR.OF || vector === VECTOR.DF || vector === VECTOR.DB;
+  return type === EVENT.TYPE_EXCEPTION && !software && !trapOrAbort;
+}

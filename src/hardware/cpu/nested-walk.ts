@@ -1,0 +1,139 @@
+/**
+ * Nested page tables (APM volume 2, 15.25; reference: AMD's "nested paging"): guest physical frame to system physical frame, with
+ * rights, accessed and dirty bits, and the exit information of a nested page fault. 4 levels in the host's long-mode format; leaves
+ * of 4 KiB, 2 MiB, 1 GiB. Translations are kept in a small cache until `flush`, as a TLB may: the host flushes by TLB_CONTROL when it
+ * takes something away.
+ *
+ * Left out: 5 levels, GMET, memory types.
+ */
+import { NPF } from '../../abi/vmcb.ts';
+import { PTE } from '../../abi/x86.ts';
+import { NotImplementedError } from '../../base/errors.ts';
+import { ACCESS } from './access.ts';
+import type { Events } from './events.ts';
+
+const LEVELS = 4;
+const CACHE_ENTRIES = 1024;
+const NX = 1 << 31;
+/** Physical addresses have 48 bits: bits 51:48, in the high word. */
+const RESERVED_HIGH = 0xf0000;
+/** Bits 20:13 of a 2 MiB leaf and 29:13 of a 1 GiB leaf; bits 8:7 of an entry of the top level. */
+const RESERVED_2M = 0x1fe000;
+const RESERVED_1G = 0x3fffe000;
+const RESERVED_TOP = 0x180;
+const GPA_FRAMES = 2 ** 36;
+
+/** Rights of a nested translation. WRITE: writable and dirty, so that nothing has to be noted for a write. */
+export const NESTED_WRITE = 1;
+export const NESTED_NX = 2;
+
+export interface NestedMemory {
+  readonly words: Int32Array;
+  readonly frameCount: number;
+}
+
+export class NestedWalker {
+  /** Result of `translate`: the frame, and its rights. */
+  frame = 0;
+  rights = 0;
+  /** Frame of the root table. */
+  root = 0;
+  readonly #memory: NestedMemory;
+  readonly #events: Events;
+  readonly #tags = new Float64Array(CACHE_ENTRIES).fill(-1);
+  readonly #frames = new Int32Array(CACHE_ENTRIES);
+  readonly #rights = new Uint8Array(CACHE_ENTRIES);
+  #used = false;
+
+  constructor(memory: NestedMemory, events: Events) {
+    this.#memory = memory;
+    this.#events = events;
+  }
+
+  /**
+   * Translates the guest physical frame `gfn` for an access (ACCESS.READ, WRITE, FETCH) at `offset` of it. `stage` is
+   * NPF.HIGH_GUEST_FINAL or NPF.HIGH_GUEST_PAGE. Returns 0, with `frame` and `rights` set, or LEAVE.VMEXIT.
+   */
+  translate(gfn: number, offset: number, access: number, stage: number): number {
+    const at = gfn & (CACHE_ENTRIES - 1);
+    if (this.#tags[at] === gfn) {
+      const rights = this.#rights[at]!;
+      if (
+        access === ACCESS.READ ||
+        (access === ACCESS.WRITE ? (rights & NESTED_WRITE) !== 0 : (rights & NESTED_NX) === 0)
+      ) {
+        this.frame = this.#frames[at]!;
+        this.rights = rights;
+        return 0;
+      }
+    }
+    const error = this.#walk(gfn, access);
+    if (error !== 0) return this.#events.nestedFault(error, stage, gfn, offset);
+    this.#tags[at] = gfn;
+    this.#frames[at] = this.frame;
+    this.#rights[at] = this.rights;
+    this.#used = true;
+    return 0;
+  }
+
+  flush(): void {
+    if (!this.#used) return;
+    this.#tags.fill(-1);
+    this.#used = false;
+  }
+
+  /** 0, or the low word of EXITINFO1. Sets `frame` and `rights`. */
+  #walk(gfn: number, access: number): number {
+    const { words, frameCount } = this.#memory;
+    const fault =
+      NPF.USER | (access === ACCESS.WRITE ? NPF.WRITE : 0) | (access === ACCESS.FETCH ? NPF.FETCH : 0);
+    if (gfn >= GPA_FRAMES) return fault;
+    let table = this.root;
+    let writable = true;
+    let noExecute = false;
+    for (let level = LEVELS - 1; ; level--) {
+      if (table >= frameCount) return fault | NPF.PRESENT | NPF.RESERVED;
+      const slot = Math.floor(gfn / 2 ** (9 * level)) & 511;
+      const entry = table * 1024 + slot * 2;
+      const low = words[entry]!;
+      const high = words[entry + 1]!;
+      if ((low & PTE.P) === 0) return fault;
+      const isLeaf = level === 0 || (level < 3 && (low & PTE.PS) !== 0);
+      if ((high & RESERVED_HIGH) !== 0 || (low & reservedLow(level, isLeaf)) !== 0) {
+        return fault | NPF.PRESENT | NPF.RESERVED;
+      }
+      writable &&= (low & PTE.W) !== 0;
+      noExecute ||= (high & NX) !== 0;
+      const denied =
+        (low & PTE.U) === 0 ||
+        (access === ACCESS.WRITE && !writable) ||
+        (access === ACCESS.FETCH && noExecute);
+      if (denied) return fault | NPF.PRESENT;
+      if ((low & PTE.A) === 0) Atomics.or(words, entry, PTE.A);
+      const frame = (high & 0xffff) * 0x100000 + (low >>> 12);
+      if (!isLeaf) {
+        table = frame;
+        continue;
+      }
+      let dirty = (low & PTE.D) !== 0;
+      if (access === ACCESS.WRITE && !dirty) {
+        Atomics.or(words, entry, PTE.D);
+        dirty = true;
+      }
+      this.frame = level === 0 ? frame : frame - (frame % 512 ** level) + (gfn % 512 ** level);
+      if (this.frame >= frameCount) {
+        throw new NotImplementedError(
+          `an access to system physical frame 0x${this.frame.toString(16)}, where no host memory is`,
+        );
+      }
+      this.rights = (writable && dirty ? NESTED_WRITE : 0) | (noExecute ? NESTED_NX : 0);
+      return 0;
+    }
+  }
+}
+
+function reservedLow(level: number, isLeaf: boolean): number {
+  if (level === 3) return RESERVED_TOP;
+  if (!isLeaf || level === 0) return 0;
+  return level === 1 ? RESERVED_2M : RESERVED_1G;
+}

@@ -1,0 +1,23 @@
+/** What a core is made of, as its parts know each other. */
+import type { Trace } from '../../base/trace.ts';
+import type { HostMemory } from '../memory/host-memory.ts';
+import type { Events } from './events.ts';
+import type { Intercepts } from './intercepts.ts';
+import type { MemoryAccess } from './memory-access.ts';
+import type { NestedWalker } from './nested-walk.ts';
+import type { PageWalker } from './page-walk.ts';
+import type { Registers } from './registers.ts';
+import type { CoreTlb } from './tlb.ts';
+
+export interface CoreParts {
+  readonly id: number;
+  readonly memory: HostMemory;
+  readonly trace: Trace;
+  readonly registers: Registers;
+  readonly events: Events;
+  readonly intercepts: Intercepts;
+  readonly nested: NestedWalker;
+  readonly walker: PageWalker;
+  readonly tlb: CoreTlb;
+  readonly access: MemoryAccess;
+}

@@ -1,0 +1,158 @@
+/**
+ * The registers of a core as the slow path sees them: typed access to the state block (state.ts). Everything that lies in the
+ * VMCB's save area is read and written in its mirror; a write marks the mirror as changed, so that #VMEXIT copies it only then.
+ */
+import { SAVE, SEGMENT } from '../../abi/vmcb.ts';
+import { RFLAGS } from '../../abi/x86.ts';
+import { STATE, USER_TLB } from './state.ts';
+
+/** The six flags that are kept as words (state.ts). */
+const SPREAD = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
+const SIGN = 1 << 31;
+
+/** What registers need of host memory. */
+export interface RegisterMemory {
+  readonly words: Int32Array;
+  readonly longs: BigUint64Array;
+}
+
+export class Registers {
+  readonly words: Int32Array;
+  readonly longs: BigUint64Array;
+  /** Address of the state block. */
+  readonly state: number;
+  /** True once the save area's mirror may differ from the VMCB. */
+  changed = false;
+  readonly #word: number;
+  readonly #long: number;
+
+  constructor(memory: RegisterMemory, state: number) {
+    this.words = memory.words;
+    this.longs = memory.longs;
+    this.state = state;
+    this.#word = state >>> 2;
+    this.#long = state >>> 3;
+  }
+
+  /** A 32-bit word of the state block. */
+  word(offset: number): number {
+    return this.words[this.#word + (offset >> 2)]!;
+  }
+  setWord(offset: number, value: number): void {
+    this.words[this.#word + (offset >> 2)] = value;
+  }
+  /** A 64-bit word of the state block. */
+  long(offset: number): bigint {
+    return this.longs[this.#long + (offset >> 3)]!;
+  }
+  setLong(offset: number, value: bigint): void {
+    this.longs[this.#long + (offset >> 3)] = value;
+  }
+
+  gpr(number: number): bigint {
+    return this.longs[this.#long + number]!;
+  }
+  setGpr(number: number, value: bigint): void {
+    this.longs[this.#long + number] = value;
+  }
+  gprWord(number: number): number {
+    return this.words[this.#word + 2 * number]!;
+  }
+  /** Writes 32 bits and clears the upper half, as instructions do. */
+  setGprWord(number: number, value: number): void {
+    this.words[this.#word + 2 * number] = value;
+    this.words[this.#word + 2 * number + 1] = 0;
+  }
+
+  get rip(): bigint {
+    return this.long(STATE.RIP);
+  }
+  set rip(value: bigint) {
+    this.setLong(STATE.RIP, value);
+  }
+
+  /** A 64-bit field of the save area. */
+  save(field: number): bigint {
+    return this.long(STATE.SAVE + field);
+  }
+  setSave(field: number, value: bigint): void {
+    this.changed = true;
+    this.setLong(STATE.SAVE + field, value);
+  }
+  /** The low word of a field of the save area (CR0, CR4, EFER have nothing above). */
+  saveWord(field: number): number {
+    return this.word(STATE.SAVE + field);
+  }
+  setSaveWord(field: number, value: number): void {
+    this.changed = true;
+    this.setWord(STATE.SAVE + field, value);
+  }
+
+  /** `segment`: SAVE.CS and so on. */
+  selector(segment: number): number {
+    return this.word(STATE.SAVE + segment) & 0xffff;
+  }
+  attributes(segment: number): number {
+    return this.word(STATE.SAVE + segment) >>> 16;
+  }
+  limit(segment: number): number {
+    return this.word(STATE.SAVE + segment + SEGMENT.LIMIT) >>> 0;
+  }
+  base(segment: number): bigint {
+    return this.save(segment + SEGMENT.BASE);
+  }
+  setSegment(segment: number, selector: number, attributes: number, limit: number, base: bigint): void {
+    this.setSaveWord(segment, selector | (attributes << 16));
+    this.setSaveWord(segment + SEGMENT.LIMIT, limit);
+    this.setSave(segment + SEGMENT.BASE, base);
+  }
+
+  get cpl(): number {
+    return this.word(STATE.CPL);
+  }
+  set cpl(value: number) {
+    this.setWord(STATE.CPL, value);
+    this.setWord(STATE.TLB_SET, value === 3 ? USER_TLB : 0);
+    const field = SAVE.CPL & ~3;
+    this.setSaveWord(field, (this.saveWord(field) & 0xffffff) | (value << 24));
+  }
+
+  /** RFLAGS, its low word; the upper one is always 0. */
+  get rflags(): number {
+    const { words } = this;
+    const at = this.#word;
+    const resultLow = words[at + (STATE.FLAG_ZR >> 2)]!;
+    const resultHigh = words[at + (STATE.FLAG_ZR >> 2) + 1]!;
+    let flags = words[at + (STATE.FLAGS_REST >> 2)]!;
+    if (resultLow === 0 && resultHigh === 0) flags |= RFLAGS.ZF;
+    if (words[at + (STATE.FLAG_SR >> 2) + 1]! < 0) flags |= RFLAGS.SF;
+    let parity = words[at + (STATE.FLAG_SR >> 2)]! & 0xff;
+    parity ^= parity >> 4;
+    if (((0x9669 >> (parity & 15)) & 1) !== 0) flags |= RFLAGS.PF;
+    if (words[at + (STATE.FLAG_CV >> 2) + 1]! < 0) flags |= RFLAGS.CF;
+    if ((words[at + (STATE.FLAG_CV >> 2)]! & 8) !== 0) flags |= RFLAGS.AF;
+    if (words[at + (STATE.FLAG_OV >> 2) + 1]! < 0) flags |= RFLAGS.OF;
+    return flags;
+  }
+  set rflags(flags: number) {
+    const { words } = this;
+    const at = this.#word;
+    words[at + (STATE.FLAG_ZR >> 2)] = (flags & RFLAGS.ZF) !== 0 ? 0 : 1;
+    words[at + (STATE.FLAG_ZR >> 2) + 1] = 0;
+    words[at + (STATE.FLAG_SR >> 2)] = (flags & RFLAGS.PF) !== 0 ? 0 : 1;
+    words[at + (STATE.FLAG_SR >> 2) + 1] = (flags & RFLAGS.SF) !== 0 ? SIGN : 0;
+    words[at + (STATE.FLAG_CV >> 2)] = (flags & RFLAGS.AF) !== 0 ? 8 : 0;
+    words[at + (STATE.FLAG_CV >> 2) + 1] = (flags & RFLAGS.CF) !== 0 ? SIGN : 0;
+    words[at + (STATE.FLAG_OV >> 2)] = 0;
+    words[at + (STATE.FLAG_OV >> 2) + 1] = (flags & RFLAGS.OF) !== 0 ? SIGN : 0;
+    words[at + (STATE.FLAGS_REST >> 2)] = (flags & ~SPREAD) | RFLAGS.FIXED;
+    words[at + (STATE.FLAGS_REST >> 2) + 1] = 0;
+  }
+  /** RFLAGS bits other than the six arithmetic ones. */
+  get flagsRest(): number {
+    return this.word(STATE.FLAGS_REST);
+  }
+  set flagsRest(value: number) {
+    this.setWord(STATE.FLAGS_REST, value);
+  }
+}

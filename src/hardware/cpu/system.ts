@@ -1,0 +1,148 @@
+/**
+ * The system operations of a core by the codes of record.ts. What this core does not have is #UD and named in the trace; what it should
+ * have and has not yet throws NotImplementedError by name.
+ */
+import { SAVE } from '../../abi/vmcb.ts';
+import { NotImplementedError } from '../../base/errors.ts';
+import type { Exceptions } from './exceptions.ts';
+import type { MsrFile } from './msr.ts';
+import type { CoreParts } from './parts.ts';
+import { SYSTEM, type SystemName } from './record.ts';
+import type { Segmentation } from './segments.ts';
+import * as control from './system/control-registers.ts';
+import * as tables from './system/descriptor-tables.ts';
+import { SystemInstruction, type SystemOperation } from './system/instruction.ts';
+import * as ports from './system/ports.ts';
+import * as processor from './system/processor.ts';
+import * as transfers from './system/transfers.ts';
+import * as vector from './system/vector-state.ts';
+import * as virtualization from './system/virtualization.ts';
+
+export class SystemOperations {
+  readonly #instruction: SystemInstruction;
+  readonly #operations: SystemOperation[] = [];
+
+  constructor(parts: CoreParts, segments: Segmentation, exceptions: Exceptions, msrs: MsrFile) {
+    this.#instruction = new SystemInstruction(parts, segments, exceptions);
+    const rows = operations(msrs);
+    for (const [name, code] of Object.entries(SYSTEM) as [SystemName, number][]) {
+      this.#operations[code] = rows[name] ?? missing(name);
+    }
+  }
+
+  /** Does what the `system` record says: 0 to go on behind it, or a LEAVE code. */
+  execute(record: number): number {
+    const instruction = this.#instruction;
+    return this.#operations[instruction.begin(record)]!(instruction);
+  }
+}
+
+const undefinedOpcode: SystemOperation = (i) => i.undefined();
+
+/** An instruction that the chip's CPUID does not show: #UD, named in the trace. */
+const absent =
+  (name: string): SystemOperation =>
+  (i) => {
+    const { trace, id, registers } = i.parts;
+    if (trace.on) {
+      const rip = `0x${registers.rip.toString(16)}`;
+      trace.emit({ kind: 'core', who: 'core', what: 'undefined', why: name, vcpu: id, rip });
+    }
+    return i.undefined();
+  };
+
+const missing =
+  (name: string): SystemOperation =>
+  () => {
+    throw new NotImplementedError(`the instruction ${name}`);
+  };
+
+function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>> {
+  return {
+    UNDEFINED: undefinedOpcode,
+    UD: undefinedOpcode,
+    CPUID: processor.cpuid,
+    RDMSR: processor.readMsr(msrs),
+    WRMSR: processor.writeMsr(msrs),
+    RDTSC: processor.readTimeStamp(msrs),
+    RDTSCP: processor.readTimeStampAndAux(msrs),
+    RDPMC: processor.readPerformanceCounter,
+    IN: ports.input,
+    OUT: ports.output,
+    INS: ports.inputString,
+    OUTS: ports.outputString,
+    HLT: processor.halt,
+    VMCALL: undefinedOpcode,
+    VMMCALL: virtualization.hypercall,
+    MOV_TO_CR: control.moveToControl,
+    MOV_FROM_CR: control.moveFromControl,
+    MOV_TO_DR: control.moveToDebug,
+    MOV_FROM_DR: control.moveFromDebug,
+    CLTS: control.clearTaskSwitched,
+    LMSW: control.loadMachineStatus,
+    SMSW: control.storeMachineStatus,
+    LGDT: tables.loadGdt,
+    LIDT: tables.loadIdt,
+    SGDT: tables.storeGdt,
+    SIDT: tables.storeIdt,
+    LLDT: tables.loadLdt,
+    LTR: tables.loadTask,
+    SLDT: tables.storeLdt,
+    STR: tables.storeTask,
+    MOV_TO_SEGMENT: tables.moveToSegment,
+    MOV_FROM_SEGMENT: tables.moveFromSegment,
+    INVLPG: processor.invalidatePage,
+    INVLPGA: virtualization.invalidatePageOfAsid,
+    INVD: processor.invalidateCaches,
+    WBINVD: processor.writeBackCaches,
+    IRET: transfers.interruptReturn,
+    INT: transfers.softwareInterrupt,
+    INT3: transfers.breakpoint,
+    INT1: transfers.debugTrap,
+    SYSCALL: transfers.systemCall,
+    SYSRET: transfers.systemReturn,
+    // AMD has neither in long mode.
+    SYSENTER: undefinedOpcode,
+    SYSEXIT: undefinedOpcode,
+    SWAPGS: transfers.swapGs,
+    XGETBV: control.getExtendedControl,
+    XSETBV: control.setExtendedControl,
+    CLI: transfers.clearInterrupts,
+    STI: transfers.setInterrupts,
+    CLAC: transfers.clearAlignmentCheck,
+    STAC: transfers.setAlignmentCheck,
+    POPF: transfers.popFlags,
+    RETF: transfers.farReturn,
+    RDFSBASE: transfers.readBase(SAVE.FS),
+    RDGSBASE: transfers.readBase(SAVE.GS),
+    WRFSBASE: transfers.writeBase(SAVE.FS),
+    WRGSBASE: transfers.writeBase(SAVE.GS),
+    RSM: virtualization.resumeFromManagement,
+    VMRUN: virtualization.vmrun,
+    VMLOAD: virtualization.vmload,
+    VMSAVE: virtualization.vmsave,
+    STGI: virtualization.setGlobalInterrupts,
+    CLGI: virtualization.clearGlobalInterrupts,
+    SKINIT: virtualization.secureInit,
+    LAR: tables.loadAccessRights,
+    LSL: tables.loadSegmentLimit,
+    VERR: tables.verifyRead,
+    VERW: tables.verifyWrite,
+    JMPF: tables.farTransferThroughMemory,
+    CALLF: tables.farTransferThroughMemory,
+    MONITOR: processor.monitor,
+    MWAIT: processor.wait,
+    CLFLUSH: processor.flushLine,
+    FXSAVE: vector.saveVectorState,
+    FXRSTOR: vector.restoreVectorState,
+    LDMXCSR: vector.loadMxcsr,
+    STMXCSR: vector.storeMxcsr,
+    INVPCID: absent('INVPCID'),
+    XSAVE: absent('XSAVE'),
+    XRSTOR: absent('XRSTOR'),
+    RDRAND: absent('RDRAND'),
+    RDSEED: absent('RDSEED'),
+    PVALIDATE: absent('PVALIDATE'),
+    RMPADJUST: absent('RMPADJUST'),
+  };
+}

@@ -1,0 +1,202 @@
+/**
+ * Control and debug registers (APM volume 2, 3.1; volume 3, MOV CRn and MOV DRn): checks in their order, intercepts, and the TLB flushes that
+ * a change brings. CR8 is the V_TPR field of the VMCB while a guest runs.
+ */
+import { INTERCEPT, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
+import { CR0, CR4, EFER } from '../../../abi/x86.ts';
+import { NotImplementedError } from '../../../base/errors.ts';
+import { STATE } from '../state.ts';
+import type { SystemInstruction } from './instruction.ts';
+
+/** CR4 bits that this chip has. */
+export const CR4_KNOWN =
+  CR4.VME |
+  CR4.PVI |
+  CR4.TSD |
+  CR4.DE |
+  CR4.PSE |
+  CR4.PAE |
+  CR4.MCE |
+  CR4.PGE |
+  CR4.PCE |
+  CR4.OSFXSR |
+  CR4.OSXMMEXCPT |
+  CR4.UMIP |
+  CR4.FSGSBASE |
+  CR4.SMEP |
+  CR4.SMAP;
+const CR0_KNOWN =
+  CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG;
+/** A change of one of these changes what a translation allows. */
+const CR0_PAGING = CR0.PG | CR0.WP | CR0.PE;
+const CR4_PAGING = CR4.PGE | CR4.PAE | CR4.PSE | CR4.SMEP | CR4.SMAP | CR4.LA57;
+const MOV_CR_FORM = 1 << 31;
+const V_TPR = 0xf;
+const DR6_ONES = 0xffff0ff0n;
+const DR7_ONE = 0x400n;
+const DR7_GD = 0x2000;
+
+export function moveFromControl(i: SystemInstruction): number {
+  const { number } = i;
+  const { intercepts } = i.parts;
+  if (!isControlRegister(number)) return i.undefined();
+  if (!i.privileged) return i.generalProtection();
+  if (intercepts.readsOfCr(number)) return i.exit(VMEXIT.READ_CR0 + number, registerOf(i), MOV_CR_FORM);
+  i.setOperand(controlRegister(i, number), 8);
+  return 0;
+}
+
+function controlRegister(i: SystemInstruction, number: number): bigint {
+  const { registers, intercepts } = i.parts;
+  switch (number) {
+    case 0:
+      return registers.save(SAVE.CR0);
+    case 2:
+      return registers.save(SAVE.CR2);
+    case 3:
+      return registers.save(SAVE.CR3);
+    case 4:
+      return registers.save(SAVE.CR4);
+    default:
+      return BigInt(intercepts.word(VMCB.INT_CTL) & V_TPR);
+  }
+}
+
+export function moveToControl(i: SystemInstruction): number {
+  const { number, operand } = i;
+  const { registers, intercepts } = i.parts;
+  if (!isControlRegister(number)) return i.undefined();
+  if (!i.privileged) return i.generalProtection();
+  if (intercepts.writesOfCr(number)) return i.exit(VMEXIT.WRITE_CR0 + number, registerOf(i), MOV_CR_FORM);
+  switch (number) {
+    case 0:
+      return writeCr0(i, operand, MOV_CR_FORM);
+    case 2:
+      registers.setSave(SAVE.CR2, operand);
+      return 0;
+    case 3:
+      return writeCr3(i, operand);
+    case 4:
+      return writeCr4(i, operand);
+    default:
+      if (operand > 15n) return i.generalProtection();
+      intercepts.setWord(VMCB.INT_CTL, (intercepts.word(VMCB.INT_CTL) & ~V_TPR) | Number(operand));
+      return 0;
+  }
+}
+
+const isControlRegister = (number: number): boolean =>
+  number === 0 || number === 2 || number === 3 || number === 4 || number === 8;
+
+/** EXITINFO1's register number. */
+const registerOf = (i: SystemInstruction): number => i.operandRegister;
+
+function writeCr0(i: SystemInstruction, value: bigint, form: number): number {
+  const { registers, intercepts, tlb } = i.parts;
+  const old = registers.saveWord(SAVE.CR0);
+  if (value >> 32n !== 0n) return i.generalProtection();
+  const low = Number(BigInt.asIntN(32, value));
+  if ((low & CR0.PG) !== 0 && (low & CR0.PE) === 0) return i.generalProtection();
+  if ((low & CR0.NW) !== 0 && (low & CR0.CD) === 0) return i.generalProtection();
+  if (((low ^ old) & ~(CR0.TS | CR0.MP)) !== 0 && intercepts.has(INTERCEPT.CR0_SELECTIVE)) {
+    return i.exit(VMEXIT.CR0_SELECTIVE, registerOf(i), form);
+  }
+  if (((low ^ old) & (CR0.PG | CR0.PE)) !== 0) {
+    throw new NotImplementedError('leaving or entering long mode by CR0 in the guest');
+  }
+  registers.setSave(SAVE.CR0, BigInt((low & CR0_KNOWN) >>> 0) | BigInt(CR0.ET));
+  if (((low ^ old) & CR0_PAGING) !== 0) tlb.flush();
+  return i.resume();
+}
+
+function writeCr3(i: SystemInstruction, value: bigint): number {
+  const { registers, tlb } = i.parts;
+  if (value >> 48n !== 0n) return i.generalProtection();
+  registers.setSave(SAVE.CR3, value);
+  tlb.flushNonGlobal();
+  return i.resume();
+}
+
+function writeCr4(i: SystemInstruction, value: bigint): number {
+  const { registers, tlb } = i.parts;
+  const old = registers.saveWord(SAVE.CR4);
+  const low = Number(BigInt.asIntN(32, value));
+  if (value >> 32n !== 0n || (low & CR4.LA57) !== 0) return i.generalProtection();
+  if ((low & ~CR4_KNOWN) !== 0) return i.generalProtection();
+  const longMode = (registers.saveWord(SAVE.EFER) & EFER.LMA) !== 0;
+  if (longMode && (low & CR4.PAE) === 0) return i.generalProtection();
+  registers.setSave(SAVE.CR4, BigInt(low >>> 0));
+  if (((low ^ old) & CR4_PAGING) !== 0) tlb.flush();
+  return i.resume();
+}
+
+export function clearTaskSwitched(i: SystemInstruction): number {
+  const { registers, intercepts } = i.parts;
+  if (!i.privileged) return i.generalProtection();
+  if (intercepts.writesOfCr(0)) return i.exit(VMEXIT.WRITE_CR0);
+  registers.setSaveWord(SAVE.CR0, registers.saveWord(SAVE.CR0) & ~CR0.TS);
+  return 0;
+}
+
+export function loadMachineStatus(i: SystemInstruction): number {
+  const { registers, intercepts } = i.parts;
+  if (!i.privileged) return i.generalProtection();
+  if (intercepts.writesOfCr(0)) return i.exit(VMEXIT.WRITE_CR0);
+  const old = registers.saveWord(SAVE.CR0);
+  // PE can be set, not cleared.
+  const status = (i.selector & 0xf) | (old & CR0.PE);
+  return writeCr0(i, BigInt(((old & ~0xf) | status) >>> 0), 0);
+}
+
+export function storeMachineStatus(i: SystemInstruction): number {
+  const { registers, intercepts } = i.parts;
+  if (!i.privileged && (registers.saveWord(SAVE.CR4) & CR4.UMIP) !== 0) return i.generalProtection();
+  if (intercepts.readsOfCr(0)) return i.exit(VMEXIT.READ_CR0);
+  i.setOperand(registers.save(SAVE.CR0), i.size);
+  return 0;
+}
+
+export function moveFromDebug(i: SystemInstruction): number {
+  const number = debugRegister(i);
+  if (number < 0) return i.undefined();
+  if (!i.privileged) return i.generalProtection();
+  if (i.parts.intercepts.readsOfDr(i.number)) return i.exit(VMEXIT.READ_DR0 + i.number, registerOf(i));
+  const { registers } = i.parts;
+  if (number === 6) i.setOperand(registers.save(SAVE.DR6), 8);
+  else if (number === 7) i.setOperand(registers.save(SAVE.DR7), 8);
+  else i.setOperand(registers.long(STATE.DR0 + 8 * number), 8);
+  return 0;
+}
+
+export function moveToDebug(i: SystemInstruction): number {
+  const number = debugRegister(i);
+  if (number < 0) return i.undefined();
+  if (!i.privileged) return i.generalProtection();
+  if (i.parts.intercepts.writesOfDr(i.number)) return i.exit(VMEXIT.WRITE_DR0 + i.number, registerOf(i));
+  const { registers } = i.parts;
+  const { operand } = i;
+  if (number >= 6 && operand >> 32n !== 0n) return i.generalProtection();
+  if (number === 6) registers.setSave(SAVE.DR6, (operand & 0xe00fn) | DR6_ONES);
+  else if (number === 7) {
+    if ((operand & 0xffn) !== 0n || (operand & BigInt(DR7_GD)) !== 0n)
+      throw new NotImplementedError('hardware breakpoints (DR7)');
+    registers.setSave(SAVE.DR7, operand | DR7_ONE);
+  } else registers.setLong(STATE.DR0 + 8 * number, operand);
+  return 0;
+}
+
+/** DR4 and DR5 are DR6 and DR7 while CR4.DE is off. −1: no such register. */
+function debugRegister(i: SystemInstruction): number {
+  const { number } = i;
+  if (number > 7) return -1;
+  if (number !== 4 && number !== 5) return number;
+  return (i.parts.registers.saveWord(SAVE.CR4) & CR4.DE) !== 0 ? -1 : number + 2;
+}
+
+/** XGETBV and XSETBV: CR4.OSXSAVE cannot be set on this chip, so both are undefined. */
+export function getExtendedControl(i: SystemInstruction): number {
+  return i.undefined();
+}
+export function setExtendedControl(i: SystemInstruction): number {
+  return i.undefined();
+}

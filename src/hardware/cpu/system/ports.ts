@@ -1,0 +1,98 @@
+/**
+ * Port I/O: IN, OUT, INS, OUTS (APM volume 3), the TSS's I/O permission bitmap (volume 2, 12.2.4) and the IOIO intercept (15.10.2). A core
+ * has no ports of its own: what the host does not intercept reads as all ones, and writes go nowhere, as on an empty bus.
+ */
+import { IOIO, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
+import { RFLAGS } from '../../../abi/x86.ts';
+import { NotImplementedError } from '../../../base/errors.ts';
+import { PRIVILEGE } from '../access.ts';
+import { GPR, STATE } from '../state.ts';
+import type { SystemInstruction } from './instruction.ts';
+
+const IOPB_OFFSET = 0x66n;
+const SEGMENT_ES = 0;
+const SEGMENT_DS = 3;
+
+const SIZE_BITS = (size: number): number =>
+  size === 1 ? IOIO.SIZE8 : size === 2 ? IOIO.SIZE16 : IOIO.SIZE32;
+
+export const input = (i: SystemInstruction): number => access(i, IOIO.IN);
+export const output = (i: SystemInstruction): number => access(i, 0);
+
+function access(i: SystemInstruction, direction: number): number {
+  const port = i.second & 0xffff;
+  const { size } = i;
+  const denied = checkPermission(i, port, size);
+  if (denied !== 0) return denied;
+  const { intercepts, registers } = i.parts;
+  if (intercepts.port(port, size)) return exitForPort(i, direction | SIZE_BITS(size) | IOIO.ADDRESS64, port);
+  if (direction === IOIO.IN) fillWithOnes(registers, size);
+  return 0;
+}
+
+function fillWithOnes(
+  registers: {
+    word(o: number): number;
+    setGprWord(n: number, v: number): void;
+    setWord(o: number, v: number): void;
+  },
+  size: number,
+): void {
+  if (size === 4) registers.setGprWord(GPR.RAX, -1);
+  else registers.setWord(0, registers.word(0) | (size === 1 ? 0xff : 0xffff));
+}
+
+export const inputString = (i: SystemInstruction): number => accessString(i, IOIO.IN);
+export const outputString = (i: SystemInstruction): number => accessString(i, 0);
+
+function accessString(i: SystemInstruction, direction: number): number {
+  const { registers, intercepts } = i.parts;
+  const { size, addressSize, repeats } = i;
+  const port = registers.gprWord(GPR.RDX) & 0xffff;
+  const count = registers.gpr(GPR.RCX) & (addressSize === 8 ? 0xffffffffffffffffn : 0xffffffffn);
+  if (repeats && count === 0n) return 0;
+  const denied = checkPermission(i, port, size);
+  if (denied !== 0) return denied;
+  if (!intercepts.port(port, size))
+    throw new NotImplementedError('INS or OUTS on a port that the host does not intercept');
+  const segment = direction === IOIO.IN ? SEGMENT_ES : segmentNumber(i);
+  const info =
+    direction |
+    IOIO.STRING |
+    (repeats ? IOIO.REP : 0) |
+    SIZE_BITS(size) |
+    (addressSize === 8 ? IOIO.ADDRESS64 : IOIO.ADDRESS32) |
+    (segment << 10);
+  return exitForPort(i, info, port);
+}
+
+function segmentNumber(i: SystemInstruction): number {
+  const offset = i.segmentBaseOffset - STATE.SAVE - 8;
+  if (offset === SAVE.FS) return 4;
+  return offset === SAVE.GS ? 5 : SEGMENT_DS;
+}
+
+function exitForPort(i: SystemInstruction, info: number, port: number): number {
+  const reason = i.exit(VMEXIT.IOIO, info | (port << 16));
+  const { exit } = i.parts.events;
+  exit.info2 = exit.nextRip;
+  exit.info2High = exit.nextRipHigh;
+  return reason;
+}
+
+/** 0, or #GP(0) pending where neither IOPL nor the TSS's bitmap allows the ports. */
+function checkPermission(i: SystemInstruction, port: number, size: number): number {
+  const { registers, access: memory } = i.parts;
+  if (registers.cpl <= (registers.flagsRest & RFLAGS.IOPL) >>> 12) return 0;
+  const limit = BigInt(registers.limit(SAVE.TR));
+  const base = registers.base(SAVE.TR);
+  if (limit < IOPB_OFFSET + 1n) return i.generalProtection();
+  let reason = memory.loadSized(base + IOPB_OFFSET, 2, PRIVILEGE.IMPLICIT);
+  if (reason !== 0) return reason;
+  const at = (memory.value & 0xffffn) + BigInt(port >>> 3);
+  if (at + 1n > limit) return i.generalProtection();
+  reason = memory.loadSized(base + at, 2, PRIVILEGE.IMPLICIT);
+  if (reason !== 0) return reason;
+  const mask = ((1 << size) - 1) << (port & 7);
+  return (Number(memory.value & 0xffffn) & mask) === 0 ? 0 : i.generalProtection();
+}
