@@ -50,7 +50,8 @@ export interface StructLayout<M extends Members>
   view(bytes: Uint8Array): StructAccess<M>;
 }
 
-interface Padding {
+/** What `pad` reads: nothing. */
+export interface Padding {
   readonly padding: true;
 }
 
