@@ -14,7 +14,7 @@ import {
   KVM_INTERNAL_ERROR_EMULATION,
   KVM_MEM_READONLY,
 } from '../../abi/kvm.ts';
-import { NPF, VMCB } from '../../abi/vmcb.ts';
+import { NPF, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
 import { type Gpa, gfnOf } from '../../base/address.ts';
 import { NotImplementedError } from '../../base/errors.ts';
@@ -100,18 +100,24 @@ export class MmioEmulation implements MmioBus {
 
   #emulate(): number {
     const vcpu = this.#vcpu;
-    this.#cursor = 0;
-    this.#writes.length = 0;
-    switch (vcpu.core.emulate(vcpu.vmcb.spa, this)) {
-      case 'done':
-        this.#answers = [];
-        return this.#nextWrite();
-      case 'pending':
-        return this.#stopped;
-      case 'exit':
-        return handleExit(vcpu, vcpu.vmcb.word(VMCB.EXITCODE));
-      case 'failed':
-        return this.fail();
+    for (;;) {
+      this.#cursor = 0;
+      this.#writes.length = 0;
+      switch (vcpu.core.emulate(vcpu.vmcb.spa, this)) {
+        case 'done':
+          this.#answers = [];
+          return this.#nextWrite();
+        case 'pending':
+          return this.#stopped;
+        case 'failed':
+          return this.fail();
+        case 'exit': {
+          const code = vcpu.vmcb.word(VMCB.EXITCODE);
+          const result = handleExit(vcpu, code);
+          // Its code or page tables were not mapped and are now: what it read so far still counts.
+          if (code !== VMEXIT.NPF || result !== GUEST_AGAIN) return result;
+        }
+      }
     }
   }
 

@@ -242,6 +242,23 @@ describe('MMIO', () => {
     expect(bench.vcpu.kvmRun.exitReason).toBe(8);
   });
 
+  it('an instruction whose code is not mapped any more keeps what it read', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 0 });
+    const seen: number[][] = [];
+    const accesses = instruction([[0x9000, 1]], seen);
+    bench.scripted.emulation = accesses;
+    bench.runScript(nestedFault(0x9000, READ));
+    answer(0x77);
+    bench.scripted.emulation = (core) => {
+      nestedFault(0x105_000, 0x14)(core);
+      bench.scripted.emulation = accesses;
+      return 'exit';
+    };
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(seen).toEqual([[0x77]]);
+  });
+
   it('page tables in no memory are no MMIO', () => {
     bench = new VcpuBench();
     expect(bench.runScript(nestedFault(0x9000, 0x2_0000_0004))).toBe(0);
