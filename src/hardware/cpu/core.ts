@@ -47,7 +47,8 @@ export interface CoreOptions {
 }
 
 const MXCSR_RESET = 0x1f80;
-const MOST_INSTRUCTIONS = 0x7fffffff;
+/** Instructions of one call of generated code at most: it counts in 32 bits. */
+const SLICE = 1 << 30;
 const coresOf = new WeakMap<HostMemory, Set<Core>>();
 
 export class Core {
@@ -141,7 +142,7 @@ export class Core {
       reason = this.#exceptions.inject(event, intercepts.word(VMCB.EVENTINJ + 4), nextRip);
       intercepts.setWord(VMCB.EVENTINJ, event & ~EVENT.VALID);
     }
-    if (reason !== LEAVE.VMEXIT) this.#run(Math.min(budget, MOST_INSTRUCTIONS));
+    if (reason !== LEAVE.VMEXIT) this.#run(budget);
     return this.#exit.store(vmcb);
   }
 
@@ -192,17 +193,17 @@ export class Core {
     let left = budget;
     for (;;) {
       const before = words[this.#retired]!;
-      let reason = left > 0 ? this.interpreter.run(left) : LEAVE.BUDGET;
+      let reason = left > 0 ? this.interpreter.run(Math.min(left, SLICE)) : LEAVE.BUDGET;
       left -= (words[this.#retired]! - before) | 0;
       if (reason === LEAVE.FETCH) reason = this.#fetch();
       if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
       if (reason === LEAVE.VMEXIT) return;
-      if (reason === LEAVE.BUDGET || events.halted) {
+      if ((reason === LEAVE.BUDGET && left <= 0) || events.halted) {
         this.#timerInterrupt();
         return;
       }
       // Handlers that never get to an instruction of theirs must end too.
-      if (reason !== LEAVE.RESUME) left--;
+      if (reason === 0) left--;
     }
   }
 
