@@ -30,6 +30,16 @@ import type { DebugExit } from './devices/debug-exit.ts';
 import { hex, nameOfResult } from './error.ts';
 import type { Conversion } from './memory/convert-memory.ts';
 import type { IoDispatch } from './memory/io-dispatch.ts';
+import {
+  EXIT_CODE_FAILED,
+  EXIT_CODE_TIMEOUT,
+  type ExitCounts,
+  internalError,
+  type RunEnd,
+  where,
+} from './run-end.ts';
+
+export type { ExitCounts, RunEnd } from './run-end.ts';
 
 /** Bits of KVM_EXIT_MEMORY_FAULT and of MAP_GPA_RANGE's third argument. */
 const FAULT_PRIVATE = 8;
@@ -41,34 +51,6 @@ const EXITS_A_TURN = 64;
 const SLICE = 10e6;
 /** Faults of one vCPU at one place, with conversions by others in between, before the run ends. */
 const MAX_FAULT_REPEATS = 1000;
-
-export const EXIT_CODE_TIMEOUT = 124;
-export const EXIT_CODE_FAILED = 125;
-
-/** How often KVM_RUN returned, by reason. */
-export interface ExitCounts {
-  io: number;
-  mmio: number;
-  hypercall: number;
-  memory_fault: number;
-  hlt: number;
-  shutdown: number;
-  /** Interrupted: the vCPU used up its share, or a signal came. */
-  intr: number;
-  internal_error: number;
-  fail_entry: number;
-  /** The vCPU had to wait for a page. */
-  pending: number;
-  other: number;
-}
-
-export interface RunEnd {
-  /** `shutdown`: a triple fault. */
-  readonly reason: 'debug-exit' | 'hlt' | 'shutdown' | 'timeout' | 'error';
-  /** The guest's byte; 0 after hlt, 124 after a timeout, 125 after shutdown or error. */
-  readonly code: number;
-  readonly message?: string;
-}
 
 export interface RunOptions {
   /** Milliseconds; absent: for ever. */
@@ -415,28 +397,5 @@ export class RunLoop {
     this.#wake = undefined;
     signal?.removeEventListener('abort', wake);
     clearTimeout(timer);
-  }
-}
-
-const INTERNAL_ERRORS: Record<number, string> = {
-  1: 'emulation failure',
-  2: 'simultaneous exceptions',
-  3: 'delivery of an event failed',
-  4: 'unexpected exit reason',
-};
-
-function internalError(run: KvmRun): string {
-  const count = Math.min(run.internalErrorNdata, 16);
-  const data = Array.from({ length: count }, (_, index) => hex(run.internalErrorData(index)));
-  const name = INTERNAL_ERRORS[run.internalErrorSuberror] ?? `suberror ${run.internalErrorSuberror}`;
-  return data.length === 0 ? name : `${name} (${data.join(', ')})`;
-}
-
-/** Where the vCPU stands, as far as it can be asked. */
-function where(vcpu: KvmVcpu): string {
-  try {
-    return ` at rip ${hex(vcpu.getRegs().rip)}`;
-  } catch {
-    return '';
   }
 }

@@ -1,7 +1,12 @@
 /** Machines whose guests run for real, on this house's kernel and cores. */
 import { readFileSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
-import { createKernel, type Kernel, type KernelOptions } from '../../src/kernel/kvm/index.ts';
+import {
+  createKernel,
+  type GuestMemfd,
+  type Kernel,
+  type KernelOptions,
+} from '../../src/kernel/kvm/index.ts';
 import type { Process } from '../../src/kernel/process.ts';
 import { anonymousBackend } from '../../src/vmm/backends/anonymous.ts';
 import { createMachine, type Machine, type MachineOptions } from '../../src/vmm/machine.ts';
@@ -239,6 +244,24 @@ describe('a run that cannot go on ends with the reason', () => {
     const { rax, rbx } = vm.vcpus[0]!.getRegs();
     expect([rax, rbx]).toEqual([0xffn, 0n]);
   });
+});
+
+it('a page that comes late holds up the vCPU that wants it, and no other', async () => {
+  const program = new GuestProgram().set('rbx', 0x200000n).load('rcx', 'rbx').hlt();
+  const vm = boot(program, { smp: 2 });
+  const file = process.files.get(vm.ram.ramBlock!.guestMemfd).operations as GuestMemfd;
+  let deliver = (): void => {};
+  file.fillWith((index) =>
+    index === 0x200
+      ? new Promise<Uint8Array>((resolve) => {
+          deliver = () => resolve(new Uint8Array(4096).fill(0x11));
+        })
+      : undefined,
+  );
+  expect(await vm.run({ timeoutMs: 20 })).toMatchObject({ reason: 'timeout', exits: { pending: 2, hlt: 0 } });
+  deliver();
+  expect(await vm.run({ timeoutMs: 10_000 })).toMatchObject({ reason: 'hlt', exits: { pending: 2, hlt: 2 } });
+  expect(vm.vcpus.map((vcpu) => vcpu.getRegs().rcx)).toEqual([0x1111111111111111n, 0x1111111111111111n]);
 });
 
 it('several vCPUs interleave the same way every time', async () => {
