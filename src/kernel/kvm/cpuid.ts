@@ -2,7 +2,7 @@
  * CPUID of a vCPU (Linux arch/x86/kvm/cpuid.c; reference svm.md 8.2): the entries of KVM_SET_CPUID2, how CPUID looks them up, what
  * follows from them, and what KVM_GET_SUPPORTED_CPUID offers: what our cores execute, under a Milan's name.
  *
- * Left out: paravirtual leaves (0x40000000), leaves of XSAVE (0xd), the cache topology.
+ * Left out: x87 and MMX, which our cores do not have; paravirtual leaves (0x40000000), XSAVE (0xd), the cache topology.
  */
 import { CR4, EFER } from '../../abi/x86.ts';
 import { LinuxError } from '../../base/errors.ts';
@@ -149,12 +149,12 @@ const sameEntry = (a: CpuidEntry, b: CpuidEntry): boolean =>
 const MILAN_SIGNATURE = 0x00a00f11;
 const bitsOf = (...numbers: readonly number[]): number =>
   numbers.reduce((word, bit) => word | (1 << bit), 0) >>> 0;
-/** FPU DE PSE TSC MSR PAE CX8 APIC SEP PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 */
-const LEAF1_EDX = bitsOf(0, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26);
-/** CX16 */
-const LEAF1_ECX = bitsOf(13);
-/** The bits of leaf 1 that AMD repeats, and SYSCALL NX PAGE1GB LM */
-const EXTENDED1_EDX = bitsOf(0, 2, 3, 4, 5, 6, 8, 9, 13, 15, 16, 17, 23, 24, 11, 20, 26, 29) >>> 0;
+/** DE PSE TSC MSR PAE CX8 APIC SEP PGE CMOV PAT PSE36 CLFSH FXSR SSE SSE2 */
+const LEAF1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 24, 25, 26);
+/** CX16 POPCNT */
+const LEAF1_ECX = bitsOf(13, 23);
+/** The bits of leaf 1 that AMD repeats, and SYSCALL NX PAGE1GB RDTSCP LM */
+const EXTENDED1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 24, 26, 27, 29);
 /** LAHF in long mode */
 const EXTENDED1_ECX = bitsOf(0);
 const LEAF_1 = 1;

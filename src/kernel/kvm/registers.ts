@@ -161,7 +161,7 @@ export function setSregs(vmcb: Vmcb, other: OtherRegisters, sregs: Sregs, cpuid:
 const bits = (...values: readonly number[]): bigint =>
   values.reduce((all, bit) => all | BigInt(bit >>> 0), 0n);
 const CR0_PG = bits(CR0.PG);
-const EFER_KNOWN = bits(EFER.SCE, EFER.LME, EFER.LMA, EFER.NXE, EFER.SVME, EFER.LMSLE, EFER.FFXSR);
+const EFER_KNOWN = bits(EFER.SCE, EFER.LME, EFER.LMA, EFER.NXE, EFER.SVME, EFER.FFXSR);
 const CR4_KNOWN = bits(
   0x7ff, // VME … OSXMMEXCPT
   CR4.UMIP,

@@ -68,7 +68,7 @@ export class Vcpu implements KvmVcpu {
   readonly mmio: MmioEmulation;
   readonly cpuid = new GuestCpuid();
   readonly cpuidResult: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
-  readonly other: OtherRegisters & { tscAux: bigint; miscEnable: bigint };
+  readonly other: OtherRegisters & { miscEnable: bigint };
   pending: Promise<void> | undefined = undefined;
   /** Faults in a row that came to "retry". */
   retries = 0;
@@ -113,7 +113,6 @@ export class Vcpu implements KvmVcpu {
     this.other = {
       cr8: 0,
       apicBase: id === 0 ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
-      tscAux: 0n,
       miscEnable: MISC_ENABLE_DEFAULT,
     };
     this.#sliceLeft = vm.timeslice;

@@ -242,6 +242,15 @@ describe('a guest on a core', () => {
     expect(vcpu.getRegs()).toMatchObject({ rbx: 0x68747541n, rax: 0xd00n, rdx: 0n });
   });
 
+  it('reads its time stamp counter by MSR as well', () => {
+    bench = new GuestBench();
+    const vcpu = bench.boot(new GuestProgram().set('rcx', 0x10n).rdmsr().hlt());
+    expect(vcpu.run()).toBe(0);
+    expect(vcpu.kvmRun.exitReason).toBe(5);
+    expect(vcpu.getRegs().rax).toBeGreaterThan(0n);
+    expect(vcpu.getRegs().rax).toBeLessThan(100n);
+  });
+
   it('without an IDT and with an undefined opcode shuts down', () => {
     bench = new GuestBench();
     const vcpu = bench.boot(new GuestProgram().ud2());

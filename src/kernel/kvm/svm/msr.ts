@@ -1,6 +1,7 @@
 /**
  * RDMSR and WRMSR exits (Linux svm_get_msr, svm_set_msr, kvm_get_msr_common): the MSRs that a 64-bit guest without an in-kernel APIC needs. Every
  * other one is #GP, as KVM answers an MSR that it does not know. Pass-through MSRs never come here (permission-maps.ts).
+ * Left out: writes of TSC.
  */
 import { SAVE } from '../../../abi/vmcb.ts';
 import { CR0, EFER, MSR, VECTOR } from '../../../abi/x86.ts';
@@ -17,6 +18,8 @@ const MICROCODE_REVISION = 0x0100_0065n << 32n;
 export const MISC_ENABLE_DEFAULT = 0x1800n;
 /** 8 variable ranges, fixed ranges, write combining. */
 const MTRR_CAP_VALUE = 0x508n;
+/** Addresses in MSRs are made canonical. */
+const LINEAR_BITS = 48;
 const U32 = 0xffff_ffffn;
 const VALID_PAT_TYPES = new Set([0, 1, 4, 5, 6, 7]);
 
@@ -41,9 +44,8 @@ function generalProtection(vcpu: Vcpu): number {
   return GUEST_AGAIN;
 }
 
-/** Fields of the save area that are an MSR as they are. */
+/** Fields of the save area that are an address in an MSR. */
 const IN_SAVE_AREA = new Map<number, number>([
-  [MSR.SYSENTER_CS, SAVE.SYSENTER_CS],
   [MSR.SYSENTER_ESP, SAVE.SYSENTER_ESP],
   [MSR.SYSENTER_EIP, SAVE.SYSENTER_EIP],
 ]);
@@ -58,8 +60,6 @@ function readMsr(vcpu: Vcpu, msr: number): bigint | undefined {
       return vcpu.vmcb.save(SAVE.G_PAT);
     case MSR.APIC_BASE:
       return vcpu.other.apicBase;
-    case MSR.TSC_AUX:
-      return vcpu.other.tscAux;
     case MSR.MISC_ENABLE:
       return vcpu.other.miscEnable;
     case MICROCODE:
@@ -75,7 +75,7 @@ function readMsr(vcpu: Vcpu, msr: number): bigint | undefined {
 function writeMsr(vcpu: Vcpu, msr: number, value: bigint): boolean {
   const field = IN_SAVE_AREA.get(msr);
   if (field !== undefined) {
-    vcpu.vmcb.setSave(field, value);
+    vcpu.vmcb.setSave(field, BigInt.asUintN(64, BigInt.asIntN(LINEAR_BITS, value)));
     return true;
   }
   switch (msr) {
@@ -84,10 +84,6 @@ function writeMsr(vcpu: Vcpu, msr: number, value: bigint): boolean {
     case MSR.PAT:
       if (!isValidPat(value)) return false;
       vcpu.vmcb.setSave(SAVE.G_PAT, value);
-      return true;
-    case MSR.TSC_AUX:
-      if (value > U32) return false;
-      vcpu.other.tscAux = value;
       return true;
     case MSR.MISC_ENABLE:
       vcpu.other.miscEnable = value;
@@ -99,7 +95,7 @@ function writeMsr(vcpu: Vcpu, msr: number, value: bigint): boolean {
   }
 }
 
-const EFER_WRITABLE = BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE | EFER.LMSLE | EFER.FFXSR);
+const EFER_WRITABLE = BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE | EFER.FFXSR);
 
 /** set_efer: LMA is the hardware's, LME is fixed while paging is on, and the rest wants the guest's CPUID. */
 function writeEfer(vcpu: Vcpu, value: bigint): boolean {

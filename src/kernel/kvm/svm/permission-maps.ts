@@ -12,8 +12,8 @@ const MSRS_ORDER = 1;
 const PORTS_BYTES = 0x3000;
 const MSRS_BYTES = 0x2000;
 
-/** MSRs that a plain guest reads and writes without an exit. */
-export const PASSED_THROUGH = [
+/** MSRs that a plain guest reads and writes without an exit. TSC_AUX is the core's, because RDTSCP gives it. */
+const PASSED_THROUGH = [
   MSR.STAR,
   MSR.LSTAR,
   MSR.CSTAR,
@@ -22,10 +22,13 @@ export const PASSED_THROUGH = [
   MSR.FS_BASE,
   MSR.GS_BASE,
   MSR.KERNEL_GS_BASE,
+  MSR.TSC_AUX,
 ];
+/** Read without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
+const READ_ONLY = [MSR.TSC];
 
 /** The bit of an MSR's read permission in the map; the write's follows. */
-export function msrPermissionBit(msr: number): number | undefined {
+function msrPermissionBit(msr: number): number | undefined {
   if (msr < 0x2000) return msr * 2;
   if (msr >= 0xc000_0000 && msr < 0xc000_2000) return 0x800 * 8 + (msr - 0xc000_0000) * 2;
   if (msr >= 0xc001_0000 && msr < 0xc001_2000) return 0x1000 * 8 + (msr - 0xc001_0000) * 2;
@@ -54,6 +57,10 @@ export class PermissionMaps {
     for (const msr of PASSED_THROUGH) {
       const bit = msrPermissionBit(msr)!;
       map[bit >>> 3]! &= ~(3 << (bit & 7));
+    }
+    for (const msr of READ_ONLY) {
+      const bit = msrPermissionBit(msr)!;
+      map[bit >>> 3]! &= ~(1 << (bit & 7));
     }
     memory.write(spaOf(this.msrs), map);
   }
