@@ -11,6 +11,7 @@
 import {
   KVM_CAP_EXIT_HYPERCALL,
   KVM_HC_MAP_GPA_RANGE,
+  KVM_MEM_MAX_NR_PAGES,
   KVM_X86_DEFAULT_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../abi/kvm.ts';
@@ -93,6 +94,11 @@ export class Machine {
     const { memory, smp } = options;
     if (!Number.isSafeInteger(memory) || memory < PAGE_SIZE || memory % PAGE_SIZE !== 0) {
       throw new VmmError(`memory: got ${memory} bytes, want a positive multiple of ${PAGE_SIZE}`);
+    }
+    if (memory > KVM_MEM_MAX_NR_PAGES * PAGE_SIZE) {
+      throw new VmmError(
+        `memory: got ${memory} bytes, want at most ${KVM_MEM_MAX_NR_PAGES * PAGE_SIZE}, what one memory slot holds`,
+      );
     }
     if (!Number.isSafeInteger(smp) || smp < 1) throw new VmmError(`smp: got ${smp}, want at least 1`);
     const image = options.imageName.endsWith('.bin')

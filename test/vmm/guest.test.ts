@@ -291,3 +291,10 @@ it('a host that is too small for what the guest touches ends the run with ENOMEM
     message: expect.stringMatching(/^vCPU 0: KVM_RUN failed: ENOMEM at gpa 0x[0-9a-f]+000$/),
   });
 });
+
+it('a guest of 1 TiB runs on a small host: frames come when they are touched', async () => {
+  const program = new GuestProgram().set('rbx', 0xff_0000_0000n).store('rbx', 'rbx').load('rax', 'rbx').hlt();
+  const vm = boot(program, { memory: 2 ** 40, host: { memory: 4 * 1024 * 1024 } });
+  expect(await vm.run({ timeoutMs: 10_000 })).toMatchObject({ reason: 'hlt', privatePages: 2 ** 28 });
+  expect(vm.vcpus[0]!.getRegs()).toMatchObject({ rax: 0xff_0000_0000n, rsp: 0xff_ffff_fff8n });
+});

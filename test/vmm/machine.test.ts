@@ -171,6 +171,11 @@ describe('a machine that cannot be set up leaves nothing behind', () => {
   it.each([
     ['memory within a page', { memory: 0x1800 }, 'memory: got 6144 bytes, want a positive multiple of 4096'],
     ['no memory', { memory: 0 }, 'memory: got 0 bytes'],
+    [
+      'more memory than a slot holds',
+      { memory: 0x80000000000 },
+      'memory: got 8796093022208 bytes, want at most 8796093018112',
+    ],
     ['no vCPU', { smp: 0 }, 'smp: got 0, want at least 1'],
     [
       'an image that does not fit',
