@@ -86,6 +86,17 @@ export class UserMachine {
     return Buffer.concat(this.#written);
   }
 
+  /** Makes a program that has ended run again, from `entry`. */
+  restart(entry: number): void {
+    this.#exited = false;
+    this.setWord(STATE.RIP, BigInt(entry));
+  }
+
+  /** What to add to a linear address to get the physical one. */
+  get offset(): number {
+    return this.#offset;
+  }
+
   close(): void {
     this.memory.close();
   }

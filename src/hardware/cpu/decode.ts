@@ -2,6 +2,7 @@
  * Decodes code pages into lines of records (docs/CORE.md). A line begins where control arrived and runs on to an unconditional
  * jump, the page's end, something already decoded, or a limit. Only 64-bit mode is decoded.
  */
+import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
 import { Line } from './decode/line.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand } from './decode/operands.ts';
@@ -24,6 +25,8 @@ export type NextFrame = () => number;
 
 export type DecodeResult = 'decoded' | 'no-room' | 'no-next-page';
 
+/** Mnemonics that may be fused with a conditional jump behind them. */
+const FUSIBLE = new Set(['Cmp', 'Test', 'Add', 'Sub', 'Inc', 'Dec']);
 const ENDS = new Set([
   'Jmp',
   'Ret',
@@ -43,6 +46,7 @@ export class LineDecoder {
   readonly #pages: CodePages;
   readonly #handler: HandlerNumber;
   readonly #state: number;
+  readonly #deadFlags: DeadFlags;
   /** Names by mnemonic. */
   #names: readonly string[] = [];
 
@@ -51,6 +55,7 @@ export class LineDecoder {
     this.#pages = pages;
     this.#handler = handler;
     this.#state = state;
+    this.#deadFlags = new DeadFlags(handler, memory.words);
   }
 
   /** Decodes the line at `offset` of the page and enters it into the page map. */
@@ -108,19 +113,22 @@ export class LineDecoder {
   #run(line: Line, page: CodePage, reader: Reader, first: Instruction, from: number): void {
     let instruction = first;
     let offset = from;
+    this.#deadFlags.reset();
     for (;;) {
       const end = offset + instruction.length;
       this.#enter(page, offset, line.beginInstruction(offset, instruction.length));
+      const before = line.count;
       const name = this.#plan(line, page, instruction);
+      this.#deadFlags.note(line.record, line.count - before);
       markDecoded(page, offset, end);
       if (ENDS.has(name)) return;
       offset = end;
       const known = offset >= PAGE || this.#memory.words[(page.map >> 2) + offset] !== 0;
       if (known || line.instructions >= LINE_INSTRUCTIONS) break;
-      const before = name === 'Cmp' || name === 'Test' ? name : undefined;
       instruction = reader.next(offset);
       if (reader.ranOut) break;
-      if (before !== undefined && this.#fuse(line, page, before, instruction)) {
+      if (FUSIBLE.has(name) && this.#fuse(line, page, name, instruction)) {
+        this.#deadFlags.reset();
         offset += instruction.length;
         markDecoded(page, end, offset);
         if (offset >= PAGE || this.#memory.words[(page.map >> 2) + offset] !== 0) break;

@@ -46,6 +46,10 @@ export const STATE = {
   XTEMP0: 0x200,
   XTEMP1: 0x210,
   MXCSR: 0x220,
+  /** The interpreter's own, between its parts: u32 record (0: look RIP up), i32 budget, u32 address of a page map's word. */
+  RUN_RECORD: 0x224,
+  RUN_BUDGET: 0x228,
+  RUN_SLOT: 0x22c,
   /** Pending exception that slow path or WASM raised: u32 vector, u32 error code, u32 1 if an error code is pushed. */
   EXCEPTION_VECTOR: 0x230,
   EXCEPTION_ERROR: 0x234,

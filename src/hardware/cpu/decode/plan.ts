@@ -27,7 +27,9 @@ export function planDescribed(
   if (!description) return false;
   const sizes = operandSizes(instruction);
   const operation =
-    typeof description.operation === 'string' ? description.operation : description.operation(sizes);
+    typeof description.operation === 'string'
+      ? description.operation
+      : description.operation(sizes, lastByte(instruction));
   const size = description.size ?? operationSize(instruction, sizes);
   if (!registersKnown(instruction, description)) return false;
   const memory = memoryOperand(instruction);
@@ -43,6 +45,13 @@ export function planDescribed(
   line.add(direct, effectiveAddress(instruction, line, handler));
   setOperands(plan, undefined);
   return true;
+}
+
+/** The last operand if it is an 8-bit immediate, else 0. */
+function lastByte(instruction: Instruction): number {
+  const last = instruction.opCount - 1;
+  const isByte = last >= 0 && instruction.opKind(last) === iced().OpKind.Immediate8;
+  return isByte ? Number(instruction.immediate(last)) : 0;
 }
 
 interface Plan {

@@ -8,15 +8,17 @@ export interface Handler {
   readonly size: Size;
   readonly form: Form;
   readonly hot: boolean;
+  /** Leaves the arithmetic flags as they are. */
+  readonly quiet: boolean;
 }
 
-/** Handlers that belong to no operation, in this order from number 0 on. */
-export const BUILT_IN = ['fetch', 'guard', 'system', 'stop'] as const;
+/** Handlers that belong to no operation, in this order from number 0 on; `system` is the last of all. */
+export const BUILT_IN = ['fetch', 'guard', 'stop'] as const;
 
 export const handlerName = (operation: string, size: number, form: Form): string =>
   form === 'registers' ? `${operation}.${size}` : `${operation}.${size}.${form}`;
 
-/** In the order of their numbers, which begin behind the built-in ones. */
+/** In the order of their numbers, which begin behind the built-in ones: the hot ones first. */
 export function catalog(): Handler[] {
   const handlers: Handler[] = [];
   for (const group of GROUPS) {
@@ -24,10 +26,13 @@ export function catalog(): Handler[] {
       for (const size of operation.sizes) {
         for (const form of operation.forms ?? (['registers'] as const)) {
           const hot = operation.hot?.includes(size) ?? false;
-          handlers.push({ name: handlerName(name, size, form), operation, size, form, hot });
+          const handler = { name: handlerName(name, size, form), operation, size, form, hot, quiet: false };
+          handlers.push(handler);
+          const quiet = form === 'registers' && operation.quiet?.includes(size);
+          if (quiet) handlers.push({ ...handler, name: `${handler.name} quiet`, quiet });
         }
       }
     }
   }
-  return handlers;
+  return [...handlers.filter(({ hot }) => hot), ...handlers.filter(({ hot }) => !hot)];
 }

@@ -91,28 +91,35 @@ export interface AccessPlace {
   readonly code: Code;
   readonly state: Local<'i32'>;
   readonly tlb: I32;
-  readonly misses: MissFunctions;
+  /** Functions for a miss; or, in a place that makes no calls, `goCold` leaves for one that does. */
+  readonly misses: MissFunctions | undefined;
+  goCold(): void;
   leave(reason: I32): void;
 }
 
 /** Host address to read `bytes` from. */
 export function readAddress(place: AccessPlace, linear: I64, bytes: number): Local<'i32'> {
-  return translate(place, linear, bytes, STATE.READ_TLB, place.misses.load);
+  return translate(place, linear, bytes, STATE.READ_TLB, place.misses?.load);
 }
 
 /** Host address to read `bytes` from and then to write to; `finishUpdate` must follow the write. */
 export function updateAddress(place: AccessPlace, linear: I64, bytes: number): Local<'i32'> {
-  return translate(place, linear, bytes, STATE.WRITE_TLB, place.misses.update);
+  return translate(place, linear, bytes, STATE.WRITE_TLB, place.misses?.update);
 }
 
 function translate(
-  { code, tlb, state, leave }: AccessPlace,
+  { code, tlb, state, leave, goCold }: AccessPlace,
   linear: I64,
   bytes: number,
   table: number,
-  miss: FunctionHandle,
+  miss: FunctionHandle | undefined,
 ): Local<'i32'> {
   const entry = code.let(tlbEntry(tlb, linear));
+  if (!miss) {
+    code.if(i32.eqz(hits(entry, table, linear, bytes)), goCold);
+    code.set(entry, hostAddress(entry, table, linear));
+    return entry;
+  }
   code.if(
     hits(entry, table, linear, bytes),
     () => code.set(entry, hostAddress(entry, table, linear)),
@@ -131,6 +138,7 @@ export function finishUpdate(
   linear: I64,
   bytes: number,
 ): void {
+  if (!misses) return;
   code.if(i32.eq(host, i32.add(state, STATE.DATA)), () => {
     const reason = code.let(call('i32', misses.store, state, linear, i32.const(bytes)));
     code.if(reason, () => leave(reason));
@@ -139,12 +147,17 @@ export function finishUpdate(
 
 /** Writes `bytes` at `linear`; `put` stores them at a host address plus an offset. */
 export function writeMemory(
-  { code, tlb, state, misses, leave }: AccessPlace,
+  { code, tlb, state, misses, leave, goCold }: AccessPlace,
   linear: I64,
   bytes: number,
   put: (host: I32, offset: number) => void,
 ): void {
   const entry = code.let(tlbEntry(tlb, linear));
+  if (!misses) {
+    code.if(i32.eqz(hits(entry, STATE.WRITE_TLB, linear, bytes)), goCold);
+    put(hostAddress(entry, STATE.WRITE_TLB, linear), 0);
+    return;
+  }
   code.if(
     hits(entry, STATE.WRITE_TLB, linear, bytes),
     () => put(hostAddress(entry, STATE.WRITE_TLB, linear), 0),

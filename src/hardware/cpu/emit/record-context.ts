@@ -4,10 +4,12 @@
  */
 import { RECORD } from '../record.ts';
 import { zeroExtend } from '../semantics/flags.ts';
-import type { Form, OperandContext, OperandIndex, Operation, Size } from '../semantics/operation.ts';
+import type { OperandContext, OperandIndex, Operation, Size } from '../semantics/operation.ts';
 import { LEAVE, STATE } from '../state.ts';
 import type { Local } from '../wasm/code.ts';
 import { type I32, type I64, i32, i64, type V128 } from '../wasm/value.ts';
+import type { Handler } from './catalog.ts';
+import { LAYER } from './layers.ts';
 import {
   type AccessPlace,
   finishUpdate,
@@ -24,9 +26,9 @@ export interface Place extends AccessPlace {
   readonly record: Local<'i32'>;
   branchInPage(): void;
   jump(address: I64): void;
-  system(): void;
 }
 
+const FLAG_WORDS: ReadonlySet<number> = new Set([STATE.FLAG_ZR, STATE.FLAG_SR, STATE.FLAG_CV, STATE.FLAG_OV]);
 const OPERAND_ADDRESS = [RECORD.A0, RECORD.A1, RECORD.A2] as const;
 
 export class RecordContext implements OperandContext {
@@ -34,13 +36,15 @@ export class RecordContext implements OperandContext {
   readonly size: Size;
   readonly #place: Place;
   readonly #memory: OperandIndex | undefined;
+  readonly #quiet: boolean;
   readonly #destination: Operation['destination'];
   #update: { host: Local<'i32'>; linear: I64 } | undefined;
 
-  constructor(place: Place, operation: Operation, size: Size, form: Form) {
+  constructor(place: Place, { operation, size, form, quiet }: Handler) {
     this.code = place.code;
     this.size = size;
     this.#place = place;
+    this.#quiet = quiet;
     this.#memory = form === 'registers' ? undefined : form === 'memory0' ? 0 : 1;
     this.#destination = operation.destination ?? 'update';
   }
@@ -102,6 +106,7 @@ export class RecordContext implements OperandContext {
   }
 
   setState(offset: number, what: I64): void {
+    if (this.#quiet && FLAG_WORDS.has(offset)) return;
     this.code.store64(this.#place.state, offset, what);
   }
 
@@ -147,9 +152,7 @@ export class RecordContext implements OperandContext {
   }
 
   restart(): void {
-    const { record } = this.#place;
-    this.setState(STATE.RIP, i64.add(this.state(STATE.PAGE_BASE), i64.load16U(record, RECORD.OFFSET)));
-    this.#place.leave(i32.const(LEAVE.RESUME));
+    this.#place.leave(i32.const(LAYER.RESTART));
   }
 
   branchInPage(): void {
@@ -162,10 +165,6 @@ export class RecordContext implements OperandContext {
 
   jump(address: I64): void {
     this.#place.jump(address);
-  }
-
-  system(): void {
-    this.#place.system();
   }
 
   #operandAddress(operand: OperandIndex): I32 {

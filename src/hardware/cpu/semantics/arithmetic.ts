@@ -6,6 +6,7 @@ import { type Group, INTEGER_SIZES, type OperandContext, type Operation, READ, U
 
 const ALL_FORMS = ['registers', 'memory0', 'memory1'] as const;
 const HOT = [8, 32, 64] as const;
+const QUIET = [32, 64] as const;
 
 export function setSumFlags(c: OperandContext, a: I64, b: I64, r: I64): void {
   flags.setResult(c, r);
@@ -115,7 +116,17 @@ const binary = (emit: Operation['emit'], hot?: Operation['hot']): Operation => (
   hot,
   emit,
 });
-const comparison = (emit: Operation['emit']): Operation => ({ ...binary(emit, HOT), destination: 'read' });
+/** Sets all flags from its operands alone. */
+const plain = (emit: Operation['emit']): Operation => ({
+  ...binary(emit, HOT),
+  flags: 'set',
+  quiet: QUIET,
+});
+const comparison = (emit: Operation['emit']): Operation => ({
+  ...binary(emit, HOT),
+  destination: 'read',
+  flags: 'set',
+});
 const unary = (emit: Operation['emit'], hot?: Operation['hot']): Operation => ({
   sizes: INTEGER_SIZES,
   forms: ['registers', 'memory0'],
@@ -125,13 +136,13 @@ const unary = (emit: Operation['emit'], hot?: Operation['hot']): Operation => ({
 
 export const arithmetic: Group = {
   operations: {
-    add: binary(add, HOT),
+    add: plain(add),
     adc: binary(addWithCarry),
-    sub: binary(subtract, HOT),
+    sub: plain(subtract),
     sbb: binary(subtractWithBorrow),
-    and: binary(logic(i64.and), HOT),
-    or: binary(logic(i64.or), HOT),
-    xor: binary(logic(i64.xor), HOT),
+    and: plain(logic(i64.and)),
+    or: plain(logic(i64.or)),
+    xor: plain(logic(i64.xor)),
     cmp: comparison(compare),
     test: comparison(test),
     inc: unary(step(1), [32, 64]),

@@ -4,7 +4,7 @@
  */
 import { GPR, STATE } from '../state.ts';
 import { type I32, type I64, i32, i64 } from '../wasm/value.ts';
-import { setDifferenceFlags, setLogicFlags } from './arithmetic.ts';
+import { arithmetic, setDifferenceFlags, setLogicFlags } from './arithmetic.ts';
 import { CONDITIONS, condition, isNegative, signExtend } from './flags.ts';
 import type { Group, OperandContext, Operation } from './operation.ts';
 
@@ -66,6 +66,21 @@ function testAndJump(holds: (r: I64) => I32): Operation {
   };
 }
 
+/** ADD, SUB, INC or DEC on registers, and a jump by the result: what ends most loops. */
+function countAndJump(operation: Operation, equal: boolean): Operation {
+  return {
+    sizes: [32, 64],
+    hot: [32, 64],
+    emit: (c) => {
+      operation.emit(c);
+      const zero = i64.eqz(c.readUnsigned(0));
+      c.code.if(equal ? zero : i32.eqz(zero), () => c.branchInPage());
+    },
+  };
+}
+
+const COUNTING = ['add', 'sub', 'inc', 'dec'] as const;
+
 /** LOOP: rCX counts down without touching flags; the size is that of the address. */
 function loop(holds: (c: OperandContext) => I32, far: boolean): Operation {
   return {
@@ -106,6 +121,12 @@ export const branch: Group = {
     ),
     ...Object.fromEntries(DIFFERENCE.map(([name, holds]) => [`cmp+j${name}`, compareAndJump(holds)])),
     ...Object.fromEntries(LOGIC.map(([name, holds]) => [`test+j${name}`, testAndJump(holds)])),
+    ...Object.fromEntries(
+      COUNTING.flatMap((name) => [
+        [`${name}+jE`, countAndJump(arithmetic.operations[name]!, true)],
+        [`${name}+jNe`, countAndJump(arithmetic.operations[name]!, false)],
+      ]),
+    ),
     ...both('loop', (far) => loop(() => i32.const(1), far)),
     ...both('loope', (far) => loop(zeroFlag, far)),
     ...both('loopne', (far) => loop((c) => i32.eqz(zeroFlag(c)), far)),

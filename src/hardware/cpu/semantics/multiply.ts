@@ -196,8 +196,15 @@ export const multiplication: Group = {
   operations: {
     mul: accumulator(multiplyAccumulator('unsigned')),
     imul1: accumulator(multiplyAccumulator('signed')),
-    imul2: { sizes: WIDE, hot: [32, 64], emit: multiply(0, 1) },
-    imul3: { sizes: WIDE, destination: 'write', hot: [32, 64], emit: multiply(1, 2) },
+    imul2: { sizes: WIDE, hot: [32, 64], flags: 'set', quiet: [32, 64], emit: multiply(0, 1) },
+    imul3: {
+      sizes: WIDE,
+      destination: 'write',
+      hot: [32, 64],
+      flags: 'set',
+      quiet: [32, 64],
+      emit: multiply(1, 2),
+    },
     div: accumulator(divide('unsigned')),
     idiv: accumulator(divide('signed')),
   },

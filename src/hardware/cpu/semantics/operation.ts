@@ -54,8 +54,6 @@ export interface OperandContext {
   branchInPage(): void;
   branchOutOfPage(): void;
   jump(address: I64): void;
-  /** Asks the slow path to do what the record says. */
-  system(): void;
 }
 
 /**
@@ -71,6 +69,16 @@ export interface Operation {
   readonly destination?: 'read' | 'write' | 'update';
   /** Which sizes are hot, that is inline in the interpreter's one function. */
   readonly hot?: readonly Size[] | undefined;
+  /**
+   * What the operation on registers does to arithmetic flags: `set` writes all of them and reads none, `keep` neither reads nor
+   * writes; neither can fault. By default nothing is known.
+   */
+  readonly flags?: 'set' | 'keep';
+  /**
+   * Sizes that also have a handler on registers (name + ' quiet') that leaves the flags as they are. The decoder takes it where
+   * the flags are overwritten before anybody can see them.
+   */
+  readonly quiet?: readonly Size[] | undefined;
   readonly emit: (context: OperandContext) => void;
 }
 
@@ -82,8 +90,8 @@ export interface Role {
 
 /** One row of a group's table: a mnemonic without odd forms. */
 export interface Instruction {
-  /** Operation's name; a function of operand sizes in bits where it depends on them. */
-  readonly operation: string | ((sizes: readonly number[]) => string);
+  /** Operation's name; a function of operand sizes in bits (0: immediate), and of an 8-bit immediate, where it depends on them. */
+  readonly operation: string | ((sizes: readonly number[], immediate: number) => string);
   readonly roles: readonly Role[];
   /** Size of the operation, where it is not that of operand 0. */
   readonly size?: Size;

@@ -39,39 +39,53 @@ const bit = (a: I64, index: I64 | number): I64 => i64.and(i64.shrU(a, index), 1)
 /** OF = top bit of the result xor CF, as a vector. */
 const carryXorSign = (carry: I64, result: I64): I64 => i64.xor(flags.carryVector(carry), result);
 
-function shiftLeft(c: OperandContext): void {
-  withCount(c, 1, (count) => {
-    const a = c.readUnsigned(0);
-    const carry = c.code.let(carryOfLeft(c, a, count));
-    const r = c.code.let(flags.signExtend(i64.shl(a, count), c.size));
-    c.write(0, r);
-    setShiftFlags(c, r, carry, carryXorSign(carry, r));
-  });
-}
+type ShiftBy = (c: OperandContext, count: I64) => void;
+
+const shiftLeft: ShiftBy = (c, count) => {
+  const a = c.readUnsigned(0);
+  const carry = c.code.let(carryOfLeft(c, a, count));
+  const r = c.code.let(flags.signExtend(i64.shl(a, count), c.size));
+  c.write(0, r);
+  setShiftFlags(c, r, carry, carryXorSign(carry, r));
+};
 
 /** Bit size − count; 0 once the count exceeds the size. */
 const carryOfLeft = (c: OperandContext, a: I64, count: I64): I64 =>
   c.size === 64 ? bit(a, i64.sub(64, count)) : bit(i64.shl(a, count), c.size);
 
-function shiftRight(c: OperandContext): void {
-  withCount(c, 1, (count) => {
-    const a = c.readUnsigned(0);
-    const carry = c.code.let(bit(a, i64.sub(count, 1)));
-    const r = c.code.let(flags.signExtend(i64.shrU(a, count), c.size));
-    const sign = c.code.let(flags.signExtend(a, c.size));
-    c.write(0, r);
-    setShiftFlags(c, r, carry, i64.xor(sign, r));
-  });
-}
+const shiftRight: ShiftBy = (c, count) => {
+  const a = c.readUnsigned(0);
+  const carry = c.code.let(bit(a, i64.sub(count, 1)));
+  const r = c.code.let(flags.signExtend(i64.shrU(a, count), c.size));
+  const sign = c.code.let(flags.signExtend(a, c.size));
+  c.write(0, r);
+  setShiftFlags(c, r, carry, i64.xor(sign, r));
+};
 
-function shiftArithmetic(c: OperandContext): void {
-  withCount(c, 1, (count) => {
-    const a = c.read(0);
-    const carry = c.code.let(bit(i64.shrS(a, i64.sub(count, 1)), 0));
-    const r = c.code.let(i64.shrS(a, count));
-    c.write(0, r);
-    setShiftFlags(c, r, carry, i64.const(0));
-  });
+const shiftArithmetic: ShiftBy = (c, count) => {
+  const a = c.read(0);
+  const carry = c.code.let(bit(i64.shrS(a, i64.sub(count, 1)), 0));
+  const r = c.code.let(i64.shrS(a, count));
+  c.write(0, r);
+  setShiftFlags(c, r, carry, i64.const(0));
+};
+
+/** By any count, and by an immediate that is known not to be zero. */
+function shiftOperations(name: string, by: ShiftBy): Record<string, Operation> {
+  return {
+    [name]: {
+      sizes: INTEGER_SIZES,
+      hot: [32, 64],
+      emit: (c) => withCount(c, 1, (count) => by(c, count)),
+    },
+    [`${name}By`]: {
+      sizes: INTEGER_SIZES,
+      hot: [32, 64],
+      flags: 'set',
+      quiet: [32, 64],
+      emit: (c) => by(c, c.code.let(i64.and(c.readUnsigned(1, 8), c.size === 64 ? 63 : 31))),
+    },
+  };
 }
 
 /** Rotates change CF and OF alone. */
@@ -202,19 +216,22 @@ function joinRight(c: OperandContext, a: I64, b: I64, count: I64): { r: I64; car
   return { r: code.let(i64.shrU(wide, count)), carry: carryFrom(wide) };
 }
 
-const shift = (emit: Operation['emit'], hot?: Operation['hot']): Operation => ({
-  sizes: INTEGER_SIZES,
-  hot,
-  emit,
+const shift = (emit: Operation['emit']): Operation => ({ sizes: INTEGER_SIZES, emit });
+const shiftRow = (operation: string): Instruction => ({
+  operation: (sizes, immediate) => {
+    const known = sizes[1] === 0 && (immediate & (sizes[0] === 64 ? 63 : 31)) !== 0;
+    return known ? `${operation}By` : operation;
+  },
+  roles: [UPDATE, BYTE],
 });
 const row = (operation: string): Instruction => ({ operation, roles: [UPDATE, BYTE] });
 const doubleRow = (operation: string): Instruction => ({ operation, roles: [UPDATE, READ, BYTE] });
 
 export const shifts: Group = {
   operations: {
-    shl: shift(shiftLeft, [32, 64]),
-    shr: shift(shiftRight, [32, 64]),
-    sar: shift(shiftArithmetic, [32, 64]),
+    ...shiftOperations('shl', shiftLeft),
+    ...shiftOperations('shr', shiftRight),
+    ...shiftOperations('sar', shiftArithmetic),
     rol: shift(rotateLeft),
     ror: shift(rotateRight),
     rcl: shift(rotateThroughCarry('left')),
@@ -223,10 +240,10 @@ export const shifts: Group = {
     shrd: { sizes: [16, 32, 64], emit: doubleShift('right') },
   },
   instructions: {
-    Shl: row('shl'),
-    Sal: row('shl'),
-    Shr: row('shr'),
-    Sar: row('sar'),
+    Shl: shiftRow('shl'),
+    Sal: shiftRow('shl'),
+    Shr: shiftRow('shr'),
+    Sar: shiftRow('sar'),
     Rol: row('rol'),
     Ror: row('ror'),
     Rcl: row('rcl'),

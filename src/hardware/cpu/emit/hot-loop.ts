@@ -1,0 +1,187 @@
+/**
+ * `hot(state, record, budget)`: runs records as long as their handlers are hot, and looks up the targets of jumps. It makes no
+ * calls. Progress is in RUN_RECORD and RUN_BUDGET when it returns.
+ *
+ *     block cold                   out, with the record as it was
+ *       loop jump                  a linear address to a page map, through the fetch TLB
+ *         loop next                one record after the other
+ */
+import { RECORD, RECORD_BYTES } from '../record.ts';
+import { LEAVE, STATE, TLB } from '../state.ts';
+import type { Code, FunctionHandle, Label, Local } from '../wasm/code.ts';
+import type { ModuleBuilder } from '../wasm/module.ts';
+import { type I32, type I64, i32, i64 } from '../wasm/value.ts';
+import type { Handler } from './catalog.ts';
+import { LAYER, saveProgress } from './layers.ts';
+import { tlbBase, tlbEntry } from './memory-access.ts';
+import { type Place, RecordContext } from './record-context.ts';
+
+export function defineHot(module: ModuleBuilder, handlers: readonly Handler[]): FunctionHandle {
+  return module.define(['i32', 'i32', 'i32'], 'i32', (code) => new HotLoop(code).emit(handlers));
+}
+
+class HotLoop {
+  readonly #code: Code;
+  readonly #state: Local<'i32'>;
+  readonly #record: Local<'i32'>;
+  readonly #budget: Local<'i32'>;
+  readonly #tlb: Local<'i32'>;
+  /** Address of the page map's word through which the last branch went. */
+  readonly #slot: Local<'i32'>;
+  readonly #target: Local<'i64'>;
+  #cold!: Label;
+  #jump!: Label;
+  #next!: Label;
+
+  constructor(code: Code) {
+    this.#code = code;
+    this.#state = code.parameter('i32', 0);
+    this.#record = code.parameter('i32', 1);
+    this.#budget = code.parameter('i32', 2);
+    this.#tlb = code.local('i32');
+    this.#slot = code.local('i32');
+    this.#target = code.local('i64');
+  }
+
+  emit(handlers: readonly Handler[]): void {
+    const code = this.#code;
+    code.set(this.#tlb, tlbBase(this.#state));
+    code.set(this.#target, i64.load(this.#state, STATE.RIP));
+    code.block((cold) => {
+      this.#cold = cold;
+      code.loop((jump) => {
+        this.#jump = jump;
+        code.if(i32.eqz(this.#record), () => this.#lookUpTarget());
+        code.loop((next) => {
+          this.#next = next;
+          this.#dispatch(handlers);
+        });
+      });
+    });
+    this.#leaveWith(i32.const(LAYER.COLD));
+  }
+
+  /** From `target` to a record. */
+  #lookUpTarget(): void {
+    const code = this.#code;
+    code.scope(() => {
+      const page = code.let(i64.and(this.#target, -4096));
+      const entry = code.let(tlbEntry(this.#tlb, this.#target));
+      const leaveAtTarget = (reason: number) => {
+        code.store64(this.#state, STATE.RIP, this.#target);
+        code.store64(this.#state, STATE.PAGE_BASE, page);
+        this.#leaveWith(i32.const(LAYER.AT_RIP + reason));
+      };
+      code.if(i32.leS(this.#budget, 0), () => leaveAtTarget(LEAVE.BUDGET));
+      code.if(i64.ne(page, i64.load(entry, STATE.FETCH_TLB + TLB.TAG)), () => leaveAtTarget(LEAVE.FETCH));
+      code.store64(this.#state, STATE.PAGE_BASE, page);
+      const offset = i32.and(i32.wrap(this.#target), 0xfff);
+      code.set(this.#slot, i32.add(i32.load(entry, STATE.FETCH_TLB + TLB.ADDEND), i32.shl(offset, 2)));
+      this.#enterSlot();
+    });
+  }
+
+  /** The record at `slot`, and its ordinal back on the budget. */
+  #enterSlot(): void {
+    const code = this.#code;
+    code.set(this.#record, i32.load(this.#slot));
+    code.set(this.#budget, i32.add(this.#budget, i32.load16U(this.#record, RECORD.ORDINAL)));
+  }
+
+  #leaveWith(reason: I32): void {
+    saveProgress(this.#code, this.#state, { record: this.#record, budget: this.#budget });
+    this.#code.return(reason);
+  }
+
+  /** At the target of a branch inside the page, where there is no budget left or nothing decoded. */
+  #leaveAtSlot(reason: number): void {
+    this.#code.set(this.#record, i32.const(0));
+    this.#code.storeI32(this.#state, STATE.RUN_SLOT, this.#slot);
+    this.#leaveWith(i32.const(LAYER.AT_SLOT + reason));
+  }
+
+  #dispatch(handlers: readonly Handler[]): void {
+    const bodies: (() => void)[] = [
+      () => this.#fetch(),
+      () => this.#guard(),
+      () => this.#leaveWith(i32.const(LEAVE.STOP)),
+      ...handlers.map((handler) => () => {
+        handler.operation.emit(new RecordContext(this.#place(), handler));
+        this.#advance();
+      }),
+    ];
+    this.#nest(bodies, bodies.length, []);
+  }
+
+  /** Blocks inside each other, the table in the innermost; each body follows the end of its block. */
+  #nest(bodies: readonly (() => void)[], left: number, labels: Label[]): void {
+    const code = this.#code;
+    if (left === 0) {
+      code.brTable(i32.load(this.#record, RECORD.HANDLER), labels.toReversed(), this.#cold);
+      return;
+    }
+    code.block((label) => this.#nest(bodies, left - 1, [...labels, label]));
+    code.scope(bodies[left - 1]!);
+  }
+
+  #advance(): void {
+    this.#code.set(this.#record, i32.add(this.#record, RECORD_BYTES));
+    this.#code.br(this.#next);
+  }
+
+  #place(): Place {
+    return {
+      code: this.#code,
+      state: this.#state,
+      record: this.#record,
+      tlb: this.#tlb,
+      misses: undefined,
+      goCold: () => this.#code.br(this.#cold),
+      leave: (reason) => this.#leaveWith(reason),
+      branchInPage: () => this.#branchInPage(),
+      jump: (address) => this.#jumpTo(address),
+    };
+  }
+
+  #branchInPage(): void {
+    const code = this.#code;
+    this.#countThrough();
+    code.set(this.#slot, i32.load(this.#record, RECORD.TARGET));
+    code.if(i32.leS(this.#budget, 0), () => this.#leaveAtSlot(LEAVE.BUDGET));
+    this.#enterSlot();
+    code.br(this.#next);
+  }
+
+  #jumpTo(address: I64): void {
+    const code = this.#code;
+    code.set(this.#target, address);
+    this.#countThrough();
+    code.set(this.#record, i32.const(0));
+    code.br(this.#jump);
+  }
+
+  #countThrough(): void {
+    const done = i32.load16U(this.#record, RECORD.THROUGH);
+    this.#code.set(this.#budget, i32.sub(this.#budget, done));
+  }
+
+  /** Record 0 means that the page map has nothing at `slot`; another record with handler 0 was thrown away. */
+  #fetch(): void {
+    this.#code.if(i32.eqz(this.#record), () => this.#leaveAtSlot(LEAVE.FETCH));
+    this.#leaveWith(i32.const(LEAVE.FETCH));
+  }
+
+  /** The instruction goes on in the next page: is that still the frame at IMMEDIATE? */
+  #guard(): void {
+    const code = this.#code;
+    const next = code.let(i64.add(i64.load(this.#state, STATE.PAGE_BASE), 4096));
+    const entry = code.let(tlbEntry(this.#tlb, next));
+    const frame = i32.and(i32.load(entry, STATE.FETCH_TLB + TLB.EXTRA), -4096);
+    const same = i32.and(
+      i64.eq(next, i64.load(entry, STATE.FETCH_TLB + TLB.TAG)),
+      i32.eq(frame, i32.load(this.#record, RECORD.IMMEDIATE)),
+    );
+    code.if(i32.eqz(same), () => this.#leaveWith(i32.const(LEAVE.FETCH)));
+    this.#advance();
+  }
+}
