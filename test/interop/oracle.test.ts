@@ -37,17 +37,28 @@ function judge(snippets: readonly Snippet[]): string[] {
   }
 }
 
+function compare(name: string, generator: SnippetGenerator): void {
+  console.log(`${name}: SOFTCVM_SEED=${seed}, ${count} snippets`);
+  const wrong: string[] = [];
+  for (let done = 0; done < count; done += BATCH) {
+    const snippets = Array.from({ length: Math.min(BATCH, count - done) }, (_, n) => generator.next(n));
+    wrong.push(...judge(snippets));
+  }
+  expect(wrong.slice(0, REPORTED).join('\n')).toBe('');
+}
+
 describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
   for (const [name, mnemonics] of Object.entries(GROUPS)) {
-    it(`on ${name}`, () => {
-      console.log(`${name}: SOFTCVM_SEED=${seed}, ${count} snippets`);
-      const generator = new SnippetGenerator(seed, [formsOf(mnemonics)]);
-      const wrong: string[] = [];
-      for (let done = 0; done < count; done += BATCH) {
-        const snippets = Array.from({ length: Math.min(BATCH, count - done) }, (_, n) => generator.next(n));
-        wrong.push(...judge(snippets));
-      }
-      expect(wrong.slice(0, REPORTED).join('\n')).toBe('');
-    });
+    it(`on ${name}`, () => compare(name, new SnippetGenerator(seed, [formsOf(mnemonics)])));
   }
+
+  it('on all of them mixed', () => {
+    const groups = Object.values(GROUPS).map(formsOf);
+    compare('mixed', new SnippetGenerator(seed, groups, { longest: 8 }));
+  });
+
+  it('on jumps, calls, loops and code that changes itself', () => {
+    const groups = [GROUPS['arithmetic']!, GROUPS['move']!, GROUPS['shifts']!].map(formsOf);
+    compare('branches', new SnippetGenerator(seed, groups, { longest: 6, branches: true }));
+  });
 });

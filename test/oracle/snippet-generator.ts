@@ -99,17 +99,26 @@ const registerByName = Register as unknown as Record<string, number>;
 export class SnippetGenerator {
   readonly #random: Random;
   readonly #forms: readonly (readonly Form[])[];
-  readonly #longest: number;
+  readonly #options: { readonly longest: number; readonly branches: boolean };
 
-  /** Each group of forms is chosen from with the same probability. */
-  constructor(seed: number, groups: readonly (readonly Form[])[], longest = 3) {
+  /**
+   * Each group of forms is chosen from with the same probability. Snippets have up to `longest` instructions, and with `branches` jumps,
+   * calls and loops among them.
+   */
+  constructor(
+    seed: number,
+    groups: readonly (readonly Form[])[],
+    options: { readonly longest?: number; readonly branches?: boolean } = {},
+  ) {
     this.#random = new Random(seed);
     this.#forms = groups;
-    this.#longest = longest;
+    this.#options = { longest: options.longest ?? 3, branches: options.branches ?? false };
   }
 
   next(n: number): Snippet {
-    return new Composition(this.#random, n).compose(this.#forms, 1 + this.#random.below(this.#longest));
+    const { longest, branches } = this.#options;
+    const length = 1 + this.#random.below(longest);
+    return new Composition(this.#random, n).compose(this.#forms, { length, branches });
   }
 }
 
@@ -132,8 +141,13 @@ class Composition {
     this.#registers[RSP] = this.#window + 512n + BigInt(8 * random.below(8));
   }
 
-  compose(groups: readonly (readonly Form[])[], length: number): Snippet {
-    for (let k = 0; k < length; k++) if (!this.#append(this.#random.pick(this.#random.pick(groups)))) break;
+  compose(groups: readonly (readonly Form[])[], options: { length: number; branches: boolean }): Snippet {
+    const random = this.#random;
+    for (let k = 0; k < options.length; k++) {
+      const form = random.pick(random.pick(groups));
+      if (options.branches && random.oneIn(2)) this.#appendBranch(form);
+      else if (!this.#append(form)) break;
+    }
     return {
       code: Uint8Array.from(this.#bytes),
       before: this.#before(),
@@ -188,6 +202,31 @@ class Composition {
     this.#texts.push(`${instruction.toString()}`);
     this.#note(instruction);
     return true;
+  }
+
+  /** A jump over an instruction; or one of a few ready-made turns, when the flags that it would read are undefined. */
+  #appendBranch(form: Form): void {
+    const random = this.#random;
+    const condition = random.below(16);
+    if (random.oneIn(4) || this.#undefined & CONDITION_FLAGS) {
+      const [text, bytes] = random.pick(TURNS);
+      if (this.#fixed.has(1) || this.#fixed.has(2)) return;
+      this.#written.add(1).add(2);
+      this.#bytes.push(...bytes);
+      this.#texts.push(text);
+      return;
+    }
+    const before = this.#undefined;
+    const at = this.#bytes.length;
+    this.#append(form);
+    this.#undefined |= before;
+    const skipped = this.#bytes.splice(at);
+    const long = random.oneIn(3);
+    const jump = long
+      ? [0x0f, 0x80 + condition, skipped.length, 0, 0, 0]
+      : [0x70 + condition, skipped.length];
+    this.#bytes.push(...jump, ...skipped);
+    this.#texts.push(`skipped if condition ${condition}`);
   }
 
   #note(instruction: Iced.Instruction): void {
@@ -352,6 +391,29 @@ const SPECIAL: readonly { name: RegExp; prepare: (c: Composition, i: Iced.Instru
       return c.fixRegister(register, BigInt.asUintN(64, BigInt(c.random.below(2000) - 1000)));
     },
   },
+];
+
+const CONDITION_FLAGS = 0x8c5n;
+
+/** Code that uses rcx and rdx: counted loops, calls and returns, indirect jumps, a store into code that has run and will run again. */
+const TURNS: readonly (readonly [string, readonly number[]])[] = [
+  ['loop of add rdx, rcx', [0xb9, 3, 0, 0, 0, 0x48, 0x01, 0xca, 0xe2, 0xfb]],
+  ['loop by dec', [0xb9, 4, 0, 0, 0, 0x48, 0x01, 0xca, 0xff, 0xc9, 0x75, 0xf9]],
+  ['loop by sub', [0xb9, 4, 0, 0, 0, 0x48, 0xff, 0xc2, 0x48, 0x83, 0xe9, 0x01, 0x75, 0xf7]],
+  ['loop by cmp', [0x31, 0xc9, 0xff, 0xc1, 0x83, 0xf9, 0x05, 0x72, 0xf9]],
+  ['loope', [0xb9, 3, 0, 0, 0, 0x39, 0xc9, 0xe1, 0xfc]],
+  ['loopne', [0xb9, 3, 0, 0, 0, 0x39, 0xc9, 0xe0, 0xfc]],
+  ['jrcxz', [0x31, 0xc9, 0xe3, 0x02, 0xff, 0xc2]],
+  ['call and return', [0xe8, 2, 0, 0, 0, 0xeb, 1, 0xc3]],
+  ['call and return, releasing', [0x51, 0xe8, 2, 0, 0, 0, 0xeb, 3, 0xc2, 8, 0]],
+  ['jump through rcx', [0x48, 0x8d, 0x0d, 4, 0, 0, 0, 0xff, 0xe1, 0xff, 0xc2]],
+  ['call through rdx', [0x48, 0x8d, 0x15, 4, 0, 0, 0, 0xff, 0xd2, 0xeb, 1, 0xc3]],
+  ['call through the stack', [0x48, 0x8d, 0x0d, 7, 0, 0, 0, 0x51, 0xff, 0x14, 0x24, 0x59, 0xeb, 1, 0xc3]],
+  // mov ecx, 2; L: mov dl, 1; xor byte [rip - 7 (the 1)], 3; loop L
+  [
+    'code that changes itself',
+    [0xb9, 2, 0, 0, 0, 0xb2, 1, 0x80, 0x35, 0xf8, 0xff, 0xff, 0xff, 3, 0xe2, 0xf5],
+  ],
 ];
 
 function flagBits(bits: number): bigint {
