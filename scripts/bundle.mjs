@@ -1,21 +1,55 @@
-// Bundles the CLI into one file: 200 small modules cost 100 ms at start-up, one file does not.
-import { chmodSync } from 'node:fs';
-import { join } from 'node:path';
+// Makes the CLI start fast: one minified script in place of 200 modules (100 ms), with the compiled code of what `softcvm run hello`
+// needs beside it (V8's code cache, another 60 ms). dist/cli.js loads both; a cache of another Node is ignored.
+import { spawnSync } from 'node:child_process';
+import { chmodSync, copyFileSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
 import { build } from 'esbuild';
 
 const root = new URL('..', import.meta.url).pathname;
-const outfile = join(root, 'dist/cli.js');
+const dist = (name) => join(root, 'dist', name);
+/** The decoder's loader, src/hardware/cpu/decode/iced.ts, in the form that suits a CommonJS bundle. */
+const loadDecoder = {
+  name: 'load-decoder',
+  setup(bundle) {
+    bundle.onLoad({ filter: /\/decode\/iced\.ts$/ }, () => ({
+      contents: "let loaded; export const iced = () => (loaded ??= require('iced-x86'));",
+    }));
+  },
+};
+const decoder = dirname(createRequire(import.meta.url).resolve('iced-x86'));
+
 await build({
   entryPoints: [join(root, 'src/cli/main.ts')],
-  outfile,
+  outfile: dist('cli-main.cjs'),
   bundle: true,
   platform: 'node',
   target: 'node20',
-  format: 'esm',
+  format: 'cjs',
+  minifyWhitespace: true,
+  minifySyntax: true,
+  legalComments: 'none',
   external: ['iced-x86'],
-  banner: {
-    js: "#!/usr/bin/env node\nimport { createRequire as __createRequire } from 'node:module';\nconst require = __createRequire(import.meta.url);",
-  },
+  plugins: [loadDecoder],
+  define: { 'import.meta.url': '__url' },
+  banner: { js: "const __url = require('node:url').pathToFileURL(__filename).href;" },
   logLevel: 'warning',
 });
-chmodSync(outfile, 0o755);
+// The decoder stays a file of its own: it is needed only when a guest runs.
+await build({
+  entryPoints: [join(decoder, 'iced_x86.js')],
+  outfile: dist('iced-x86.cjs'),
+  platform: 'node',
+  format: 'cjs',
+  minify: true,
+  logLevel: 'warning',
+});
+copyFileSync(join(decoder, 'iced_x86_bg.wasm'), dist('iced_x86_bg.wasm'));
+
+copyFileSync(join(root, 'scripts/start-cli.mjs'), dist('cli.js'));
+chmodSync(dist('cli.js'), 0o755);
+rmSync(dist('cli-main.cache'), { force: true });
+spawnSync(process.execPath, [dist('cli.js'), 'run', 'hello'], {
+  env: { ...process.env, SOFTCVM_WRITE_CODE_CACHE: '1' },
+  stdio: ['ignore', 'ignore', 'inherit'],
+});

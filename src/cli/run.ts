@@ -36,8 +36,15 @@ const MAX_VCPUS = 1024;
 /** Room for both sides of every page, tables and the VMM. */
 const hostMemoryFor = (memory: number): number => Math.min(MAX_HOST, Math.max(GiB, 2 * memory + 64 * MiB));
 
-/** Returns the exit status. Throws InputError for what the user can mend. */
-export async function run(image: string, options: RunCommandOptions): Promise<number> {
+/**
+ * Returns the exit status; `atEnd` gets it as soon as all output is written, before anything is torn down. Throws InputError for what
+ * the user can mend.
+ */
+export async function run(
+  image: string,
+  options: RunCommandOptions,
+  atEnd: (status: number) => void = () => {},
+): Promise<number> {
   const type = parseChoice(options.type, '--type', ['sw-protected', 'default']);
   const memory = parseSize(options.memory, '--memory');
   if (memory === 0 || memory % PAGE !== 0) {
@@ -87,6 +94,8 @@ export async function run(image: string, options: RunCommandOptions): Promise<nu
     else if (report.exit.reason !== 'debug-exit' && report.exit.reason !== 'hlt') {
       console.error(`softcvm: ${describeEnd(report, options.timeout)}`);
     }
+    file?.close();
+    atEnd(report.exit.code);
     return report.exit.code;
   } finally {
     file?.close();

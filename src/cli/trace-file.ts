@@ -9,6 +9,7 @@ export class TraceFile {
   readonly #file: number;
   readonly #stop: () => void;
   #text = '';
+  #closed = false;
 
   /** Throws InputError: `path` cannot be written. */
   constructor(path: string, trace: Trace) {
@@ -23,7 +24,10 @@ export class TraceFile {
     });
   }
 
+  /** Writes what is left; once is enough. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     this.#stop();
     this.#flush();
     closeSync(this.#file);
