@@ -65,7 +65,7 @@ export class GuestExit {
     const words = this.#words;
     const save = vmcb + VMCB.SAVE_AREA;
     if (registers.changed) {
-      copySaveArea(words, registers.state + STATE.SAVE, save);
+      copySaveArea(this.#parts.memory, registers.state + STATE.SAVE, save);
       registers.changed = false;
     }
     const at = save >>> 2;

@@ -138,7 +138,7 @@ export class GuestEntry {
       words[at + (SAVE.CR4 >> 2)] !== words[held + (SAVE.CR4 >> 2)] ||
       effective !== words[held + efer];
     if (changed) tlb.flush();
-    copySaveArea(words, save, mirror);
+    copySaveArea(this.#parts.memory, save, mirror);
     registers.changed = effective !== words[at + efer];
     words[held + efer] = effective;
     if (!lma || (registers.attributes(SAVE.CS) & ATTRIBUTE.L) === 0) {

@@ -4,7 +4,7 @@ import type * as Iced from 'iced-x86';
 
 export const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 export const { Code, Register } = iced;
-const { Encoder, Instruction, MemoryOperand } = iced;
+const { Encoder, Instruction, MemoryOperand, RepPrefixKind } = iced;
 
 export type Register64 = 'rax' | 'rcx' | 'rdx' | 'rbx' | 'rsp' | 'rbp' | 'rsi' | 'rdi' | 'r11';
 const NUMBERS: Record<Register64, Iced.Register> = {
@@ -50,6 +50,9 @@ export const two = (code: Iced.Code, first: Iced.Register, second: Iced.Register
   Instruction.createRegReg(code, first, second);
 export const withNumber = (code: Iced.Code, number: number) => Instruction.createI32(code, number);
 export const out8 = () => two(Code.Out_DX_AL, Register.DX, Register.AL);
+/** REP OUTSB, and INSW. */
+export const outString = (size: 8) => Instruction.createOutsb(size * 8, Register.None, RepPrefixKind.Repe);
+export const inString = (size: 16) => Instruction.createInsw(size * 4, RepPrefixKind.None);
 export const hlt = () => op(Code.Hlt);
 export const nop = () => op(Code.Nopd);
 

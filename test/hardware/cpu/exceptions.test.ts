@@ -1,0 +1,286 @@
+/** Delivery through the IDT: frames, stacks, gates, error codes, double faults, shutdown, and what the host may intercept of it. */
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { Code, hlt, load, nop, onRegister, op, push, Register, set, two, withNumber } from './assembler.ts';
+import {
+  CODE,
+  CR2,
+  EXITINFO1,
+  EXITINFO2,
+  GDT,
+  GuestBench,
+  HANDLERS,
+  IST1,
+  NEXT_RIP,
+  RFLAGS,
+  RIP,
+  RSP,
+  RSP0,
+  STACK,
+  USER_CODE,
+  USER_DATA,
+  USER_STACK,
+} from './guest-bench.ts';
+
+let bench: GuestBench;
+beforeEach(() => {
+  bench = new GuestBench();
+  for (let vector = 0; vector < 32; vector++) {
+    bench.gate(vector, HANDLERS + vector * 64);
+    bench.load([hlt()], HANDLERS + vector * 64);
+  }
+});
+afterEach(() => bench.close());
+
+const handlerOf = (): number => (Number(bench.long(RIP)) - HANDLERS) / 64;
+/** u64s from the guest's RSP on. */
+const stack = (words: number): bigint[] => {
+  const rsp = Number(bench.long(RSP));
+  return Array.from({ length: words }, (_, i) => bench.read(rsp + 8 * i));
+};
+describe('which exception', () => {
+  const UNDEFINED = 6;
+  const rows: [string, number, bigint | undefined, () => ReturnType<typeof op>[]][] = [
+    ['UD2', UNDEFINED, undefined, () => [op(Code.Ud2)]],
+    ['VMCALL', UNDEFINED, undefined, () => [op(Code.Vmcall)]],
+    ['SYSCALL without EFER.SCE', UNDEFINED, undefined, () => [op(Code.Syscall)]],
+    ['VMMCALL that nobody intercepts', UNDEFINED, undefined, () => [op(Code.Vmmcall)]],
+    ['SYSENTER', UNDEFINED, undefined, () => [op(Code.Sysenter)]],
+    ['XGETBV without OSXSAVE', UNDEFINED, undefined, () => [op(Code.Xgetbv)]],
+    ['RDFSBASE without FSGSBASE', UNDEFINED, undefined, () => [onRegister(Code.Rdfsbase_r64, Register.RAX)]],
+    ['MOV from CR1', UNDEFINED, undefined, () => [two(Code.Mov_r64_cr, Register.RAX, Register.CR1)]],
+    ['MOV to CS', UNDEFINED, undefined, () => [two(Code.Mov_Sreg_r32m16, Register.CS, Register.EAX)]],
+    [
+      'a data selector beyond the GDT',
+      13,
+      0x40n,
+      () => [set('rax', 0x40), two(Code.Mov_Sreg_r32m16, Register.DS, Register.EAX)],
+    ],
+    [
+      'a null stack selector with RPL 3',
+      13,
+      0n,
+      () => [set('rax', 3), two(Code.Mov_Sreg_r32m16, Register.SS, Register.EAX)],
+    ],
+    ['a non-canonical data address', 13, 0n, () => [set('rbx', 1n << 47n), load('rax', 'rbx')]],
+    ['a non-canonical stack', 12, 0n, () => [set('rsp', 1n << 47n), push('rax')]],
+    ['a non-canonical address by RBP', 12, 0n, () => [set('rbp', 1n << 62n), load('rax', 'rbp')]],
+    [
+      'a jump to a non-canonical address',
+      13,
+      0n,
+      () => [set('rbx', 1n << 47n), onRegister(Code.Jmp_rm64, Register.RBX)],
+    ],
+    [
+      'CR0.PG without PE',
+      13,
+      0n,
+      () => [set('rax', 0x80000000), two(Code.Mov_cr_r64, Register.CR0, Register.RAX)],
+    ],
+    [
+      'CR0.NW without CD',
+      13,
+      0n,
+      () => [set('rax', 0xa0010033), two(Code.Mov_cr_r64, Register.CR0, Register.RAX)],
+    ],
+    [
+      'a reserved bit of CR4',
+      13,
+      0n,
+      () => [set('rax', 1 << 15), two(Code.Mov_cr_r64, Register.CR4, Register.RAX)],
+    ],
+    [
+      'CR4.PAE off in long mode',
+      13,
+      0n,
+      () => [set('rax', 0x600), two(Code.Mov_cr_r64, Register.CR4, Register.RAX)],
+    ],
+    ['CR8 above 15', 13, 0n, () => [set('rax', 16), two(Code.Mov_cr_r64, Register.CR8, Register.RAX)]],
+    ['an unknown MSR', 13, 0n, () => [set('rcx', 0x1234), op(Code.Rdmsr)]],
+    ['a non-canonical LSTAR', 13, 0n, () => [set('rcx', 0xc0000082), set('rdx', 1 << 20), op(Code.Wrmsr)]],
+    ['INT through a gate that is not there', 13, 0x30an, () => [withNumber(Code.Int_imm8, 0x61)]],
+  ];
+  it.each(rows)('%s is vector %i', (name, vector, error, program) => {
+    bench.setLong(0x4d0, 0x1d00n);
+    for (let at = 0; at < 32; at++) bench.gate(at, HANDLERS + at * 64, { ist: 1 });
+    if (name.startsWith('VMMCALL')) bench.intercept(129, 0);
+    bench.segment(0x80, 0, 0, 0x1ff + 16 * 0x50, 0x6000n);
+    expect(bench.run(program())).toBe(0x78);
+    expect(handlerOf()).toBe(vector);
+    if (error !== undefined) expect(stack(1)[0]).toBe(error);
+  });
+});
+
+describe('an interrupt gate', () => {
+  it('pushes SS, RSP, RFLAGS with RF, CS, RIP and the error code on an aligned stack, and clears IF, TF, NT', () => {
+    bench.setLong(RSP, BigInt(STACK - 3));
+    bench.setLong(RFLAGS, 0x246n);
+    expect(bench.run([set('rcx', 0x1234), op(Code.Rdmsr)])).toBe(0x78);
+    const top = (STACK - 3) & ~15;
+    expect(bench.long(RSP)).toBe(BigInt(top - 48));
+    expect(stack(6)).toEqual([0n, BigInt(CODE + 10), 0x8n, 0x10246n, BigInt(STACK - 3), 0x10n]);
+    expect(bench.long(RFLAGS)).toBe(0x46n);
+  });
+  it('of trap type leaves IF', () => {
+    bench.gate(6, HANDLERS + 6 * 64, { type: 15 });
+    bench.setLong(RFLAGS, 0x202n);
+    bench.run([op(Code.Ud2)]);
+    expect(bench.long(RFLAGS)).toBe(0x202n);
+  });
+  it('with an IST takes that stack', () => {
+    bench.gate(6, HANDLERS + 6 * 64, { ist: 1 });
+    bench.run([op(Code.Ud2)]);
+    expect(bench.long(RSP)).toBe(BigInt(IST1 - 40));
+    expect(stack(4)[3]).toBe(BigInt(STACK));
+  });
+  it('from user mode takes RSP0, a null SS and CPL 0', () => {
+    bench.becomeUser();
+    bench.run([op(Code.Ud2)]);
+    expect(bench.cpl).toBe(0);
+    expect(bench.long(RSP)).toBe(BigInt(RSP0 - 40));
+    expect(stack(5)).toEqual([
+      BigInt(CODE),
+      BigInt(USER_CODE),
+      0x10002n,
+      BigInt(USER_STACK),
+      BigInt(USER_DATA),
+    ]);
+    expect(bench.word(0x420) & 0xffff).toBe(0);
+    expect(bench.word(0x410) & 0xffff).toBe(0x08);
+  });
+  it('INT3 and INT n push the RIP behind them, without RF', () => {
+    bench.gate(0x41, HANDLERS + 30 * 64);
+    bench.run([op(Code.Int3)]);
+    expect(handlerOf()).toBe(3);
+    expect(stack(3)).toEqual([BigInt(CODE + 1), 8n, 2n]);
+    bench.setLong(RSP, BigInt(STACK));
+    bench.run([withNumber(Code.Int_imm8, 0x41)]);
+    expect(handlerOf()).toBe(30);
+    expect(stack(1)[0]).toBe(BigInt(CODE + 2));
+  });
+  it('of DPL 0 is not for user software, but for its faults', () => {
+    bench.becomeUser();
+    bench.gate(0x41, HANDLERS + 30 * 64);
+    bench.run([withNumber(Code.Int_imm8, 0x41)]);
+    expect(handlerOf()).toBe(13);
+    expect(stack(1)[0]).toBe(0x20an);
+    bench.gate(0x41, HANDLERS + 30 * 64, { dpl: 3 });
+    bench.setLong(RSP, BigInt(USER_STACK));
+    bench.segment(0x10, USER_CODE, 0xafb);
+    bench.memory.write((bench.vmcb + 0x4cb) as never, Uint8Array.of(3));
+    bench.run([withNumber(Code.Int_imm8, 0x41)]);
+    expect(handlerOf()).toBe(30);
+  });
+  const broken: [string, Parameters<GuestBench['gate']>[2], number, bigint][] = [
+    ['that is not present: #NP with the vector', { present: 0 }, 11, 0x33n],
+    ['of another type: #GP with the vector', { type: 12 }, 13, 0x33n],
+    ['with a null selector: #GP', { selector: 0 }, 13, 1n],
+    ['with a data segment: #GP with the selector', { selector: 0x10 }, 13, 0x11n],
+    ['with a selector beyond the GDT: #GP with the selector', { selector: 0x48 }, 13, 0x49n],
+  ];
+  it.each(broken)('%s', (_name, options, vector, error) => {
+    bench.gate(6, HANDLERS + 6 * 64, options);
+    bench.run([op(Code.Ud2)]);
+    expect(handlerOf()).toBe(vector);
+    expect(stack(1)[0]).toBe(error);
+  });
+  it('marks its code segment accessed', () => {
+    bench.run([op(Code.Ud2)]);
+    expect(bench.read(GDT + 8)).toBe(0x00af9b000000ffffn);
+  });
+});
+
+describe('an exception inside another', () => {
+  it('contributory ones make a double fault with error code 0', () => {
+    bench.gate(13, HANDLERS, { present: 0 });
+    bench.run([set('rcx', 0x1234), op(Code.Rdmsr)]);
+    expect(handlerOf()).toBe(8);
+    expect(stack(2)).toEqual([0n, BigInt(CODE + 10)]);
+  });
+  it('a page fault while a page fault is delivered makes one too; CR2 is the second address', () => {
+    bench.setLong(RSP, 0x500000n);
+    bench.gate(8, HANDLERS + 8 * 64, { ist: 1 });
+    bench.run([set('rbx', 0x400000), load('rax', 'rbx')]);
+    expect(handlerOf()).toBe(8);
+    expect(bench.long(CR2)).toBe(0x4ffff8n);
+  });
+  it('a page fault while #UD is delivered is just a page fault', () => {
+    bench.setLong(RSP, 0x500000n);
+    bench.gate(14, HANDLERS + 14 * 64, { ist: 1 });
+    bench.run([op(Code.Ud2)]);
+    expect(handlerOf()).toBe(14);
+    expect(stack(1)[0]).toBe(2n);
+  });
+  it('a third one is a shutdown', () => {
+    bench.segment(0x80, 0, 0, 0, 0n);
+    expect(bench.run([op(Code.Ud2)])).toBe(0x7f);
+    expect(bench.word(0x88)).toBe(0);
+  });
+  it('a shutdown that the host does not intercept is not ours to decide', () => {
+    bench.intercept(127, 0);
+    bench.segment(0x80, 0, 0, 0, 0n);
+    expect(() => bench.run([op(Code.Ud2)])).toThrow('not implemented: a shutdown');
+  });
+  it('a handler that faults at its first instruction for ever lets the host in', () => {
+    bench.load([op(Code.Ud2)], HANDLERS + 6 * 64);
+    bench.gate(6, HANDLERS + 6 * 64, { ist: 1 });
+    expect(bench.run([op(Code.Ud2)], 1000)).toBe(0x60);
+  });
+});
+
+describe('exception intercepts', () => {
+  it('exit before anything is delivered, with the error code', () => {
+    bench.interceptException(13);
+    expect(bench.run([set('rcx', 0x1234), op(Code.Rdmsr)])).toBe(0x4d);
+    expect(bench.long(EXITINFO1)).toBe(0n);
+    expect(bench.long(RIP)).toBe(BigInt(CODE + 10));
+    expect(bench.long(RSP)).toBe(BigInt(STACK));
+    expect(bench.long(NEXT_RIP)).toBe(0n);
+  });
+  it('a page fault gives its address and error code', () => {
+    bench.interceptException(14);
+    expect(bench.run([set('rbx', 0x400123), load('rax', 'rbx')])).toBe(0x4e);
+    expect(bench.long(EXITINFO1)).toBe(0n);
+    expect(bench.long(EXITINFO2)).toBe(0x400123n);
+  });
+  it('the second of two says in EXITINTINFO what was being delivered', () => {
+    bench.interceptException(11);
+    bench.gate(13, HANDLERS, { present: 0 });
+    expect(bench.run([set('rcx', 0x1234), op(Code.Rdmsr)])).toBe(0x4b);
+    expect(bench.long(EXITINFO1)).toBe(0x6bn);
+    expect(bench.word(0x88)).toBe(0x80000b0d | 0);
+    expect(bench.word(0x8c)).toBe(0);
+  });
+  it('a software interrupt in delivery is of type 4', () => {
+    bench.interceptException(11);
+    bench.gate(0x41, HANDLERS, { present: 0 });
+    expect(bench.run([withNumber(Code.Int_imm8, 0x41)])).toBe(0x4b);
+    expect(bench.long(EXITINFO1)).toBe(0x20an);
+    expect(bench.word(0x88)).toBe(0x80000441 | 0);
+  });
+  it('a double fault that is intercepted leaves EXITINTINFO empty', () => {
+    bench.interceptException(8);
+    bench.gate(13, HANDLERS, { present: 0 });
+    expect(bench.run([set('rcx', 0x1234), op(Code.Rdmsr)])).toBe(0x48);
+    expect(bench.long(EXITINFO1)).toBe(0n);
+    expect(bench.word(0x88)).toBe(0);
+  });
+  it('a nested fault in the IDT leaves the event in EXITINTINFO and the guest where it was', () => {
+    bench.unmap(6);
+    expect(bench.run([nop(), op(Code.Ud2)])).toBe(0x400);
+    expect(bench.word(0x88)).toBe(0x80000306 | 0);
+    expect(bench.long(EXITINFO2)).toBe(0x6060n);
+    const ud2 = bench.long(RIP);
+    bench.remap(6, 7n);
+    bench.setLong(0xa8, bench.long(0x88));
+    expect(bench.run()).toBe(0x78);
+    expect(handlerOf()).toBe(6);
+    expect(stack(1)[0]).toBe(ud2);
+  });
+});
+
+it('an exception is named in the trace', () => {
+  bench.run([op(Code.Ud2)]);
+  expect(bench.events).toContainEqual(
+    expect.objectContaining({ what: 'exception', vector: 6, rip: '0x10000' }),
+  );
+});
