@@ -4,7 +4,7 @@
  */
 import { describe, expect, it } from 'vitest';
 import { GROUPS } from '../oracle/groups.ts';
-import { hostUnfit, runOnHost } from '../oracle/host-cpu.ts';
+import { hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
 import { differences, type Snippet } from '../oracle/snippet.ts';
 import { formsOf, SnippetGenerator } from '../oracle/snippet-generator.ts';
 import { snippetProgram } from '../oracle/snippet-program.ts';
@@ -17,6 +17,8 @@ const REPORTED = 20;
 
 const unfit = hostUnfit();
 if (unfit) console.log(`oracle not asked: ${unfit}`);
+
+const forms = (mnemonics: readonly string[]) => formsOf(mnemonics, hostVendor());
 
 /** What differs, snippet by snippet. */
 function judge(snippets: readonly Snippet[]): string[] {
@@ -49,16 +51,16 @@ function compare(name: string, generator: SnippetGenerator): void {
 
 describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
   for (const [name, mnemonics] of Object.entries(GROUPS)) {
-    it(`on ${name}`, () => compare(name, new SnippetGenerator(seed, [formsOf(mnemonics)])));
+    it(`on ${name}`, () => compare(name, new SnippetGenerator(seed, [forms(mnemonics)])));
   }
 
   it('on all of them mixed', () => {
-    const groups = Object.values(GROUPS).map(formsOf);
+    const groups = Object.values(GROUPS).map(forms);
     compare('mixed', new SnippetGenerator(seed, groups, { longest: 8 }));
   });
 
   it('on jumps, calls, loops and code that changes itself', () => {
-    const groups = [GROUPS['arithmetic']!, GROUPS['move']!, GROUPS['shifts']!].map(formsOf);
+    const groups = [GROUPS['arithmetic']!, GROUPS['move']!, GROUPS['shifts']!].map(forms);
     compare('branches', new SnippetGenerator(seed, groups, { longest: 6, branches: true }));
   });
 });

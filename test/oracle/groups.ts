@@ -1,5 +1,7 @@
 /** Mnemonics by group, as the oracle asks for them. */
+
 import { CONDITIONS } from '../../src/hardware/cpu/semantics/flags.ts';
+import { sse2 } from '../../src/hardware/cpu/semantics/sse2.ts';
 
 const perCondition = (prefix: string): string[] =>
   CONDITIONS.map(([name]) => `${prefix}${name.toLowerCase()}`);
@@ -17,5 +19,6 @@ export const GROUPS: Readonly<Record<string, readonly string[]>> = {
     'Movsb Movsw Movsd Movsq Stosb Stosw Stosd Stosq Lodsb Lodsw Lodsd Lodsq Cmpsb Cmpsw Cmpsd Cmpsq Scasb Scasw Scasd Scasq'.split(
       ' ',
     ),
+  sse2: Object.keys(sse2.instructions),
   flags: 'Lahf Sahf Clc Stc Cmc Cld Std'.split(' '),
 };

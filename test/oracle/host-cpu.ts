@@ -1,6 +1,6 @@
 /** Runs a snippet program on this machine's own CPU. */
 import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { SnippetProgram } from './snippet-program.ts';
@@ -9,6 +9,11 @@ import type { SnippetProgram } from './snippet-program.ts';
 export function hostUnfit(): string | undefined {
   if (process.platform === 'linux' && process.arch === 'x64') return undefined;
   return `the oracle needs x86-64 Linux; this is ${process.arch} ${process.platform}`;
+}
+
+/** Whose CPU this is, as far as it matters. */
+export function hostVendor(): 'AMD' | 'other' {
+  return readFileSync('/proc/cpuinfo', 'utf8').includes('AuthenticAMD') ? 'AMD' : 'other';
 }
 
 /** What the program wrote. */
