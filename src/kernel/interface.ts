@@ -115,7 +115,15 @@ export interface KvmVcpu {
   setSregs(sregs: Sregs): void;
   getCpuid2(): CpuidEntry[];
   setCpuid2(entries: readonly CpuidEntry[]): void;
+  /** KVM_PRE_FAULT_MEMORY. Returns what is left of the range, which is less as soon as a page was mapped. */
+  preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange;
   close(): void;
+}
+
+/** Bytes of guest physical addresses, whole pages. */
+export interface PreFaultRange {
+  gpa: bigint;
+  size: bigint;
 }
 
 export interface Regs {

@@ -1,12 +1,13 @@
 /**
  * The accelerator: one VM of KVM with what QEMU remembers of its capabilities (accel/kvm/kvm-all.c: kvm_init,
  * kvm_create_guest_memfd, kvm_set_memory_attributes). Capabilities are asked at VM scope, as QEMU does now; seed 000 asked
- * at system scope. Leaves out: in-kernel interrupt controllers, dirty ring, pre-fault.
+ * at system scope. Leaves out: in-kernel interrupt controllers, dirty ring.
  */
 import {
   KVM_CAP_GUEST_MEMFD,
   KVM_CAP_MEMORY_ATTRIBUTES,
   KVM_CAP_NR_MEMSLOTS,
+  KVM_CAP_PRE_FAULT_MEMORY,
   KVM_CAP_USER_MEMORY2,
   KVM_MEMORY_ATTRIBUTE_PRIVATE,
 } from '../abi/kvm.ts';
@@ -24,12 +25,14 @@ export class KvmState {
   readonly supportedMemoryAttributes: bigint;
   /** All three: GUEST_MEMFD, USER_MEMORY2 and the PRIVATE attribute. */
   readonly guestMemfdSupported: boolean;
+  readonly preFaultSupported: boolean;
 
   constructor(kvm: Kvm, vm: KvmVm) {
     this.kvm = kvm;
     this.vm = vm;
     this.slots = vm.checkExtension(KVM_CAP_NR_MEMSLOTS) || 32;
     this.userMemory2 = vm.checkExtension(KVM_CAP_USER_MEMORY2) !== 0;
+    this.preFaultSupported = vm.checkExtension(KVM_CAP_PRE_FAULT_MEMORY) !== 0;
     this.supportedMemoryAttributes = BigInt(vm.checkExtension(KVM_CAP_MEMORY_ATTRIBUTES));
     this.guestMemfdSupported =
       vm.checkExtension(KVM_CAP_GUEST_MEMFD) !== 0 &&

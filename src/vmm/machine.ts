@@ -171,6 +171,7 @@ export class Machine {
         memory: new IoDispatch(this.systemMemory, { unassigned: 0 }),
         debugExit,
         convert: (start, size, to) => convertMemory(context, start, size, to),
+        preFaultSupported: this.kvm.preFaultSupported,
         lastReport: () => this.#lastReport,
         flushConsole: () => output.flush(),
         trace,

@@ -30,6 +30,7 @@ import type { DebugExit } from './devices/debug-exit.ts';
 import { hex, nameOfResult } from './error.ts';
 import type { Conversion } from './memory/convert-memory.ts';
 import type { IoDispatch } from './memory/io-dispatch.ts';
+import { preFault } from './pre-fault.ts';
 import {
   EXIT_CODE_FAILED,
   EXIT_CODE_TIMEOUT,
@@ -65,6 +66,8 @@ export interface RunLoopOptions {
   readonly memory: IoDispatch;
   readonly debugExit: DebugExit;
   readonly convert: (start: number, size: number, to: 'private' | 'shared') => Conversion;
+  /** Whether the kernel can map memory in advance (KVM_CAP_PRE_FAULT_MEMORY). */
+  readonly preFaultSupported: boolean;
   /** What went wrong last, in words. */
   readonly lastReport: () => string;
   /** Hands on what the guest wrote so far. */
@@ -309,8 +312,11 @@ export class RunLoop {
     }
     const to = (run.hypercallArg(2) & MAP_ENCRYPTED) !== 0n ? 'private' : 'shared';
     const size = run.hypercallArgNumber(1) * PAGE_SIZE;
-    const conversion = this.#convert(turn, run.hypercallArgNumber(0), size, to, 'KVM_HC_MAP_GPA_RANGE');
+    const start = run.hypercallArgNumber(0);
+    const conversion = this.#convert(turn, start, size, to, 'KVM_HC_MAP_GPA_RANGE');
     run.hypercallRet = BigInt(conversion.result);
+    if (to === 'private' && conversion.outcome === 'done' && this.#options.preFaultSupported)
+      preFault(turn.vcpu, start, size);
   }
 
   #memoryFault(turn: Turn): void {

@@ -11,6 +11,7 @@ import type {
   Kvm,
   KvmVcpu,
   KvmVm,
+  PreFaultRange,
   Process,
   ProcessMemory,
   Regs,
@@ -56,6 +57,9 @@ export class ScriptedVcpu implements KvmVcpu {
   regs: Regs | undefined;
   sregs: Sregs | undefined;
   cpuid: readonly CpuidEntry[] = [];
+  readonly preFaults: (PreFaultRange & { flags: bigint })[] = [];
+  /** What KVM_PRE_FAULT_MEMORY answers, one after the other; then all of the range. */
+  readonly preFaultAnswers: (PreFaultRange | ErrnoName)[] = [];
   readonly #script: (vcpu: ScriptedVcpu) => ScriptedRun;
 
   constructor(id: number, script: (vcpu: ScriptedVcpu) => ScriptedRun) {
@@ -97,6 +101,12 @@ export class ScriptedVcpu implements KvmVcpu {
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.cpuid = entries;
+  }
+  preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
+    this.preFaults.push(range);
+    const answer = this.preFaultAnswers.shift() ?? { gpa: range.gpa + range.size, size: 0n };
+    if (typeof answer === 'string') throw new LinuxError(answer, 'as the test says');
+    return answer;
   }
   close(): void {
     this.closed = true;

@@ -55,7 +55,11 @@ const hypercall = (...args: bigint[]): ScriptedRun =>
   });
 
 /** vCPUs that follow a script each; its last step repeats. */
-function setUp(scripts: ScriptedRun[][], convert: (...request: unknown[]) => Conversion = () => DONE) {
+function setUp(
+  scripts: ScriptedRun[][],
+  convert: (...request: unknown[]) => Conversion = () => DONE,
+  options: { preFaultSupported?: boolean } = {},
+) {
   const order: number[] = [];
   const vcpus = scripts.map(
     (script, id) =>
@@ -85,6 +89,7 @@ function setUp(scripts: ScriptedRun[][], convert: (...request: unknown[]) => Con
     memory: new IoDispatch(memory, { unassigned: 0 }),
     debugExit,
     convert,
+    preFaultSupported: options.preFaultSupported ?? true,
     lastReport: () => 'what went wrong',
     flushConsole: () => {},
     trace,
@@ -260,6 +265,50 @@ describe('MAP_GPA_RANGE', () => {
     const { loop, vcpus } = setUp([[hypercall(0n, 1n, 0n), hlt]], () => ({ result: -12, outcome: 'failed' }));
     expect(await loop.run()).toEqual({ reason: 'error', code: 125, message: 'vCPU 0: what went wrong' });
     expect(vcpus[0]!.runs).toBe(1);
+  });
+
+  describe('to private', () => {
+    const done = () => DONE;
+    const toPrivate = [hypercall(0x200000n, 3n, 16n), hlt];
+
+    it('maps the pages in advance, as far as they can be had', async () => {
+      const { loop, vcpus } = setUp([toPrivate], done);
+      const answers = [{ gpa: 0x201000n, size: 0x2000n }, 'ENOENT'] as const;
+      vcpus[0]!.preFaultAnswers.push(...answers);
+      expect(await loop.run()).toEqual({ reason: 'hlt', code: 0 });
+      expect(vcpus[0]!.preFaults).toEqual([
+        { gpa: 0x200000n, size: 0x3000n, flags: 0n },
+        { gpa: 0x201000n, size: 0x2000n, flags: 0n },
+      ]);
+    });
+
+    it.each(['EINTR', 'EAGAIN'] as const)('tries again after %s, but not for ever', async (errno) => {
+      const { loop, vcpus } = setUp([toPrivate], done);
+      vcpus[0]!.preFaultAnswers.push(errno, { gpa: 0x203000n, size: 0n });
+      await loop.run();
+      expect(vcpus[0]!.preFaults).toHaveLength(2);
+      const again = setUp([toPrivate], done);
+      again.vcpus[0]!.preFaultAnswers.push(...Array.from({ length: 100 }, () => errno));
+      expect(await again.loop.run()).toEqual({ reason: 'hlt', code: 0 });
+      expect(again.vcpus[0]!.preFaults.length).toBeLessThan(20);
+    });
+
+    it('maps nothing in advance where the kernel cannot', async () => {
+      const { loop, vcpus } = setUp([toPrivate], done, { preFaultSupported: false });
+      await loop.run();
+      expect(vcpus[0]!.preFaults).toEqual([]);
+    });
+  });
+
+  it('to shared maps nothing in advance, nor does one that was refused', async () => {
+    const shared = setUp([[hypercall(0x200000n, 3n, 0n), hlt]], () => DONE);
+    await shared.loop.run();
+    const refused = setUp([[hypercall(0x200000n, 3n, 16n), hlt]], () => ({
+      result: -22,
+      outcome: 'refused',
+    }));
+    await refused.loop.run();
+    expect([shared.vcpus[0]!.preFaults, refused.vcpus[0]!.preFaults]).toEqual([[], []]);
   });
 });
 

@@ -25,6 +25,7 @@ const ALWAYS: ReadonlySet<number> = new Set([
   kvm.KVM_CAP_IMMEDIATE_EXIT,
   kvm.KVM_CAP_USER_MEMORY2,
   kvm.KVM_CAP_MEMORY_FAULT_INFO,
+  kvm.KVM_CAP_PRE_FAULT_MEMORY,
 ]);
 
 /** `vm`: asked on a VM; without it, on /dev/kvm, where an answer says what some VM can have. 0: not there. */

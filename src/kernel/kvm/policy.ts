@@ -34,6 +34,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     retryCheckedEarly: true,
     hypercallRetPreset: false,
     failEntryReason64: false,
+    preFaultOfDyingSlot: 'EINTR',
   },
   '7.2': {
     guestMemfdFlags: true,
@@ -44,6 +45,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     retryCheckedEarly: true,
     hypercallRetPreset: true,
     failEntryReason64: true,
+    preFaultOfDyingSlot: 'EAGAIN',
   },
 };
 

@@ -15,13 +15,14 @@ import { RFLAGS } from '../../abi/x86.ts';
 import { type Pfn, pfn, spaOf } from '../../base/address.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
-import type { CpuidEntry, KvmVcpu, Regs, Sregs } from '../interface.ts';
+import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
 import { RUN_PENDING } from '../interface.ts';
 import { type CpuidResult, GuestCpuid } from './cpuid.ts';
 import { completeHypercall } from './hypercall.ts';
 import type { GuestMemory, InvalidationChecks } from './mmu/guest-memory.ts';
 import type { Mmu } from './mmu/mmu.ts';
 import { PageFault, PageFaultHandler } from './mmu/page-fault.ts';
+import { preFaultMemory } from './pre-fault.ts';
 import { getRegs, getSregs, type OtherRegisters, resetRegisters, setRegs, setSregs } from './registers.ts';
 import { MmioEmulation } from './run-mmio.ts';
 import { GUEST_AGAIN, WAIT } from './run-result.ts';
@@ -167,6 +168,9 @@ export class Vcpu implements KvmVcpu {
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.cpuid.set(entries, { hasRun: this.#core !== undefined });
+  }
+  preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
+    return preFaultMemory(this, range);
   }
 
   /** close(2) of the descriptor. */

@@ -22,18 +22,21 @@ export const POLICIES = {
     retryCheckedEarly: true,
     hypercallRetPreset: true,
     failEntryReason64: true,
+    preFaultOfDyingSlot: 'EAGAIN',
   },
   '6.12': {
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: false,
     failEntryReason64: false,
+    preFaultOfDyingSlot: 'EINTR',
   },
   'private-fault': {
     attributeCheckedBeforeSlot: false,
     retryCheckedEarly: false,
     hypercallRetPreset: true,
     failEntryReason64: true,
+    preFaultOfDyingSlot: 'EAGAIN',
   },
 } as const satisfies Record<string, RunPolicy>;
 export type PolicyName = keyof typeof POLICIES;

@@ -4,6 +4,7 @@
  * Linux: the fields of `struct kvm` and `struct kvm_memory_slot` that arch/x86/kvm/mmu reads. Nothing here allocates.
  */
 import type { Gfn, Hva, Pfn } from '../../../base/address.ts';
+import type { ErrnoName } from '../../../base/errors.ts';
 import type { Trace } from '../../../base/trace.ts';
 import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
 
@@ -60,6 +61,11 @@ export interface RunPolicy {
   readonly hypercallRetPreset: boolean;
   /** 7.2: true. FAIL_ENTRY's reason is the 64-bit exit code; 6.12 gives the low 32 bits. */
   readonly failEntryReason64: boolean;
+  /**
+   * What KVM_PRE_FAULT_MEMORY comes to on a slot that is being deleted. 7.2: EAGAIN. 6.12 tries until the slot is gone or a signal
+   * comes: EINTR.
+   */
+  readonly preFaultOfDyingSlot: ErrnoName;
 }
 
 export interface GuestMemory {

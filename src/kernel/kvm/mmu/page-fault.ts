@@ -57,6 +57,8 @@ export class PageFault implements BackingPage {
   pfn = 0 as Pfn;
   order = 0;
   writable = false;
+  /** The level at which the page was mapped. */
+  level = 1;
   pending: Promise<void> | undefined = undefined;
 
   /** Begins a new fault. `error`: the low word of EXITINFO1, `NPF` bits of abi/vmcb.ts. */
@@ -159,7 +161,8 @@ export class PageFaultHandler {
   /** All between here and the store of the entry happens without a break: that is our mmu_lock. */
   #mapUnderLock(fault: PageFault): number {
     if (this.#isObsolete(fault) || this.#checks.retryGfn(fault.snapshot, fault.gfn)) return RET_PF.RETRY;
-    const changed = this.#mmu.map(fault.gfn, fault.pfn, goalLevel(fault, fault.slot!), fault);
+    fault.level = goalLevel(fault, fault.slot!);
+    const changed = this.#mmu.map(fault.gfn, fault.pfn, fault.level, fault);
     return changed ? RET_PF.FIXED : RET_PF.SPURIOUS;
   }
 
