@@ -62,7 +62,7 @@ describe('which exception', () => {
       () => [set('rax', 3), two(Code.Mov_Sreg_r32m16, Register.SS, Register.EAX)],
     ],
     ['a non-canonical data address', 13, 0n, () => [set('rbx', 1n << 47n), load('rax', 'rbx')]],
-    ['a non-canonical stack', 12, 0n, () => [set('rsp', 1n << 47n), push('rax')]],
+    ['a non-canonical stack', 12, 0n, () => [set('rsp', 1n << 62n), push('rax')]],
     ['a non-canonical address by RBP', 12, 0n, () => [set('rbp', 1n << 62n), load('rax', 'rbp')]],
     [
       'a jump to a non-canonical address',
