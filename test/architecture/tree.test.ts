@@ -38,6 +38,18 @@ describe('the tree', () => {
     expect([...paths].filter((path) => !existsSync(join(root, path)))).toEqual([]);
   });
 
+  it('has every test that docs/ORIGINS.md quotes', () => {
+    const origins = readFileSync(join(root, 'docs/ORIGINS.md'), 'utf8');
+    const quoted = [...origins.matchAll(/`(test\/[^`\s]+)`((?:,? "[^"]+")+)/g)].flatMap(([, path, titles]) =>
+      [...titles!.matchAll(/"([^"]+)"/g)].map(([, title]) => ({ path: path!, title: title! })),
+    );
+    expect(quoted.length).toBeGreaterThan(15);
+    const absent = quoted.filter(
+      ({ path, title }) => !readFileSync(join(root, path), 'utf8').includes(title),
+    );
+    expect(absent).toEqual([]);
+  });
+
   it('has every path that README.md and docs/ARCHITECTURE.md point to', () => {
     for (const document of ['README.md', 'docs/ARCHITECTURE.md']) {
       const text = readFileSync(join(root, document), 'utf8');
