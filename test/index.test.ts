@@ -1,0 +1,114 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import { createHost, type Host, LinuxError, MiB, readImage, VmmError } from '../src/index.ts';
+import { exitWith, print, tinyElf } from './cli/tiny-elf.ts';
+
+let host: Host;
+afterEach(() => host.close());
+
+const exits = { image: tinyElf([...print('x'), ...exitWith(9)]) };
+
+describe('a host', () => {
+  it('runs several VMs side by side, each with its own console and its own end', async () => {
+    host = createHost({ memory: 64 * MiB });
+    const first = host.createVm({ ...exits, memory: 4 * MiB });
+    const second = host.createVm({
+      image: tinyElf([...print('y'), ...exitWith(3)]),
+      memory: 2 * MiB,
+      type: 'default',
+    });
+    const [one, two] = await Promise.all([first.run(), second.run()]);
+    expect(one).toMatchObject({
+      exit: { reason: 'debug-exit', code: 9 },
+      console: 'x',
+      memory: { privatePages: 1024 },
+    });
+    expect(two).toMatchObject({
+      exit: { reason: 'debug-exit', code: 3 },
+      console: 'y',
+      memory: { privatePages: 0 },
+    });
+    expect(one.memory.privateFrames).toBeGreaterThan(0);
+    expect(two.memory.privateFrames).toBe(0);
+  });
+
+  it('has no frame left in use when its VMs are closed', async () => {
+    host = createHost({ memory: 64 * MiB });
+    const before = [...host.usage()];
+    for (let round = 0; round < 3; round++) {
+      const vm = host.createVm({ ...exits, memory: 4 * MiB });
+      await vm.run();
+      vm.close();
+    }
+    expect([...host.usage()].filter(([, frames]) => frames > 0)).toEqual(
+      before.filter(([, frames]) => frames > 0),
+    );
+  });
+
+  it('keeps nothing of a VM that could not be made', () => {
+    host = createHost({ memory: 64 * MiB });
+    const used = () => [...host.usage().values()].reduce((sum, frames) => sum + frames, 0);
+    const before = used();
+    expect(() => host.createVm({ image: new Uint8Array(3) })).toThrow(VmmError);
+    expect(() => host.createVm({ ...exits, memory: 5000 })).toThrow('memory: got 5000 bytes');
+    expect(() => host.createVm({ ...exits, smp: 0 })).toThrow('smp: got 0');
+    expect(used()).toBe(before);
+  });
+
+  it('says who did what on which page to whoever listens, and stops when told', async () => {
+    host = createHost({ memory: 64 * MiB });
+    const kinds = new Set<string>();
+    const stop = host.trace.listen(({ kind }) => kinds.add(kind));
+    const vm = host.createVm({ ...exits, memory: 4 * MiB });
+    expect(kinds).toContain('vm');
+    stop();
+    kinds.clear();
+    await vm.run();
+    expect(kinds.size).toBe(0);
+  });
+
+  it('offers /dev/kvm itself: ioctls are methods, with their errnos', () => {
+    host = createHost({ memory: 64 * MiB, kernel: '6.12' });
+    const kvm = host.process.openKvm();
+    expect(kvm.getApiVersion()).toBe(12);
+    // KVM_CAP_GUEST_MEMFD_FLAGS is younger than 6.12
+    expect(kvm.checkExtension(244)).toBe(0);
+    expect(kvm.checkExtension(235)).toBe(0b11);
+    const vm = kvm.createVm(1);
+    const refused = () => vm.createGuestMemfd({ size: 4097n, flags: 0n });
+    expect(refused).toThrow(LinuxError);
+    expect(refused).toThrow(expect.objectContaining({ errno: 22 }));
+    vm.close();
+    kvm.close();
+  });
+
+  it('refuses a size of memory that cannot be, and is closed once however often it is told to', () => {
+    expect(() => createHost({ memory: 1000 })).toThrow(RangeError);
+    host = createHost({ memory: 64 * MiB });
+    host.close();
+    expect(() => host.close()).not.toThrow();
+  });
+});
+
+describe('a VM', () => {
+  it.each([{ kind: 'anonymous' }, { kind: 'memfd' }, { kind: 'file', path: '/ram' }] as const)(
+    'takes the shared side of its RAM from %o',
+    async (backend) => {
+      host = createHost({ memory: 128 * MiB });
+      using vm = host.createVm({ ...(await readImage('conversions')), memory: 32 * MiB, backend });
+      const report = await vm.run({ timeoutMs: 60_000 });
+      expect(report.exit).toMatchObject({ reason: 'debug-exit', code: 0 });
+      expect(report.memory.conversions).toBe(2054);
+    },
+  );
+
+  it('goes on where a time-out left it', async () => {
+    host = createHost({ memory: 64 * MiB });
+    using vm = host.createVm({ ...(await readImage('loops')), memory: 4 * MiB });
+    const first = await vm.run({ timeoutMs: 1 });
+    expect(first.exit).toMatchObject({ reason: 'timeout', code: 124 });
+    const second = await vm.run({ timeoutMs: 60_000 });
+    expect(second.exit).toMatchObject({ reason: 'debug-exit', code: 0 });
+    expect(second.instructions).toBeGreaterThan(first.instructions);
+    expect(second.console).toContain('fib .. 0x5584');
+  });
+});
