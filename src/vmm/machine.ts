@@ -31,12 +31,13 @@ import { KvmState } from './kvm-state.ts';
 import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
 import { loadElf64 } from './loaders/elf64.ts';
 import { loadFlatBinary } from './loaders/flat-binary.ts';
+import { AddressSpace } from './memory/address-space.ts';
 import { convertMemory } from './memory/convert-memory.ts';
 import { DiscardRequirements } from './memory/discard-requirements.ts';
-import { AddressSpace } from './memory/flat-view.ts';
 import { IoDispatch } from './memory/io-dispatch.ts';
 import { KvmSlots } from './memory/kvm-slots.ts';
-import { ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
+import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
+import { MemoryTopology } from './memory/memory-topology.ts';
 import { RamList } from './memory/ram-list.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
 
@@ -76,6 +77,7 @@ export function createMachine(process: Process, options: MachineOptions): Machin
 
 export class Machine {
   readonly kvm: KvmState;
+  readonly topology = new MemoryTopology();
   readonly systemMemory: AddressSpace;
   readonly ports: AddressSpace;
   readonly ramList: RamList;
@@ -115,7 +117,7 @@ export class Machine {
       this.#cleanups.push(() => this.kvm.close());
       if (isPrivate) enableMapGpaRange(this.kvm);
 
-      this.systemMemory = new AddressSpace('memory', 2 ** 52);
+      this.systemMemory = new AddressSpace(this.topology, 'memory', containerRegion('system', 2 ** 52));
       this.slots = new KvmSlots(this.kvm);
       this.systemMemory.addListener(this.slots);
       this.ramList = new RamList({ process, kvm: this.kvm, discards: this.discards, report });
@@ -151,7 +153,7 @@ export class Machine {
       const output = new ConsoleBuffer(options.console);
       const debugExit = new DebugExit();
       this.serial = new Serial16550({ transmit: (byte) => output.put(byte) });
-      this.ports = new AddressSpace('I/O ports', 0x10000);
+      this.ports = new AddressSpace(this.topology, 'I/O', containerRegion('io', 0x10000));
       this.ports.add(ioRegion('serial', SERIAL_PORTS, this.serial), SERIAL_PORT);
       this.ports.add(ioRegion('debug-exit', DEBUG_EXIT_PORTS, debugExit), DEBUG_EXIT_PORT);
 
@@ -168,7 +170,7 @@ export class Machine {
       this.#loop = new RunLoop({
         vcpus: this.vcpus,
         ports: new IoDispatch(this.ports, { unassigned: 0xff }),
-        memory: new IoDispatch(this.systemMemory, { unassigned: 0 }),
+        memory: new IoDispatch(this.systemMemory, { unassigned: 0, process: process.memory }),
         debugExit,
         convert: (start, size, to) => convertMemory(context, start, size, to),
         preFaultSupported: this.kvm.preFaultSupported,

@@ -3,10 +3,11 @@ import type { KvmRun } from '../../src/abi/kvm-run.ts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { Trace, type TraceEvent } from '../../src/base/trace.ts';
 import { DebugExit } from '../../src/vmm/devices/debug-exit.ts';
+import { AddressSpace } from '../../src/vmm/memory/address-space.ts';
 import type { Conversion } from '../../src/vmm/memory/convert-memory.ts';
-import { AddressSpace } from '../../src/vmm/memory/flat-view.ts';
 import { IoDispatch } from '../../src/vmm/memory/io-dispatch.ts';
-import { ioRegion } from '../../src/vmm/memory/memory-region.ts';
+import { containerRegion, ioRegion } from '../../src/vmm/memory/memory-region.ts';
+import { MemoryTopology } from '../../src/vmm/memory/memory-topology.ts';
 import { RunLoop } from '../../src/vmm/run-loop.ts';
 import { type ScriptedRun, ScriptedVcpu } from './recording-process.ts';
 
@@ -69,7 +70,8 @@ function setUp(
       }),
   );
   const debugExit = new DebugExit();
-  const ports = new AddressSpace('ports', 0x10000);
+  const topology = new MemoryTopology();
+  const ports = new AddressSpace(topology, 'ports', containerRegion('ports', 0x10000));
   ports.add(ioRegion('debug-exit', 4, debugExit), 0xf4);
   const writes: [number, number, number][] = [];
   const device = {
@@ -80,7 +82,7 @@ function setUp(
     },
   };
   ports.add(ioRegion('device', 8, device), 0x100);
-  const memory = new AddressSpace('memory', 2 ** 52);
+  const memory = new AddressSpace(topology, 'memory', containerRegion('memory', 2 ** 52));
   memory.add(ioRegion('device', 0x1000, device), 0xd0000000);
   const trace = new Trace();
   const loop = new RunLoop({

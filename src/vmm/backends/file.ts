@@ -1,6 +1,7 @@
 /** memory-backend-file (QEMU backends/hostmem-file.c): a named file, created when absent. Leaves out pmem, hugetlbfs and align. */
 
 import { type MemoryRegion, ramRegion } from '../memory/memory-region.ts';
+import type { RamBlock, RamOwner } from '../memory/ram-block.ts';
 import { RAM_NAMED_FILE, RAM_READONLY, RAM_READONLY_FD } from '../memory/ram-flags.ts';
 import { blockFromOpened } from './memfd.ts';
 import { type BackendContext, backendFlags, type MemoryBackendOptions } from './memory-backend.ts';
@@ -18,7 +19,7 @@ export function fileBackend(context: BackendContext, options: FileBackendOptions
   const readOnly = options.access === 'readonly';
   const readOnlyFlags = RAM_READONLY_FD | (options.sharing === 'shared' ? RAM_READONLY : 0);
   const flags = backendFlags(options) | RAM_NAMED_FILE | (readOnly ? readOnlyFlags : 0);
-  const region = ramRegion(options.name, options.size, (owner) =>
+  const allocate = (owner: RamOwner): RamBlock =>
     blockFromOpened(
       context,
       () => context.process.open(options.path, { readOnly }),
@@ -31,7 +32,11 @@ export function fileBackend(context: BackendContext, options: FileBackendOptions
           ...(options.offset === undefined ? {} : { offset: options.offset }),
         }),
       `${options.name}: can't open backing store ${options.path} for guest RAM`,
-    ),
+    );
+  return ramRegion(
+    options.name,
+    options.size,
+    allocate,
+    (flags & RAM_READONLY) !== 0 ? { access: 'readonly' } : {},
   );
-  return (flags & RAM_READONLY) !== 0 ? { ...region, kind: 'rom' } : region;
 }

@@ -8,9 +8,9 @@ import { ERRNO } from '../../base/errors.ts';
 import type { Process } from '../../kernel/interface.ts';
 import { type ErrorReport, hex, nameOfResult } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
+import type { AddressSpace } from './address-space.ts';
 import { discardGuestMemfdRange, discardRange } from './discard.ts';
-import type { AddressSpace } from './flat-view.ts';
-import { memoryRegionHasGuestMemfd } from './memory-region.ts';
+import { memoryRegionHasGuestMemfd, memoryRegionIsRam, memoryRegionIsRomd } from './memory-region.ts';
 
 export interface ConversionContext {
   readonly kvm: KvmState;
@@ -55,7 +55,8 @@ export function convertMemory(
   const { region, offsetInRegion } = section;
   const block = region.ramBlock;
   if (!memoryRegionHasGuestMemfd(region) || block === undefined) {
-    if (to === 'shared' && region.kind === 'io') return ignored;
+    const isMmio = !memoryRegionIsRam(region) && !memoryRegionIsRomd(region);
+    if (to === 'shared' && isMmio) return ignored;
     report(`${what}: memory region ${region.name} has no guest_memfd`);
     return refused;
   }

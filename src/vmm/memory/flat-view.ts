@@ -1,10 +1,12 @@
 /**
- * An address space flattened to ranges, in ascending order, none overlapping (QEMU system/memory.c: FlatView, MemoryListener,
- * memory_region_find). Each change tells the listeners which ranges went and came.
+ * A tree of regions flattened: which region answers at each address (QEMU system/memory.c: FlatView, render_memory_region,
+ * flatview_simplify, flatview_lookup). Ranges ascend and do not overlap; neighbours that continue each other are one range.
+ *
+ * Regions are rendered from the top to the bottom, and each fills the gaps that those before it left. So a container or an
+ * alias hides what lies below it only where something in it answers.
  */
-import { NotImplementedError } from '../../base/errors.ts';
-import { assert, hex } from '../error.ts';
-import type { MemoryRegion } from './memory-region.ts';
+import { assert } from '../error.ts';
+import { type MemoryRegion, memoryRegionTerminates } from './memory-region.ts';
 
 /** A part of a region where it lies in an address space (MemoryRegionSection). */
 export interface MemoryRegionSection {
@@ -13,95 +15,176 @@ export interface MemoryRegionSection {
   readonly start: number;
   readonly size: number;
   readonly offsetInRegion: number;
+  /** The region, or an alias or a container on the way to it, is read-only. */
+  readonly readOnly: boolean;
+  readonly nonvolatile: boolean;
+  readonly unmergeable: boolean;
 }
 
-export interface MemoryListener {
-  regionAdd(section: MemoryRegionSection): void;
-  regionDel(section: MemoryRegionSection): void;
+/** A range of a flat view (FlatRange), with what the region was like when the view was made. */
+export interface FlatRange extends MemoryRegionSection {
+  readonly romdMode: boolean;
+  readonly dirtyLogMask: number;
 }
 
-export class AddressSpace {
-  readonly name: string;
-  readonly size: number;
-  #ranges: readonly MemoryRegionSection[] = [];
-  #listeners: readonly MemoryListener[] = [];
+/** What a region takes over from the regions above it. */
+interface Inherited {
+  readonly readOnly: boolean;
+  readonly nonvolatile: boolean;
+  readonly unmergeable: boolean;
+}
 
-  constructor(name: string, size: number) {
-    this.name = name;
-    this.size = size;
+export class FlatView {
+  readonly ranges: readonly FlatRange[];
+
+  private constructor(ranges: readonly FlatRange[]) {
+    this.ranges = ranges;
   }
 
-  get ranges(): readonly MemoryRegionSection[] {
-    return this.#ranges;
+  static readonly EMPTY = new FlatView([]);
+
+  /** generate_memory_topology. Throws AssertionError when an address is beyond 2^53. */
+  static render(root: MemoryRegion): FlatView {
+    const ranges: FlatRange[] = [];
+    const inherited = { readOnly: false, nonvolatile: false, unmergeable: false };
+    renderRegion(ranges, root, 0, 0, Number.MAX_SAFE_INTEGER, inherited);
+    return new FlatView(simplified(ranges));
   }
 
-  /** memory_region_add_subregion. A region that overlaps another one would need priorities. */
-  add(region: MemoryRegion, start: number): void {
-    const end = start + region.size;
-    assert(
-      region.size > 0 && start >= 0 && end <= this.size,
-      `region ${region.name} at ${hex(start)}+${hex(region.size)} lies in ${this.name} of ${hex(this.size)} bytes`,
-    );
-    const other = this.#firstIntersecting(start, end);
-    if (other !== undefined) {
-      throw new NotImplementedError(
-        `memory region priorities (${region.name} at ${hex(start)}+${hex(region.size)} overlaps ${other.region.name} at ${hex(other.start)}+${hex(other.size)})`,
-      );
-    }
-    const section: MemoryRegionSection = { region, start, size: region.size, offsetInRegion: 0 };
-    const before = this.#ranges;
-    this.#ranges = [...before, section].sort((a, b) => a.start - b.start);
-    try {
-      for (const listener of this.#listeners) listener.regionAdd(section);
-    } catch (error) {
-      this.#ranges = before;
-      throw error;
-    }
-  }
-
-  /** memory_region_del_subregion */
-  remove(region: MemoryRegion): void {
-    const section = this.#ranges.find((range) => range.region === region);
-    assert(section !== undefined, `region ${region.name} lies in ${this.name}`);
-    for (const listener of [...this.#listeners].reverse()) listener.regionDel(section);
-    this.#ranges = this.#ranges.filter((range) => range !== section);
-  }
-
-  /** memory_listener_register: `listener` hears of what is there, then of each change. */
-  addListener(listener: MemoryListener): void {
-    this.#listeners = [...this.#listeners, listener];
-    for (const section of this.#ranges) listener.regionAdd(section);
-  }
-
-  /** memory_region_find: the first range that meets [start, start+size), cut to it. */
+  /** The first range that meets [start, start+size), cut to it (memory_region_find in a view). */
   find(start: number, size: number): MemoryRegionSection | undefined {
+    const range = this.ranges[this.#firstEndingAfter(start)];
     const end = start + size;
-    const range = this.#firstIntersecting(start, end);
-    if (range === undefined) return undefined;
+    if (range === undefined || range.start >= end) return undefined;
+    const { region, readOnly, nonvolatile, unmergeable } = range;
     const from = Math.max(start, range.start);
     return {
-      region: range.region,
+      region,
       start: from,
-      size: Math.min(end, range.start + range.size) - from,
+      size: Math.min(end, endOf(range)) - from,
       offsetInRegion: range.offsetInRegion + from - range.start,
+      readOnly,
+      nonvolatile,
+      unmergeable,
     };
   }
 
   /** The range that holds `address`, found without allocating. */
-  rangeAt(address: number): MemoryRegionSection | undefined {
-    let low = 0;
-    let high = this.#ranges.length - 1;
-    while (low <= high) {
-      const middle = (low + high) >>> 1;
-      const range = this.#ranges[middle]!;
-      if (address < range.start) high = middle - 1;
-      else if (address >= range.start + range.size) low = middle + 1;
-      else return range;
-    }
-    return undefined;
+  at(address: number): FlatRange | undefined {
+    const range = this.ranges[this.#firstEndingAfter(address)];
+    return range !== undefined && range.start <= address ? range : undefined;
   }
 
-  #firstIntersecting(start: number, end: number): MemoryRegionSection | undefined {
-    return this.#ranges.find((range) => range.start < end && start < range.start + range.size);
+  #firstEndingAfter(address: number): number {
+    return firstEndingAfter(this.ranges, address);
   }
+}
+
+/** flatrange_equal: listeners need not hear of it. What is logged may differ, and is told apart. */
+export const isSameRange = (a: FlatRange, b: FlatRange): boolean =>
+  a.region === b.region &&
+  a.start === b.start &&
+  a.size === b.size &&
+  a.offsetInRegion === b.offsetInRegion &&
+  a.romdMode === b.romdMode &&
+  a.readOnly === b.readOnly &&
+  a.nonvolatile === b.nonvolatile &&
+  a.unmergeable === b.unmergeable;
+
+/** Fills the gaps of `ranges` in [clipStart, clipEnd) with `region`, whose container starts at `base`. */
+function renderRegion(
+  ranges: FlatRange[],
+  region: MemoryRegion,
+  base: number,
+  clipStart: number,
+  clipEnd: number,
+  inherited: Inherited,
+): void {
+  if (!region.enabled) return;
+  const start = base + region.address;
+  assert(Number.isSafeInteger(start), `region ${region.name} lies below 2^53`);
+  const from = Math.max(start, clipStart);
+  const end = Math.min(start + region.size, clipEnd);
+  if (from >= end) return;
+  const flags = {
+    readOnly: inherited.readOnly || region.readOnly,
+    nonvolatile: inherited.nonvolatile || region.nonvolatile,
+    unmergeable: inherited.unmergeable || region.unmergeable,
+  };
+  const { alias } = region;
+  if (alias !== undefined) {
+    // The target renders from its own address on, wherever that is.
+    renderRegion(ranges, alias, start - region.aliasOffset - alias.address, from, end, flags);
+    return;
+  }
+  for (const subregion of region.subregions) renderRegion(ranges, subregion, start, from, end, flags);
+  if (memoryRegionTerminates(region)) fillGaps(ranges, region, start, from, end, flags);
+}
+
+function fillGaps(
+  ranges: FlatRange[],
+  region: MemoryRegion,
+  regionStart: number,
+  from: number,
+  end: number,
+  flags: Inherited,
+): void {
+  const { romdMode, dirtyLogMask } = region;
+  let index = firstEndingAfter(ranges, from);
+  for (let at = from; at < end; index++) {
+    const next = ranges[index];
+    const gapEnd = next === undefined ? end : Math.min(next.start, end);
+    if (at < gapEnd) {
+      const offsetInRegion = at - regionStart;
+      ranges.splice(index, 0, {
+        region,
+        start: at,
+        size: gapEnd - at,
+        offsetInRegion,
+        romdMode,
+        dirtyLogMask,
+        ...flags,
+      });
+      index++;
+    }
+    at = next === undefined ? end : endOf(next);
+  }
+}
+
+/** flatview_simplify */
+function simplified(ranges: readonly FlatRange[]): FlatRange[] {
+  const result: FlatRange[] = [];
+  for (const range of ranges) {
+    const last = result.at(-1);
+    if (last !== undefined && canMerge(last, range)) {
+      result[result.length - 1] = { ...last, size: last.size + range.size };
+    } else {
+      result.push(range);
+    }
+  }
+  return result;
+}
+
+const canMerge = (a: FlatRange, b: FlatRange): boolean =>
+  endOf(a) === b.start &&
+  a.region === b.region &&
+  a.offsetInRegion + a.size === b.offsetInRegion &&
+  a.dirtyLogMask === b.dirtyLogMask &&
+  a.romdMode === b.romdMode &&
+  a.readOnly === b.readOnly &&
+  a.nonvolatile === b.nonvolatile &&
+  !a.unmergeable &&
+  !b.unmergeable;
+
+const endOf = (range: MemoryRegionSection): number => range.start + range.size;
+
+function firstEndingAfter(ranges: readonly FlatRange[], address: number): number {
+  let low = 0;
+  let high = ranges.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (endOf(ranges[middle]!) > address) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }

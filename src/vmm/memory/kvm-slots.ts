@@ -1,17 +1,31 @@
 /**
- * Keeps KVM's memory slots in step with the system address space (QEMU accel/kvm/kvm-all.c: kvm_region_add,
- * kvm_set_phys_mem, kvm_set_user_memory_region). A slot with a guest_memfd is registered through version 2 with no flag but
- * GUEST_MEMFD, and the whole of it is made private at once. A slot that cannot be registered or made private is fatal.
+ * Keeps KVM's memory slots in step with an address space (QEMU accel/kvm/kvm-all.c: kvm_region_add, kvm_region_del,
+ * kvm_region_commit, kvm_set_phys_mem, kvm_set_user_memory_region, kvm_log_start). What goes and what comes is collected while
+ * the topology changes; at its commit first all that goes is unregistered, then all that comes is registered. So a range that
+ * shrinks is never registered over itself.
  *
- * Leaves out: dirty logging, splitting of slots that are too large, the SMM address space.
+ * A slot with a guest_memfd is registered through version 2 with no flag but GUEST_MEMFD, and the whole of it is made private
+ * at once, again when only its neighbourhood changed. A slot that cannot be registered or made private is fatal in QEMU; here
+ * the others are still registered, and the first error is thrown.
+ *
+ * A slot's flags are those of its region: an alias that is read-only does not make its slot READONLY.
+ *
+ * Leaves out: harvesting the dirty log, splitting of slots that are too large, the SMM address space.
  */
-import { KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY } from '../../abi/kvm.ts';
+import { KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY } from '../../abi/kvm.ts';
 import { isPageAligned, pageAlignDown, pageAlignUp } from '../../base/address.ts';
 import type { UserMemoryRegion } from '../../kernel/interface.ts';
 import { assert, hex, nameOfResult, VmmError } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
-import type { MemoryListener, MemoryRegionSection } from './flat-view.ts';
-import { type MemoryRegion, memoryRegionHasGuestMemfd, ramPointer } from './memory-region.ts';
+import type { MemoryRegionSection } from './flat-view.ts';
+import { MEMORY_LISTENER_PRIORITY_ACCEL, type MemoryListener } from './memory-listener.ts';
+import {
+  type MemoryRegion,
+  memoryRegionHasGuestMemfd,
+  memoryRegionIsRam,
+  memoryRegionIsRomd,
+  ramPointer,
+} from './memory-region.ts';
 
 /** One registered slot (KVMSlot). */
 export interface KvmSlot {
@@ -20,19 +34,25 @@ export interface KvmSlot {
   readonly size: number;
   readonly flags: number;
   readonly region: MemoryRegion;
+  /** Of its first byte. */
+  readonly offsetInRegion: number;
 }
 
-/** kvm_mem_flags */
+/** kvm_mem_flags: LOG_DIRTY, READONLY and GUEST_MEMFD as the region is now. */
 export function slotFlags(region: MemoryRegion): number {
   return (
-    (region.kind === 'rom' ? KVM_MEM_READONLY : 0) |
+    (region.dirtyLogMask !== 0 ? KVM_MEM_LOG_DIRTY_PAGES : 0) |
+    (region.readOnly || memoryRegionIsRomd(region) ? KVM_MEM_READONLY : 0) |
     (memoryRegionHasGuestMemfd(region) ? KVM_MEM_GUEST_MEMFD : 0)
   );
 }
 
 export class KvmSlots implements MemoryListener {
+  readonly priority = MEMORY_LISTENER_PRIORITY_ACCEL;
   readonly #kvm: KvmState;
   readonly #slots: KvmSlot[] = [];
+  #going: MemoryRegionSection[] = [];
+  #coming: MemoryRegionSection[] = [];
 
   constructor(kvm: KvmState) {
     this.#kvm = kvm;
@@ -42,75 +62,110 @@ export class KvmSlots implements MemoryListener {
     return this.#slots;
   }
 
-  /** Throws VmmError; the slot does not stay. */
   regionAdd(section: MemoryRegionSection): void {
-    if (section.region.kind === 'io') return;
-    // A slot has whole pages: what sticks out at either end stays without.
-    const start = pageAlignUp(section.start);
-    const size = pageAlignDown(section.start + section.size) - start;
-    if (size <= 0) return;
-    const offset = section.offsetInRegion + start - section.start;
-    const slot: KvmSlot = {
-      slot: this.#freeSlot(section.region),
-      start,
-      size,
-      flags: slotFlags(section.region),
-      region: section.region,
+    this.#coming.push(section);
+  }
+
+  regionDel(section: MemoryRegionSection): void {
+    this.#going.push(section);
+  }
+
+  logStart(section: MemoryRegionSection): void {
+    this.#updateFlags(section);
+  }
+
+  logStop(section: MemoryRegionSection): void {
+    this.#updateFlags(section);
+  }
+
+  /** Throws VmmError; the slot that it is about does not stay. */
+  commit(): void {
+    const [going, coming] = [this.#going, this.#coming];
+    this.#going = [];
+    this.#coming = [];
+    let failure: unknown;
+    const attempt = (act: () => void): void => {
+      try {
+        act();
+      } catch (error) {
+        failure ??= error;
+      }
     };
-    this.#set(slot, {
-      slot: slot.slot,
-      flags: slot.flags,
-      guestPhysAddr: BigInt(start),
-      memorySize: BigInt(size),
-      userspaceAddr: BigInt(ramPointer(section.region, offset)),
-      offset,
-    });
+    for (const section of going) attempt(() => this.#unregister(section));
+    for (const section of coming) attempt(() => this.#register(section));
+    if (failure !== undefined) throw failure;
+  }
+
+  #unregister(section: MemoryRegionSection): void {
+    const slot = this.#slotOf(section);
+    if (slot !== undefined) this.#delete(slot);
+  }
+
+  #register(section: MemoryRegionSection): void {
+    const { region } = section;
+    if (!memoryRegionIsRam(region) && !memoryRegionIsRomd(region)) return;
+    const pages = wholePages(section);
+    if (pages === undefined) return;
+    const slot = { slot: this.#freeSlot(region), flags: slotFlags(region), region, ...pages };
+    this.#set(slot, slot.size);
     this.#slots.push(slot);
     if ((slot.flags & KVM_MEM_GUEST_MEMFD) === 0) return;
-    const result = this.#kvm.setMemoryAttributesPrivate(start, size);
+    const result = this.#kvm.setMemoryAttributesPrivate(slot.start, slot.size);
     if (result < 0) {
       this.#delete(slot);
       throw new VmmError(
-        `${section.region.name}: failed to set memory attribute private for ${hex(start)}+${hex(size)}: ${nameOfResult(result)}`,
+        `${region.name}: failed to set memory attribute private for ${hex(slot.start)}+${hex(slot.size)}: ${nameOfResult(result)}`,
         -result,
       );
     }
   }
 
-  regionDel(section: MemoryRegionSection): void {
-    const slot = this.#slots.find(({ region }) => region === section.region);
-    if (slot !== undefined) this.#delete(slot);
+  /** kvm_slot_update_flags */
+  #updateFlags(section: MemoryRegionSection): void {
+    const slot = this.#slotOf(section);
+    if (slot === undefined) return;
+    const flags = slotFlags(section.region);
+    if (flags === slot.flags) return;
+    const changed = { ...slot, flags };
+    this.#set(changed, changed.size);
+    this.#slots[this.#slots.indexOf(slot)] = changed;
   }
 
   #delete(slot: KvmSlot): void {
-    this.#set(slot, {
-      slot: slot.slot,
-      flags: 0,
-      guestPhysAddr: BigInt(slot.start),
-      memorySize: 0n,
-      userspaceAddr: 0n,
-      offset: 0,
-    });
+    this.#set({ ...slot, flags: 0 }, 0);
     this.#slots.splice(this.#slots.indexOf(slot), 1);
   }
 
-  #set(slot: KvmSlot, request: UserMemoryRegion & { offset: number }): void {
-    const { offset, ...region } = request;
+  /** kvm_lookup_matching_slot */
+  #slotOf(section: MemoryRegionSection): KvmSlot | undefined {
+    const pages = wholePages(section);
+    return this.#slots.find(({ start, size }) => start === pages?.start && size === pages.size);
+  }
+
+  #set(slot: KvmSlot, memorySize: number): void {
+    const { region, offsetInRegion, flags } = slot;
+    const request: UserMemoryRegion = {
+      slot: slot.slot,
+      flags,
+      guestPhysAddr: BigInt(slot.start),
+      memorySize: BigInt(memorySize),
+      userspaceAddr: memorySize === 0 ? 0n : BigInt(ramPointer(region, offsetInRegion)),
+    };
     try {
       if (this.#kvm.userMemory2) {
-        const gmem = (region.flags & KVM_MEM_GUEST_MEMFD) !== 0;
+        const gmem = (flags & KVM_MEM_GUEST_MEMFD) !== 0;
         this.#kvm.vm.setUserMemoryRegion2({
-          ...region,
-          guestMemfd: gmem ? slot.region.ramBlock!.guestMemfd : 0,
-          guestMemfdOffset: gmem ? BigInt(offset) : 0n,
+          ...request,
+          guestMemfd: gmem ? region.ramBlock!.guestMemfd : 0,
+          guestMemfdOffset: gmem ? BigInt(offsetInRegion) : 0n,
         });
       } else {
-        this.#kvm.vm.setUserMemoryRegion(region);
+        this.#kvm.vm.setUserMemoryRegion(request);
       }
     } catch (error) {
-      const doing = region.memorySize === 0n ? 'unregistering' : 'registering';
+      const doing = memorySize === 0 ? 'unregistering' : 'registering';
       throw VmmError.because(
-        `${slot.region.name}: error ${doing} slot ${slot.slot} at ${hex(slot.start)}+${hex(slot.size)} flags ${hex(slot.flags)}`,
+        `${region.name}: error ${doing} slot ${slot.slot} at ${hex(slot.start)}+${hex(slot.size)} flags ${hex(flags)}`,
         error,
       );
     }
@@ -123,4 +178,14 @@ export class KvmSlots implements MemoryListener {
     }
     throw new VmmError(`no free slot available for ${region.name}: KVM has ${this.#kvm.slots}`);
   }
+}
+
+/** kvm_align_section: a slot has whole pages, and what sticks out at either end stays without. */
+function wholePages(
+  section: MemoryRegionSection,
+): Pick<KvmSlot, 'start' | 'size' | 'offsetInRegion'> | undefined {
+  const start = pageAlignUp(section.start);
+  const size = pageAlignDown(section.start + section.size) - start;
+  if (size <= 0) return undefined;
+  return { start, size, offsetInRegion: section.offsetInRegion + start - section.start };
 }

@@ -55,19 +55,19 @@ describe('a memory backend', () => {
   });
 
   it.each([
-    ['shared, is ROM to the guest', 'shared' as const, 'rom', 0xe02, 'mmap(0x10000, 0x1, 0x1, file, 0x0)', 2],
+    ['shared, is ROM to the guest', 'shared' as const, true, 0xe02, 'mmap(0x10000, 0x1, 0x1, file, 0x0)', 2],
     [
       'private, is RAM whose writes stay in the process',
       'private' as const,
-      'ram',
+      false,
       0xa00,
       'mmap(0x10000, 0x3, 0x2, file, 0x0)',
       0,
     ],
-  ])('of a read-only file, %s', (_, sharing, kind, flags, mapping, slot) => {
+  ])('of a read-only file, %s', (_, sharing, readOnly, flags, mapping, slot) => {
     const { process, ramList } = setUp();
     const region = fileBackend({ process, ramList }, { ...ram, sharing, path: '/rom', access: 'readonly' });
-    expect(region).toMatchObject({ kind, ramBlock: { flags } });
+    expect(region).toMatchObject({ kind: 'ram', readOnly, ramBlock: { flags } });
     expect(process.of('open')).toEqual(['open(/rom, read-only)']);
     expect(process.of('mmap')).toEqual([mapping]);
     expect(slotFlags(region)).toBe(slot);

@@ -1,19 +1,32 @@
 import { describe, expect, it } from 'vitest';
 import { KvmState } from '../../../src/vmm/kvm-state.ts';
+import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
 import { convertMemory } from '../../../src/vmm/memory/convert-memory.ts';
 import { DiscardRequirements } from '../../../src/vmm/memory/discard-requirements.ts';
-import { AddressSpace } from '../../../src/vmm/memory/flat-view.ts';
 import { KvmSlots } from '../../../src/vmm/memory/kvm-slots.ts';
-import { ioRegion, ramRegion, romRegion } from '../../../src/vmm/memory/memory-region.ts';
+import {
+  aliasRegion,
+  containerRegion,
+  ioRegion,
+  ramRegion,
+  romDeviceRegion,
+  romRegion,
+} from '../../../src/vmm/memory/memory-region.ts';
+import { MemoryTopology } from '../../../src/vmm/memory/memory-topology.ts';
 import { RamList } from '../../../src/vmm/memory/ram-list.ts';
 import { RecordingProcess } from '../recording-process.ts';
 
-/** Private RAM [0, 4M), plain RAM [8M, +64K), ROM [9M, +64K), a device [10M, +4K), huge-page RAM [16M, +4M). */
+/**
+ * Private RAM [0, 4M), plain RAM [8M, +64K), ROM [9M, +64K), a device [10M, +4K), flash [11M, +64K) and [12M, +64K) (its
+ * reads reach the device), huge-page RAM [16M, +4M), and pages 16 to 31 of other private RAM [32M, +64K), over which a device lies
+ * at [32M+32K, +4K).
+ */
 function setUp() {
   const process = new RecordingProcess();
   const kvm = KvmState.open(process, 1);
   const list = new RamList({ process, kvm, discards: new DiscardRequirements() });
-  const systemMemory = new AddressSpace('memory', 2 ** 52);
+  const topology = new MemoryTopology();
+  const systemMemory = new AddressSpace(topology, 'memory', containerRegion('system', 2 ** 52));
   systemMemory.addListener(new KvmSlots(kvm));
   const ram = ramRegion('pc.ram', 0x400000, (region) =>
     list.alloc({ region, size: 0x400000, flags: 0x1000 }),
@@ -33,11 +46,16 @@ function setUp() {
     0x800000,
   );
   systemMemory.add(romRegion(list, 'rom', 0x10000), 0x900000);
-  systemMemory.add(
-    ioRegion('device', 0x1000, { maxAccessSize: 4, read: () => 0, write: () => {} }),
-    0xa00000,
-  );
+  const ops = { maxAccessSize: 4 as const, read: () => 0, write: () => {} };
+  systemMemory.add(ioRegion('device', 0x1000, ops), 0xa00000);
+  systemMemory.add(romDeviceRegion(list, 'flash', 0x10000, ops), 0xb00000);
+  const programmed = romDeviceRegion(list, 'programmed', 0x10000, ops);
+  topology.setRomd(programmed, 'device');
+  systemMemory.add(programmed, 0xc00000);
   systemMemory.add(huge, 0x1000000);
+  const split = ramRegion('split', 0x20000, (region) => list.alloc({ region, size: 0x20000, flags: 0x1000 }));
+  systemMemory.add(aliasRegion('split-high', split, 0x10000, 0x10000), 0x2000000);
+  topology.addSubregionOverlap(systemMemory.root, 0x2008000, ioRegion('over', 0x1000, ops), 1);
   process.calls.length = 0;
   const reports: string[] = [];
   const context = { kvm, process, systemMemory, report: (message: string) => reports.push(message) };
@@ -55,6 +73,8 @@ describe('kvm_convert_memory, row by row', () => {
     ['3: a device to private', 0xa00000, 0x1000, 'private', -22, 'refused', []],
     ['3: plain RAM to shared', 0x800000, 0x1000, 'shared', -22, 'refused', []],
     ['3: plain RAM to private', 0x800000, 0x1000, 'private', -22, 'refused', []],
+    ['3: flash to shared', 0xb00000, 0x1000, 'shared', -22, 'refused', []],
+    ['3: flash that is programmed is a device', 0xc00000, 0x1000, 'shared', 0, 'ignored', []],
     ['3: ROM to shared', 0x900000, 0x1000, 'shared', -22, 'refused', []],
     [
       '4, 5, 7: private to shared punches the guest_memfd',
@@ -101,6 +121,25 @@ describe('kvm_convert_memory, row by row', () => {
       'done',
       ['setMemoryAttributes(0x3ff000, 0x1000, 0x0)', 'fallocate(guest_memfd, 0x3, 0x3ff000, 0x1000)'],
     ],
+    [
+      'through an alias: the attributes where it lies, the discard where its pages are',
+      0x2001000,
+      0x2000,
+      'shared',
+      0,
+      'done',
+      ['setMemoryAttributes(0x2001000, 0x2000, 0x0)', 'fallocate(guest_memfd, 0x3, 0x11000, 0x2000)'],
+    ],
+    [
+      'a range that a device of higher priority cuts: the part before it',
+      0x2006000,
+      0x8000,
+      'shared',
+      0,
+      'done',
+      ['setMemoryAttributes(0x2006000, 0x2000, 0x0)', 'fallocate(guest_memfd, 0x3, 0x16000, 0x2000)'],
+    ],
+    ['a range that starts on that device', 0x2008000, 0x4000, 'shared', 0, 'ignored', []],
   ];
   it.each(rows)('%s', (_, start, size, to, result, outcome, calls) => {
     const { process, context, reports } = setUp();

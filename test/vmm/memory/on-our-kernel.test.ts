@@ -11,11 +11,18 @@ import { anonymousBackend } from '../../../src/vmm/backends/anonymous.ts';
 import { fileBackend } from '../../../src/vmm/backends/file.ts';
 import { memfdBackend } from '../../../src/vmm/backends/memfd.ts';
 import { KvmState } from '../../../src/vmm/kvm-state.ts';
+import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
 import { convertMemory } from '../../../src/vmm/memory/convert-memory.ts';
 import { DiscardRequirements } from '../../../src/vmm/memory/discard-requirements.ts';
-import { AddressSpace } from '../../../src/vmm/memory/flat-view.ts';
 import { KvmSlots } from '../../../src/vmm/memory/kvm-slots.ts';
-import { type MemoryRegion, ramPointer } from '../../../src/vmm/memory/memory-region.ts';
+import {
+  aliasRegion,
+  containerRegion,
+  ioRegion,
+  type MemoryRegion,
+  ramPointer,
+} from '../../../src/vmm/memory/memory-region.ts';
+import { MemoryTopology } from '../../../src/vmm/memory/memory-topology.ts';
 import { RamList } from '../../../src/vmm/memory/ram-list.ts';
 
 const SIZE = 0x100000;
@@ -27,7 +34,9 @@ class World {
   readonly kvm: KvmState;
   readonly discards = new DiscardRequirements();
   readonly list: RamList;
-  readonly systemMemory = new AddressSpace('memory', 2 ** 52);
+  readonly topology = new MemoryTopology();
+  readonly systemMemory = new AddressSpace(this.topology, 'memory', containerRegion('system', 2 ** 52));
+  readonly slots: KvmSlots;
   readonly reports: string[] = [];
 
   constructor(options: { type?: number; kernel?: Personality; fileLimit?: number } = {}) {
@@ -48,7 +57,8 @@ class World {
     });
     this.kvm = KvmState.open(this.process, options.type ?? 1);
     this.list = new RamList({ process: this.process, kvm: this.kvm, discards: this.discards });
-    this.systemMemory.addListener(new KvmSlots(this.kvm));
+    this.slots = new KvmSlots(this.kvm);
+    this.systemMemory.addListener(this.slots);
   }
 
   get context() {
@@ -159,6 +169,35 @@ it.each([
   world.addRam('anonymous');
   expect(convertMemory(world.context, start, size, to)).toEqual({ result, outcome });
   expect(world.isPrivate(gfn(256))).toBe(false);
+});
+
+it('a window in private RAM splits its slot, and joins it again when it closes', () => {
+  world = new World();
+  const { topology, systemMemory, slots } = world;
+  const ram = world.addRam('anonymous');
+  const ops = { maxAccessSize: 4 as const, read: () => 0, write: () => {} };
+  const window = ioRegion('window', 0x2000, ops);
+  const layout = () => slots.slots.map(({ start, size }) => [start, size]).sort(([a], [b]) => a! - b!);
+
+  topology.addSubregionOverlap(systemMemory.root, 0x8000, window, 1);
+  expect(layout()).toEqual([
+    [0, 0x8000],
+    [0xa000, 0xf6000],
+  ]);
+  // The part behind the window still has its own pages of the guest_memfd, and of host memory.
+  const used = world.frames;
+  world.process.fallocate(ram.ramBlock!.guestMemfd, KEEP_SIZE, 0xb000n, 0x1000n);
+  expect(convertMemory(world.context, 0x8000, 0x4000, 'shared').outcome).toBe('ignored');
+  expect(convertMemory(world.context, 0xb000, 0x1000, 'shared').outcome).toBe('done');
+  expect(world.frames).toBe(used);
+  expect([10, 11, 12].map((page) => world.isPrivate(gfn(page)))).toEqual([true, false, true]);
+
+  topology.setEnabled(window, 'disabled');
+  expect(layout()).toEqual([[0, SIZE]]);
+  // KVM lets each page of a guest_memfd lie at one address.
+  expect(() => systemMemory.add(aliasRegion('again', ram, 0x80000, 0x10000), 0x1000000)).toThrow('EEXIST');
+  expect(layout()).toEqual([[0, SIZE]]);
+  expect(systemMemory.find(0x1000000, 0x10000)).toBe(undefined);
 });
 
 describe('a block with a guest_memfd that the kernel refuses leaves nothing behind', () => {
