@@ -45,6 +45,7 @@ await build({
   logLevel: 'warning',
 });
 copyFileSync(join(decoder, 'iced_x86_bg.wasm'), dist('iced_x86_bg.wasm'));
+copyFileSync(join(decoder, 'LICENSE.txt'), dist('iced-x86.LICENSE.txt'));
 
 copyFileSync(join(root, 'scripts/start-cli.mjs'), dist('cli.js'));
 chmodSync(dist('cli.js'), 0o755);
