@@ -45,7 +45,10 @@ export interface HostOptions {
   readonly memory?: number;
   readonly kernel?: Personality;
   readonly early?: readonly (typeof EARLY_FORMS)[number][];
-  /** With a seed, a run repeats byte for byte. */
+  /**
+   * With a seed, a run repeats byte for byte. So far nothing draws random numbers, a guest's time-stamp counter counts its instructions,
+   * and vCPUs take turns by instructions, so that runs repeat without one too, unless a time-out ends them.
+   */
   readonly seed?: number;
   /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
   readonly gmemFolio?: '4K' | '2M';
