@@ -119,9 +119,13 @@ export class Interpreter {
    */
   decode(frame: number, offset: number, nextFrame: NextFrame): boolean {
     const page = this.#page(frame);
-    if (this.#memory.words[(page.map >> 2) + offset] !== 0 && !this.#reguard(page, offset, nextFrame))
-      return false;
-    if (this.#memory.words[(page.map >> 2) + offset] !== 0) return true;
+    const slot = (page.map >> 2) + offset;
+    const known = this.#memory.words[slot]!;
+    if (known !== 0) {
+      const state = this.#examine(known, nextFrame);
+      if (state !== 'stale') return state === 'valid';
+      this.#memory.words[slot] = 0;
+    }
     const result: DecodeResult = this.#decoder.decode(page, offset, nextFrame);
     if (result === 'no-room') this.flush();
     return result !== 'no-next-page';
@@ -171,15 +175,18 @@ export class Interpreter {
     return page;
   }
 
-  /** A guard at `offset` failed: fetches the next page, and throws the page's records away if it is another frame now. */
-  #reguard(page: CodePage, offset: number, nextFrame: NextFrame): boolean {
-    const record = this.#memory.words[(page.map >> 2) + offset]!;
-    if (this.#memory.words[record >> 2] !== generated().numbers.get('guard')) return true;
+  /**
+   * Why a record in a page map led to LEAVE.FETCH: it was thrown away with the bytes of the other page that it was made from; or it is
+   * a guard that did not find the next page, or found another frame there.
+   */
+  #examine(record: number, nextFrame: NextFrame): 'valid' | 'stale' | 'no-next-page' {
+    const { words } = this.#memory;
+    const handler = words[(record + RECORD.HANDLER) >> 2];
+    if (handler === 0) return 'stale';
+    if (handler !== generated().numbers.get('guard')) return 'valid';
     const frame = nextFrame();
-    if (frame < 0) return false;
-    if (this.#memory.words[(record + RECORD.IMMEDIATE) >> 2] !== ((frame * 4096) | 0))
-      this.#pages.empty(page);
-    return true;
+    if (frame < 0) return 'no-next-page';
+    return words[(record + RECORD.IMMEDIATE) >> 2] === ((frame * 4096) | 0) ? 'valid' : 'stale';
   }
 
   #system(state: number, record: number): number {
