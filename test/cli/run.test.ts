@@ -53,6 +53,17 @@ describe('softcvm run: how a run ends', () => {
     expect(await softcvm(image('halt.elf', tinyElf(HALT)))).toMatchObject({ status: 0, stderr: '' });
   });
 
+  it('with --smp every vCPU enters at the entry point, its index in EDI', async () => {
+    // test edi, edi; jnz past the loop; pause; jmp back
+    const waitUnlessSecond = [0x85, 0xff, 0x75, 0x04, 0xf3, 0x90, 0xeb, 0xfc];
+    const path = image('smp.elf', tinyElf([...waitUnlessSecond, ...print('second\n'), ...exitWith(5)]));
+    expect(await softcvm(path, { smp: '2', timeout: '20' })).toEqual({
+      status: 5,
+      stdout: 'second\n',
+      stderr: '',
+    });
+  });
+
   it('a triple fault is 125, and says so', async () => {
     const { status, stderr } = await softcvm(image('triple.elf', tinyElf(TRIPLE_FAULT)));
     expect(status).toBe(125);
@@ -84,6 +95,14 @@ describe('softcvm run --json', () => {
     });
     expect(report.instructions).toBeGreaterThan(7);
     expect(report.wall_ms).toBeGreaterThan(0);
+  });
+
+  it('counts accesses to what is no memory as MMIO', async () => {
+    // mov ebx, 0xd0000000; mov eax, [rbx]; mov [rbx], eax; exit with al, which read as 0
+    const code = [0xbb, 0x00, 0x00, 0x00, 0xd0, 0x8b, 0x03, 0x89, 0x03, 0xe6, 0xf4, 0xf4];
+    const { status, stdout } = await softcvm(image('mmio.elf', tinyElf(code)), { json: true });
+    expect(status).toBe(0);
+    expect(JSON.parse(stdout).exits).toMatchObject({ io: 1, mmio: 2 });
   });
 
   it('reports the end by timeout and by shutdown in the same shape', async () => {
