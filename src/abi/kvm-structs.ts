@@ -144,6 +144,9 @@ export const kvm_sregs = struct('kvm_sregs', { ...segments, interrupt_bitmap: ar
 /** KVM_GET_SREGS2, KVM_SET_SREGS2 */
 export const kvm_sregs2 = struct('kvm_sregs2', { ...segments, flags: u64, pdptrs: array(u64, 4) });
 
+/** Header of KVM_SET_SIGNAL_MASK; the kernel's sigset, `len` bytes, follows. */
+export const kvm_signal_mask = struct('kvm_signal_mask', { len: u32 });
+
 /** KVM_GET_FPU, KVM_SET_FPU */
 export const kvm_fpu = struct('kvm_fpu', {
   fpr: array(bytes(16), 8),

@@ -1,0 +1,192 @@
+/** The real /dev/kvm and a VM of it: methods as ioctls (linux/kvm.h). Each check and errno is the kernel's. */
+import * as abi from '../abi/kvm.ts';
+import {
+  kvm_clear_dirty_log,
+  kvm_create_guest_memfd,
+  kvm_dirty_log,
+  kvm_enable_cap,
+  kvm_memory_attributes,
+} from '../abi/kvm-structs.ts';
+import { PAGE_SIZE } from '../base/address.ts';
+import { LinuxError } from '../base/errors.ts';
+import type {
+  ClearDirtyLogRequest,
+  CpuidEntry,
+  DirtyLogRequest,
+  Kvm,
+  KvmVcpu,
+  KvmVm,
+  UserMemoryRegion,
+  UserMemoryRegion2,
+} from '../kernel/interface.ts';
+import { getCpuid } from './get-cpuid.ts';
+import { encodeRegion, encodeRegion2 } from './kvm-encoding.ts';
+import { LinuxKvmVcpu } from './kvm-vcpu.ts';
+import type { Libc } from './libc.ts';
+import type { LinuxProcess } from './process.ts';
+
+export class LinuxKvm implements Kvm {
+  readonly #process: LinuxProcess;
+  readonly #libc: Libc;
+  /** −1 when closed, so that no call reaches a file that came after. */
+  #fd: number;
+
+  constructor(process: LinuxProcess, fd: number) {
+    this.#process = process;
+    this.#libc = process.libc;
+    this.#fd = fd;
+    process.remember(this);
+  }
+
+  getApiVersion(): number {
+    return this.#libc.ioctl(this.#fd, abi.KVM_GET_API_VERSION, 0, 'KVM_GET_API_VERSION');
+  }
+
+  checkExtension(capability: number): number {
+    return this.#libc.ioctl(
+      this.#fd,
+      abi.KVM_CHECK_EXTENSION,
+      capability,
+      `KVM_CHECK_EXTENSION ${capability}`,
+    );
+  }
+
+  getVcpuMmapSize(): number {
+    return this.#libc.ioctl(this.#fd, abi.KVM_GET_VCPU_MMAP_SIZE, 0, 'KVM_GET_VCPU_MMAP_SIZE');
+  }
+
+  getSupportedCpuid(): CpuidEntry[] {
+    return getCpuid(this.#libc, this.#fd, abi.KVM_GET_SUPPORTED_CPUID, 'KVM_GET_SUPPORTED_CPUID');
+  }
+
+  createVm(type: number): KvmVm {
+    const types = this.checkExtension(abi.KVM_CAP_VM_TYPES);
+    const known = type >= 0 && type < 31 && ((types | 1) & (1 << type)) !== 0;
+    const what = known
+      ? `KVM_CREATE_VM ${type}`
+      : `KVM_CREATE_VM: this kernel has no VM type ${type} (KVM_CAP_VM_TYPES is 0x${types.toString(16)})`;
+    const fd = this.#libc.ioctl(this.#fd, abi.KVM_CREATE_VM, type, what);
+    return new LinuxKvmVm(this.#process, this.#process.adopt(fd), this.getVcpuMmapSize());
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    this.#process.forget(this);
+    this.#process.close(this.#fd);
+    this.#fd = -1;
+  }
+}
+
+export class LinuxKvmVm implements KvmVm {
+  readonly #process: LinuxProcess;
+  readonly #libc: Libc;
+  /** −1 when closed, so that no call reaches a file that came after. */
+  #fd: number;
+  readonly #vcpuMmapSize: number;
+  /** Bytes of each slot, by its number; what a dirty bitmap must have room for. */
+  readonly #slotBytes = new Map<number, bigint>();
+
+  constructor(process: LinuxProcess, fd: number, vcpuMmapSize: number) {
+    this.#process = process;
+    this.#libc = process.libc;
+    this.#fd = fd;
+    this.#vcpuMmapSize = vcpuMmapSize;
+    process.remember(this);
+  }
+
+  checkExtension(capability: number): number {
+    return this.#libc.ioctl(
+      this.#fd,
+      abi.KVM_CHECK_EXTENSION,
+      capability,
+      `KVM_CHECK_EXTENSION ${capability}`,
+    );
+  }
+
+  enableCap(request: { cap: number; flags?: number; args?: readonly bigint[] }): void {
+    const { cap, flags = 0, args = [] } = request;
+    this.#ioctl(abi.KVM_ENABLE_CAP, kvm_enable_cap.encode({ cap, flags, args }), `KVM_ENABLE_CAP ${cap}`);
+  }
+
+  setUserMemoryRegion(region: UserMemoryRegion): void {
+    this.#ioctl(
+      abi.KVM_SET_USER_MEMORY_REGION,
+      encodeRegion(region),
+      `KVM_SET_USER_MEMORY_REGION ${wordsOf(region)}`,
+    );
+    this.#slotBytes.set(region.slot, region.memorySize);
+  }
+
+  setUserMemoryRegion2(region: UserMemoryRegion2): void {
+    this.#ioctl(
+      abi.KVM_SET_USER_MEMORY_REGION2,
+      encodeRegion2(region),
+      `KVM_SET_USER_MEMORY_REGION2 ${wordsOf(region)}`,
+    );
+    this.#slotBytes.set(region.slot, region.memorySize);
+  }
+
+  createGuestMemfd(request: { size: bigint; flags: bigint }): number {
+    const bytes = kvm_create_guest_memfd.encode(request);
+    return this.#process.adopt(
+      this.#ioctl(abi.KVM_CREATE_GUEST_MEMFD, bytes, `KVM_CREATE_GUEST_MEMFD ${wordsOf(request)}`),
+    );
+  }
+
+  setMemoryAttributes(request: { address: bigint; size: bigint; attributes: bigint; flags: bigint }): void {
+    this.#ioctl(
+      abi.KVM_SET_MEMORY_ATTRIBUTES,
+      kvm_memory_attributes.encode(request),
+      `KVM_SET_MEMORY_ATTRIBUTES ${wordsOf(request)}`,
+    );
+  }
+
+  getDirtyLog({ slot, bitmap }: DirtyLogRequest): void {
+    const bytes = bytesOf(bitmap);
+    const what = `KVM_GET_DIRTY_LOG of slot ${slot}`;
+    requireRoom(bytes, Number((this.#slotBytes.get(slot) ?? 0n) / BigInt(PAGE_SIZE)), what);
+    const dirty_bitmap = this.#libc.koffi.address(bytes);
+    this.#ioctl(abi.KVM_GET_DIRTY_LOG, kvm_dirty_log.encode({ slot, dirty_bitmap }), what);
+  }
+
+  clearDirtyLog({ slot, bitmap, firstPage, numPages }: ClearDirtyLogRequest): void {
+    const bytes = bytesOf(bitmap);
+    const what = `KVM_CLEAR_DIRTY_LOG of slot ${slot}, ${numPages} pages from ${firstPage}`;
+    requireRoom(bytes, numPages, what);
+    const dirty_bitmap = this.#libc.koffi.address(bytes);
+    const request = { slot, num_pages: numPages, first_page: firstPage, dirty_bitmap };
+    this.#ioctl(abi.KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log.encode(request), what);
+  }
+
+  createVcpu(id: number): KvmVcpu {
+    const fd = this.#libc.ioctl(this.#fd, abi.KVM_CREATE_VCPU, id, `KVM_CREATE_VCPU ${id}`);
+    return new LinuxKvmVcpu(this.#process, this.#process.adopt(fd), id, this.#vcpuMmapSize);
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    this.#process.forget(this);
+    this.#process.close(this.#fd);
+    this.#fd = -1;
+  }
+
+  #ioctl(request: number, argument: Uint8Array, what: string): number {
+    return this.#libc.ioctlBytes(this.#fd, request, argument, what);
+  }
+}
+
+const bytesOf = (bitmap: Int32Array): Uint8Array =>
+  new Uint8Array(bitmap.buffer, bitmap.byteOffset, bitmap.byteLength);
+
+/** The kernel reads and writes whole words of 64 pages, beyond a shorter bitmap too. */
+function requireRoom(bitmap: Uint8Array, pages: number, what: string): void {
+  const want = Math.ceil(pages / 64) * 8;
+  if (bitmap.length < want)
+    throw new LinuxError('EFAULT', `${what}: got a bitmap of ${bitmap.length} bytes, want ${want}`);
+}
+
+/** A request's fields for a message. */
+const wordsOf = (request: object): string =>
+  Object.entries(request)
+    .map(([name, value]) => `${name} 0x${value.toString(16)}`)
+    .join(', ');
