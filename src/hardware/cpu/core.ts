@@ -49,6 +49,8 @@ export interface CoreOptions {
 const MXCSR_RESET = 0x1f80;
 /** Instructions of one call of generated code at most: it counts in 32 bits. */
 const SLICE = 1 << 30;
+/** So many stores in a row to one frame with code make it data, until it is fetched from again. */
+const STORES_UNTIL_DATA = 256;
 const coresOf = new WeakMap<HostMemory, Set<Core>>();
 
 export class Core {
@@ -67,6 +69,9 @@ export class Core {
   readonly #retired: number;
   readonly #nextFrame = (): number => this.#fetchNextFrame();
   #generation: number;
+  /** The frame with code that was last stored to, and how often in a row. */
+  #storedFrame: number = NO_FRAME;
+  #storesToCode = 0;
   /** What kept `#nextFrame` from an answer: a LEAVE code. */
   #fetchFailure = 0;
 
@@ -89,7 +94,7 @@ export class Core {
     const walker = new PageWalker(registers, events, nested, tableWritten);
     const tlb = new CoreTlb(memory.words, this.#state);
     const codeWritten = (frame: number, offset: number, bytes: number) =>
-      this.#forEach((core) => core.interpreter.invalidateBytes(frame, offset, bytes));
+      this.#codeWritten(frame, offset, bytes);
     const access = new MemoryAccess({ memory, registers, events, walker, tlb, codeWritten });
     const intercepts = new Intercepts(memory);
     this.#parts = { id, memory, trace, registers, events, intercepts, nested, walker, tlb, access };
@@ -219,6 +224,7 @@ export class Core {
     const low = this.#parts.registers.word(STATE.RIP);
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
+    this.#protectCode(frame);
     return this.interpreter.decode(frame, low & 0xfff, this.#nextFrame) ? 0 : this.#fetchFailure;
   }
 
@@ -235,6 +241,12 @@ export class Core {
   }
 
   #fetchNextFrame(): number {
+    const frame = this.#frameBehind();
+    if (frame >= 0) this.#protectCode(frame);
+    return frame;
+  }
+
+  #frameBehind(): number {
     const { registers } = this.#parts;
     const low = ((registers.word(STATE.RIP) & ~0xfff) + 4096) | 0;
     const high = registers.word(STATE.RIP + 4);
@@ -258,8 +270,22 @@ export class Core {
 
   /** A frame holds decoded code from now on: no core may write to it unseen. */
   #protectCode(frame: number): void {
+    if ((this.#parts.memory.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0) return;
     this.#parts.memory.frameFlags[frame]! |= FRAME_FLAG.CODE;
     this.#forEach((core) => core.#parts.tlb.forbidWrites(frame));
+  }
+
+  /** A store into a frame with decoded code. Where stores come in numbers and no code is run, the code gives way. */
+  #codeWritten(frame: number, offset: number, bytes: number): void {
+    this.#storesToCode = frame === this.#storedFrame ? this.#storesToCode + 1 : 0;
+    this.#storedFrame = frame;
+    if (this.#storesToCode < STORES_UNTIL_DATA) {
+      this.#forEach((core) => core.interpreter.invalidateBytes(frame, offset, bytes));
+      return;
+    }
+    this.#storedFrame = NO_FRAME;
+    this.#forEach((core) => core.interpreter.invalidateFrame(frame));
+    this.#parts.memory.frameFlags[frame]! &= ~FRAME_FLAG.CODE;
   }
 
   #forEach(action: (core: Core) => void): void {

@@ -150,6 +150,7 @@ export const SYSTEM = {
   VMGEXIT: 82,
   RDRAND: 83,
   RDSEED: 84,
+  PAUSE: 85,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

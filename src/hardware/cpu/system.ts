@@ -130,6 +130,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     VERW: tables.verifyWrite,
     JMPF: tables.farTransferThroughMemory,
     CALLF: tables.farTransferThroughMemory,
+    PAUSE: processor.pause,
     MONITOR: processor.monitor,
     MWAIT: processor.wait,
     CLFLUSH: processor.flushLine,

@@ -21,6 +21,8 @@ const PHYSICAL_BYTES = 2 ** 48;
 const IOPM_BYTES = 0x3000;
 const MSRPM_BYTES = 0x2000;
 const V_IRQ = 1 << 8;
+/** Word 4: EFER and CR0 to CR15. */
+const WRITE_TRAPS = 0xffff8000 | 0;
 const TYPE_MASK = 0x700;
 const NOT_IN_LONG_MODE = new Set<number>([VECTOR.BR, VECTOR.OF]);
 const PAT_TYPES = 0b11110011;
@@ -109,6 +111,10 @@ export class GuestEntry {
     }
     if ((intercepts.word(VMCB.NESTED_CTL) & ~NESTED_CTL_NP_ENABLE) !== 0) {
       throw new NotImplementedError('SEV and other controls of the VMCB at 0x90');
+    }
+    if (intercepts.has(INTERCEPT.PUSHF)) throw new NotImplementedError('the PUSHF intercept');
+    if ((intercepts.word(VMCB.INTERCEPT_WORD4) & WRITE_TRAPS) !== 0) {
+      throw new NotImplementedError('write traps of control registers and EFER');
     }
     if ((intercepts.word(VMCB.INT_CTL) & V_IRQ) !== 0)
       throw new NotImplementedError('virtual interrupts (V_IRQ)');

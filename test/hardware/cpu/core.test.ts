@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Spa } from '../../../src/base/address.ts';
 import { Core } from '../../../src/hardware/cpu/core.ts';
-import { assemble, Code, hlt, jump, load, nop, op, out8, set, store } from './assembler.ts';
+import { assemble, Code, call, hlt, jump, load, nop, op, out8, set, store } from './assembler.ts';
 import {
   CODE,
   DATA,
@@ -201,4 +201,34 @@ it('host memory of a core is given back', () => {
   expect(bench.memory.usage().get('third')).toBe(8);
   core.close();
   expect(bench.memory.usage().get('third')).toBeUndefined();
+});
+
+describe('data beside code', () => {
+  it('stores in numbers to a page with code become fast, and code stored there is still seen', () => {
+    const at = CODE + 0x1000;
+    // The page is code first; then 400 stores to it; then one that makes the HLT there a VMMCALL.
+    bench.load([op(Code.Retnq)], at);
+    const stores = Array.from({ length: 400 }, () => store('rbx', 'rax', 0x800));
+    bench.run([set('rbx', at), call('rbx'), ...stores, hlt()]);
+    expect(bench.memory.frameFlags[bench.frameOf(at >>> 12)]).toBe(0);
+    expect(bench.run([set('rbx', at), call('rbx'), hlt()])).toBe(0x78);
+    expect(bench.memory.frameFlags[bench.frameOf(at >>> 12)]).toBe(1);
+    const change = [set('rbx', at), set('rax', 0xd9010f), store('rbx', 'rax'), call('rbx'), hlt()];
+    expect(bench.run(change)).toBe(0x81);
+  });
+});
+
+it('PAUSE is an exit where the host wants it', () => {
+  expect(bench.run([op(Code.Pause), hlt()])).toBe(0x78);
+  bench.intercept(119);
+  expect(bench.run([op(Code.Pause), hlt()])).toBe(0x77);
+  expect(bench.long(NEXT_RIP)).toBe(BigInt(CODE + 2));
+});
+
+it('intercepts that the core would miss are refused by name', () => {
+  bench.intercept(112);
+  expect(() => bench.run([hlt()])).toThrow('not implemented: the PUSHF intercept');
+  bench.intercept(112, 0);
+  bench.intercept(128 + 16);
+  expect(() => bench.run([hlt()])).toThrow('not implemented: write traps');
 });

@@ -85,6 +85,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   Lsl: row('LSL', 'result'),
   Verr: row('VERR', 'read', 2),
   Verw: row('VERW', 'read', 2),
+  Pause: row('PAUSE'),
   Monitor: row('MONITOR'),
   Mwait: row('MWAIT'),
   Clflush: row('CLFLUSH', 'address'),

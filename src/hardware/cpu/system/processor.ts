@@ -122,6 +122,11 @@ export function flushLine(i: SystemInstruction): number {
   return access.load(CLFLUSH_BYTES, access.privilege);
 }
 
+/** No PAUSE filter: each one is an exit where the host wants to know who spins. */
+export function pause(i: SystemInstruction): number {
+  return i.parts.intercepts.has(INTERCEPT.PAUSE) ? i.exit(VMEXIT.PAUSE) : 0;
+}
+
 export function monitor(i: SystemInstruction): number {
   if (!i.privileged) return i.undefined();
   return i.parts.intercepts.has(INTERCEPT.MONITOR) ? i.exit(VMEXIT.MONITOR) : i.undefined();
