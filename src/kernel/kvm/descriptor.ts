@@ -1,4 +1,5 @@
 /** The file descriptor behind an object of KVM (anon_inode:kvm-vm, kvm-vcpu, /dev/kvm): closing either ends both. */
+import { LinuxError } from '../../base/errors.ts';
 import { type FileTable, OpenFile } from '../files.ts';
 
 export class Descriptor {
@@ -18,6 +19,11 @@ export class Descriptor {
         },
       }),
     );
+  }
+
+  /** An ioctl on it. Errors: EBADF, when it is closed. */
+  check(): void {
+    if (!this.#open) throw new LinuxError('EBADF', `file descriptor ${this.fd}: closed`);
   }
 
   /** close(2), once. */

@@ -19,7 +19,10 @@ import { FileMappings, PAGE_FAULT, type PageSource } from '../mm/page-source.ts'
 import type { MemorySlot } from './memory-slots.ts';
 import { BACKING_PENDING, type BackingPage } from './mmu/guest-memory.ts';
 
-/** Gives the first content of page `index`: now, later, or none (a page of zeros). */
+/**
+ * Gives the first content of page `index`, a page at most: now, later, or none (a page of zeros). Does not throw; where a promise
+ * fails the page is poisoned, as if reading a backing store had failed.
+ */
 export type PageFiller = (index: number) => Uint8Array | Promise<Uint8Array> | undefined;
 
 /** What a file asks of its VM. */
@@ -40,14 +43,23 @@ export interface SlotRange {
   readonly end: Gfn;
 }
 
-export const HUGE_ORDER = 9;
+const HUGE_ORDER = 9;
 const HUGE_PAGES = 1 << HUGE_ORDER;
+/** A page whose content is on its way, and the frame that waits for it. */
+interface Arrival {
+  readonly frame: Pfn;
+  /** Settles when the content is there, or nobody wants it any more. */
+  readonly settled: Promise<void>;
+  readonly settle: () => void;
+}
+
 /** Bit of an entry: the page is part of a whole 2 MiB folio. Pfns are below 2^20. */
 const FOLIO = 1 << 30;
 
 export class GuestMemfd implements FileOperations {
   readonly name = '[kvm-gmem]';
   readonly vm: GuestMemfdVm;
+  /** In bytes. Whole pages, so exact up to 2^63. */
   readonly size: number;
   readonly mayMmap: boolean;
   readonly initShared: boolean;
@@ -56,13 +68,13 @@ export class GuestMemfd implements FileOperations {
   readonly #pages = new PageEntries();
   readonly #mappings = new FileMappings();
   readonly #poisoned = new Set<number>();
-  readonly #onTheirWay = new Map<number, Promise<void>>();
+  readonly #arrivals = new Map<number, Arrival>();
   #bindings: readonly MemorySlot[] = [];
   #filler: PageFiller | undefined = undefined;
   #hugeFolios = 0;
-  #released = false;
+  /** What the last page that was PENDING waits for. */
+  #pending: Promise<void> | undefined = undefined;
 
-  /** `size` in bytes, whole pages. */
   constructor(vm: GuestMemfdVm, request: { size: number; mayMmap: boolean; initShared: boolean }) {
     this.vm = vm;
     this.size = request.size;
@@ -70,11 +82,12 @@ export class GuestMemfd implements FileOperations {
     this.initShared = request.initShared;
     this.#memory = vm.memory;
     this.#owner = vm.memory.owner('guest_memfd');
+    this.#traceFile('gmem-create');
   }
 
   /** Frames that the file holds, and how many of them in whole 2 MiB folios. */
   get frames(): { all: number; huge: number } {
-    return { all: this.#pages.count, huge: this.#hugeFolios * HUGE_PAGES };
+    return { all: this.#pages.count + this.#arrivals.size, huge: this.#hugeFolios * HUGE_PAGES };
   }
 
   /** From now on pages that come into being get their content from `filler`. */
@@ -105,17 +118,24 @@ export class GuestMemfd implements FileOperations {
   mmap(request: { shared: boolean }): PageSource {
     if (!this.mayMmap) throw new LinuxError('ENODEV', `mmap of ${this.name}: made without the MMAP flag`);
     if (!request.shared) throw new LinuxError('EINVAL', `mmap of ${this.name}: MAP_PRIVATE, want MAP_SHARED`);
-    return { mappings: this.#mappings, fault: (index) => this.#userFault(index) };
+    const pending = (): Promise<void> | undefined => this.#pending;
+    return {
+      mappings: this.#mappings,
+      fault: (index) => this.#userFault(index),
+      get pending() {
+        return pending();
+      },
+    };
   }
 
   release(): void {
-    this.#released = true;
-    const ranges = this.#boundRanges(0, this.#pageCount);
-    this.vm.invalidateGmem(ranges, 'guest_memfd closed', () => {
+    const why = 'guest_memfd closed';
+    this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount), why, () => {
       for (const slot of this.#bindings) slot.gmem = undefined;
       this.#bindings = [];
-      this.#freePages(0, this.#pageCount);
+      this.#freePages(0, this.#pageCount, why);
     });
+    this.#traceFile('gmem-close');
     this.vm.release();
   }
 
@@ -153,7 +173,7 @@ export class GuestMemfd implements FileOperations {
     const index = gfn - slot.baseGfn + slot.gmemPgoff;
     const result = this.#getPage(index);
     if (result === PAGE_FAULT.PENDING) {
-      into.pending = this.#onTheirWay.get(index);
+      into.pending = this.#pending;
       return BACKING_PENDING;
     }
     if (result === PAGE_FAULT.HWPOISON) return -ERRNO.EHWPOISON;
@@ -163,10 +183,13 @@ export class GuestMemfd implements FileOperations {
     return 0;
   }
 
-  /** A memory failure in page `index` (kvm_gmem_error_folio): unmapped, kept, and poisoned. */
+  /** A memory failure in page `index` (kvm_gmem_error_folio): unmapped, kept, and poisoned until it is punched. */
   failPage(index: number): void {
+    if (this.#pages.get(index) === 0) return;
     this.#poisoned.add(index);
-    this.vm.invalidateGmem(this.#boundRanges(index, index + 1), 'memory failure', () => {});
+    this.vm.invalidateGmem(this.#boundRanges(index, index + 1), 'memory failure', () => {
+      this.#mappings.unmap(index, index + 1, { cowed: 'keep' }, () => {});
+    });
   }
 
   get #pageCount(): number {
@@ -184,15 +207,49 @@ export class GuestMemfd implements FileOperations {
     const entry = this.#pages.get(index);
     if (entry !== 0)
       return this.#poisoned.size > 0 && this.#poisoned.has(index) ? PAGE_FAULT.HWPOISON : entry;
-    if (this.#onTheirWay.has(index)) return PAGE_FAULT.PENDING;
-    const content = this.#filler?.(index);
+    const arrival = this.#arrivals.size > 0 ? this.#arrivals.get(index) : undefined;
+    if (arrival === undefined)
+      return this.#filler === undefined ? this.#create(index) : this.#fill(index, this.#filler);
+    this.#pending = arrival.settled;
+    return PAGE_FAULT.PENDING;
+  }
+
+  /** The frame comes first: content that arrives finds its place. */
+  #fill(index: number, filler: PageFiller): number {
+    const frame = this.#memory.allocate(0, this.#owner);
+    if (frame === NO_FRAME) return PAGE_FAULT.NO_MEMORY;
+    const content = filler(index);
     if (content instanceof Promise) {
-      this.#await(index, content);
+      this.#pending = this.#await(index, frame, content);
       return PAGE_FAULT.PENDING;
     }
-    const created = this.#create(index);
-    if (created > 0 && content !== undefined) this.#memory.write(spaOf(pfn(created & ~FOLIO)), content);
-    return created;
+    this.#pages.set(index, frame);
+    if (content !== undefined) this.#memory.write(spaOf(frame), content.subarray(0, PAGE_SIZE));
+    return frame;
+  }
+
+  #await(index: number, frame: Pfn, content: Promise<Uint8Array>): Promise<void> {
+    let settle = (): void => {};
+    const settled = new Promise<void>((resolve) => {
+      settle = resolve;
+    });
+    const arrival = { frame, settled, settle };
+    this.#arrivals.set(index, arrival);
+    content.then(
+      (bytes) => this.#arrive(index, arrival, bytes),
+      () => this.#arrive(index, arrival, undefined),
+    );
+    return settled;
+  }
+
+  /** The content of page `index` is there, or (undefined) will never be; the page may have been punched meanwhile. */
+  #arrive(index: number, arrival: Arrival, content: Uint8Array | undefined): void {
+    if (this.#arrivals.get(index) !== arrival) return;
+    this.#arrivals.delete(index);
+    this.#pages.set(index, arrival.frame);
+    if (content === undefined) this.#poisoned.add(index);
+    else this.#memory.write(spaOf(arrival.frame), content.subarray(0, PAGE_SIZE));
+    arrival.settle();
   }
 
   #create(index: number): number {
@@ -211,33 +268,14 @@ export class GuestMemfd implements FileOperations {
     return frame;
   }
 
-  /** No folio where a page of it exists, or is to get its content from elsewhere. */
+  /** No folio where a page of it exists, or may be on its way. */
   #isEmpty(base: number): boolean {
-    if (this.#filler !== undefined) return false;
+    if (this.#arrivals.size > 0) return false;
     let empty = true;
     this.#pages.forEachIn(base, base + HUGE_PAGES, () => {
       empty = false;
     });
     return empty;
-  }
-
-  /** When the content is there it becomes the page, unless the page was punched or came from elsewhere meanwhile. */
-  #await(index: number, content: Promise<Uint8Array>): void {
-    const arrival = content.then(
-      (bytes) => {
-        if (this.#onTheirWay.get(index) !== arrival) return;
-        this.#onTheirWay.delete(index);
-        const frame = this.#create(index);
-        if (frame > 0) this.#memory.write(spaOf(pfn(frame & ~FOLIO)), bytes);
-      },
-      () => {
-        // The source failed: as a failed read of a backing store, the page is poisoned.
-        if (this.#onTheirWay.get(index) !== arrival) return;
-        this.#onTheirWay.delete(index);
-        if (this.#create(index) > 0) this.#poisoned.add(index);
-      },
-    );
-    this.#onTheirWay.set(index, arrival);
   }
 
   #allocate(first: number, end: number): void {
@@ -248,8 +286,7 @@ export class GuestMemfd implements FileOperations {
       );
     }
     for (let index = first; index < end; index++) {
-      if (this.#pages.get(index) !== 0) continue;
-      if (this.#create(index) === PAGE_FAULT.NO_MEMORY)
+      if (this.#getPage(index) === PAGE_FAULT.NO_MEMORY)
         throw new LinuxError('ENOMEM', `fallocate of ${this.name}: no frame for page ${index}`);
     }
   }
@@ -257,41 +294,39 @@ export class GuestMemfd implements FileOperations {
   #punch(first: number, end: number, why: string): void {
     if (end <= first) return;
     this.vm.invalidateGmem(this.#boundRanges(first, end), why, () => {
-      this.#mappings.unmap(first, end, { cowed: 'keep' }, () => this.#freePages(first, end));
+      this.#mappings.unmap(first, end, { cowed: 'keep' }, () => this.#freePages(first, end, why));
     });
   }
 
-  #freePages(first: number, end: number): void {
-    for (const index of this.#onTheirWay.keys()) {
-      if (index >= first && index < end) this.#onTheirWay.delete(index);
+  #freePages(first: number, end: number, why: string): void {
+    const before = this.frames.all;
+    for (const [index, arrival] of this.#arrivals) {
+      if (index < first || index >= end) continue;
+      this.#arrivals.delete(index);
+      this.#memory.free(arrival.frame, 0);
+      arrival.settle();
     }
-    let from = Number.POSITIVE_INFINITY;
-    let freed = 0;
+    for (const index of this.#poisoned) if (index >= first && index < end) this.#poisoned.delete(index);
     this.#pages.forEachIn(first, end, (index, entry) => {
-      const frame = entry & ~FOLIO;
-      if ((entry & FOLIO) !== 0) this.#splitFolio(index);
+      if ((entry & FOLIO) !== 0 && this.#freeOrSplitFolio(index, first, end)) return;
       this.#pages.set(index, 0);
-      this.#memory.free(pfn(frame), 0);
-      if (this.#poisoned.size > 0) this.#poisoned.delete(index);
-      from = Math.min(from, index);
-      freed++;
+      this.#memory.free(pfn(entry & ~FOLIO), 0);
     });
-    if (freed > 0 && this.vm.trace.on)
-      this.vm.trace.emit({
-        kind: 'page',
-        who: 'kernel',
-        what: 'gmem-free',
-        why: 'punched or closed',
-        page: from,
-        pages: freed,
-      });
+    const pages = before - this.frames.all;
+    if (pages > 0 && this.vm.trace.on)
+      this.vm.trace.emit({ kind: 'page', who: 'kernel', what: 'gmem-free', why, page: first, pages });
   }
 
-  /** The folio around page `index` is one no more; its pages live on by themselves. */
-  #splitFolio(index: number): void {
+  /** The folio around page `index` is one no more: true when all of it went with [first, end); else its pages live on by themselves. */
+  #freeOrSplitFolio(index: number, first: number, end: number): boolean {
     const base = Math.floor(index / HUGE_PAGES) * HUGE_PAGES;
-    this.#pages.forEachIn(base, base + HUGE_PAGES, (page, entry) => this.#pages.set(page, entry & ~FOLIO));
+    const whole = base >= first && base + HUGE_PAGES <= end;
+    const block = pfn(this.#pages.get(base) & ~FOLIO);
+    for (let page = base; page < base + HUGE_PAGES; page++)
+      this.#pages.set(page, whole ? 0 : this.#pages.get(page) & ~FOLIO);
+    if (whole) this.#memory.free(block, HUGE_ORDER);
     this.#hugeFolios--;
+    return whole;
   }
 
   /** The gfns at which slots show pages [first, end). */
@@ -305,7 +340,7 @@ export class GuestMemfd implements FileOperations {
     });
   }
 
-  get isReleased(): boolean {
-    return this.#released;
+  #traceFile(what: 'gmem-create' | 'gmem-close'): void {
+    if (this.vm.trace.on) this.vm.trace.emit({ kind: 'vm', who: 'kernel', what, pages: this.#pageCount });
   }
 }

@@ -28,6 +28,7 @@ export class Kvm implements KvmInterface {
   }
 
   checkExtension(capability: number): number {
+    this.#descriptor.check();
     return checkExtension(capability, this.#host.policy);
   }
 
@@ -40,6 +41,7 @@ export class Kvm implements KvmInterface {
   }
 
   createVm(type: number): Vm {
+    this.#descriptor.check();
     return new Vm(this.#host, this.#process, type);
   }
 

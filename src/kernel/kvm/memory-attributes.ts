@@ -8,7 +8,7 @@ import { type Gfn, PAGE_SIZE } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { Invalidation } from './invalidation.ts';
-import type { MemorySlot } from './memory-slots.ts';
+import type { MemorySlots } from './memory-slots.ts';
 import { PrivateRanges } from './private-ranges.ts';
 
 const PAGE = BigInt(PAGE_SIZE);
@@ -26,8 +26,7 @@ export interface AttributesVm {
   readonly hasPrivateMemory: boolean;
   readonly invalidation: Invalidation;
   readonly trace: Trace;
-  /** The slots of every address space. */
-  allSlots(): Iterable<MemorySlot>;
+  readonly addressSpaces: readonly MemorySlots[];
   readonly mmu: { zapRange(start: Gfn, end: Gfn): boolean; flushRemoteTlbs(): void };
 }
 
@@ -69,12 +68,12 @@ export class MemoryAttributes {
     vm.invalidation.begin();
     vm.invalidation.rangeAdd(start, end);
     let unmapped = false;
-    for (const slot of vm.allSlots()) {
-      // Also slots that cannot be private: their mappings must go when a gfn turns private, and when it turns shared larger pages
-      // may become possible (seed 003).
+    // Also slots that cannot be private: their mappings must go when a gfn turns private, and when it turns shared larger pages
+    // may become possible (seed 003).
+    const slots = vm.addressSpaces.flatMap((space) => space.within(start, end));
+    for (const slot of slots) {
       const from = Math.max(start, slot.baseGfn) as Gfn;
       const to = Math.min(end, slot.endGfn) as Gfn;
-      if (from >= to) continue;
       slot.largePages.beforeChange(from, to);
       unmapped = vm.mmu.zapRange(from, to) || unmapped;
     }
@@ -82,10 +81,10 @@ export class MemoryAttributes {
 
     this.ranges.set(start, end, isPrivate);
 
-    for (const slot of vm.allSlots()) {
+    for (const slot of slots) {
       const from = Math.max(start, slot.baseGfn) as Gfn;
       const to = Math.min(end, slot.endGfn) as Gfn;
-      if (from < to) slot.largePages.afterChange(from, to, this.ranges);
+      slot.largePages.afterChange(from, to, this.ranges);
     }
     vm.invalidation.end();
 

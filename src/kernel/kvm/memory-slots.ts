@@ -55,6 +55,10 @@ export class MemorySlot implements FaultSlot {
     return (this.baseGfn + this.npages) as Gfn;
   }
 
+  get userspaceEnd(): Hva {
+    return (this.userspaceAddr + this.npages * 4096) as Hva;
+  }
+
   largePageDisallowed(gfn: Gfn, level: number): boolean {
     return this.largePages.disallowed(gfn, level);
   }
@@ -64,21 +68,14 @@ export class MemorySlot implements FaultSlot {
 export class MemorySlots {
   readonly #byId = new Map<number, MemorySlot>();
   /** By base gfn; they never overlap. */
-  #sorted: readonly MemorySlot[] = [];
+  readonly #sorted: MemorySlot[] = [];
   #last: MemorySlot | undefined = undefined;
 
   /** The slot that holds `gfn`. Allocates nothing. */
   find(gfn: Gfn): MemorySlot | undefined {
     const last = this.#last;
     if (last !== undefined && gfn >= last.baseGfn && gfn < last.endGfn) return last;
-    let low = 0;
-    let high = this.#sorted.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (this.#sorted[middle]!.baseGfn <= gfn) low = middle + 1;
-      else high = middle;
-    }
-    const slot = this.#sorted[low - 1];
+    const slot = this.#sorted[this.#firstAbove(gfn) - 1];
     if (slot === undefined || gfn >= slot.endGfn) return undefined;
     this.#last = slot;
     return slot;
@@ -88,24 +85,40 @@ export class MemorySlots {
     return this.#byId.get(id);
   }
 
-  /** Another slot than `except` that has a gfn of [start, end). */
-  overlapping(start: Gfn, end: Gfn, except: number): MemorySlot | undefined {
-    return this.#sorted.find((slot) => slot.id !== except && slot.baseGfn < end && slot.endGfn > start);
-  }
-
   /** In ascending order of gfn. */
   all(): readonly MemorySlot[] {
     return this.#sorted;
   }
 
+  /** Those that have a gfn of [start, end), in ascending order. */
+  within(start: Gfn, end: Gfn): readonly MemorySlot[] {
+    let first = this.#firstAbove(start);
+    if (first > 0 && this.#sorted[first - 1]!.endGfn > start) first--;
+    let stop = first;
+    while (stop < this.#sorted.length && this.#sorted[stop]!.baseGfn < end) stop++;
+    return this.#sorted.slice(first, stop);
+  }
+
   add(slot: MemorySlot): void {
     this.#byId.set(slot.id, slot);
-    this.#sorted = [...this.#sorted, slot].sort((a, b) => a.baseGfn - b.baseGfn);
+    this.#sorted.splice(this.#firstAbove(slot.baseGfn), 0, slot);
   }
 
   remove(slot: MemorySlot): void {
     this.#byId.delete(slot.id);
-    this.#sorted = this.#sorted.filter((other) => other !== slot);
+    this.#sorted.splice(this.#sorted.indexOf(slot), 1);
     if (this.#last === slot) this.#last = undefined;
+  }
+
+  /** Index of the first slot that begins above `gfn`. */
+  #firstAbove(gfn: Gfn): number {
+    let low = 0;
+    let high = this.#sorted.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#sorted[middle]!.baseGfn <= gfn) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 }

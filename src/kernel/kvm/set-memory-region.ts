@@ -22,8 +22,6 @@ import type { MemoryAttributes } from './memory-attributes.ts';
 import { MemorySlot, type MemorySlots } from './memory-slots.ts';
 import type { KvmPolicy } from './policy.ts';
 
-/** KVM_MEM_SLOTS_NUM: those of user space and three of KVM's own. */
-const ALL_SLOTS = 32767;
 const PAGE = 4096n;
 const TWO_64 = 1n << 64n;
 /** TASK_SIZE_MAX: user addresses end a page below 2^47. */
@@ -77,7 +75,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
       refuse(`guest_memfd_offset ${guestMemfdOffset}: not page-aligned, or wraps around`);
   }
   const slots = vm.addressSpaces[asId];
-  if (slots === undefined || id >= ALL_SLOTS)
+  if (slots === undefined)
     // 8
     throw new LinuxError(
       'EINVAL',
@@ -123,7 +121,9 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
       return;
     }
   }
-  const other = slots.overlapping(request.baseGfn, (request.baseGfn + request.npages) as Gfn, id);
+  const other = slots
+    .within(request.baseGfn, (request.baseGfn + request.npages) as Gfn)
+    .find((slot) => slot.id !== id);
   if (other !== undefined)
     // 16
     throw new LinuxError(
@@ -139,7 +139,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
     slot.gmem?.unbind(slot);
     throw error;
   }
-  if (old !== undefined) invalidateSlot(vm, old, () => slots.remove(old));
+  if (old !== undefined) removeSlot(vm, slots, old);
   slots.add(slot);
   traceSlot(vm, old === undefined ? 'slot-create' : 'slot-move', slot);
 }
@@ -185,17 +185,16 @@ function prepare(vm: RegionVm, slot: MemorySlot, old: MemorySlot | undefined): v
 }
 
 function deleteSlot(vm: RegionVm, slots: MemorySlots, slot: MemorySlot): void {
-  invalidateSlot(vm, slot, () => slots.remove(slot));
+  removeSlot(vm, slots, slot);
   slot.gmem?.unbind(slot);
   traceSlot(vm, 'slot-delete', slot);
 }
 
 /** While its mappings go, a slot is there but INVALID: a fault that hits it is retried. */
-function invalidateSlot(vm: RegionVm, slot: MemorySlot, then: () => void): void {
+function removeSlot(vm: RegionVm, slots: MemorySlots, slot: MemorySlot): void {
   slot.invalid = true;
   vm.mmu.zapSlot(slot);
-  vm.mmu.flushRemoteTlbs();
-  then();
+  slots.remove(slot);
 }
 
 /** LOG_DIRTY_PAGES alone can change. It is stored; what it does comes with dirty tracking. */

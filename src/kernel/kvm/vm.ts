@@ -54,13 +54,13 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   readonly mmu: Mmu;
   readonly #host: VmHost;
   readonly #descriptor: Descriptor;
-  readonly #vcpus = new Map<number, { vcpu: Vcpu; descriptor: Descriptor }>();
-  readonly #files = new Set<GuestMemfd>();
+  /** Descriptors of all vCPUs that were ever created, by id: a vCPU keeps its place until the VM ends. */
+  readonly #vcpus = new Map<number, Descriptor>();
   #references = 1;
   #hypercallExits = 0;
   readonly #notifier = {
-    begin: (start: Hva, end: Hva): void => this.#invalidateHva(start, end),
-    end: (): void => this.invalidation.end(),
+    begin: (start: Hva, end: Hva): void => this.#beginNotifier(start, end),
+    end: (start: Hva, end: Hva): void => this.#endNotifier(start, end),
   };
 
   /** Errors: EINVAL (type), EMFILE, ENOMEM. */
@@ -98,21 +98,14 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     return this.#hypercallExits;
   }
 
-  /** guest_memfd files of this VM that are open. */
-  get guestMemfds(): ReadonlySet<GuestMemfd> {
-    return this.#files;
-  }
-
-  *allSlots(): Generator<MemorySlot> {
-    for (const slots of this.addressSpaces) yield* slots.all();
-  }
-
   checkExtension(capability: number): number {
+    this.#descriptor.check();
     return checkExtension(capability, this.policy, this);
   }
 
   /** Errors: EINVAL. */
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
+    this.#descriptor.check();
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: flags ${flags}, want 0`);
     if (cap !== KVM_CAP_EXIT_HYPERCALL)
       throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: no capability that can be enabled on a VM`);
@@ -126,19 +119,23 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   }
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
+    this.#descriptor.check();
     setUserMemoryRegion(this, region);
   }
 
   setUserMemoryRegion2(region: UserMemoryRegion2): void {
+    this.#descriptor.check();
     setUserMemoryRegion2(this, region);
   }
 
   setMemoryAttributes(request: MemoryAttributesRequest): void {
+    this.#descriptor.check();
     this.attributes.set(this, request);
   }
 
   /** Errors in the order of reference facts 1.3: EINVAL (flags, size), EMFILE. */
   createGuestMemfd({ size, flags }: { size: bigint; flags: bigint }): number {
+    this.#descriptor.check();
     const mask = guestMemfdFlagMask(this.policy, this);
     if ((flags & ~mask) !== 0n)
       throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: flags ${flags}, want a subset of ${mask}`);
@@ -152,12 +149,12 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
       initShared: (flags & GUEST_MEMFD_INIT_SHARED) !== 0n,
     });
     this.#references++;
-    this.#files.add(file);
     return this.process.files.install(new OpenFile(file));
   }
 
   /** Errors in order: EINVAL (id, number of vCPUs), EEXIST, EMFILE, ENOMEM. */
   createVcpu(id: number): Vcpu {
+    this.#descriptor.check();
     if (id < 0 || id >= MAX_VCPU_IDS)
       throw new LinuxError('EINVAL', `vCPU id ${id}: ids are below ${MAX_VCPU_IDS}`);
     if (this.#vcpus.size >= MAX_VCPUS)
@@ -167,15 +164,14 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     const vcpu = new Vcpu(this, id);
     const descriptor = new Descriptor(this.process.files, `anon_inode:kvm-vcpu:${id}`, () => vcpu.close());
     this.#references++;
-    this.#vcpus.set(id, { vcpu, descriptor });
+    this.#vcpus.set(id, descriptor);
     return vcpu;
   }
 
   vcpuClosed(vcpu: Vcpu): void {
-    const entry = this.#vcpus.get(vcpu.id);
-    if (entry?.vcpu !== vcpu) return;
-    this.#vcpus.delete(vcpu.id);
-    entry.descriptor.close();
+    const descriptor = this.#vcpus.get(vcpu.id);
+    if (descriptor === undefined) return;
+    descriptor.close();
     this.release();
   }
 
@@ -189,7 +185,6 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
 
   /** One holder less: the descriptor, a vCPU, a file. */
   release(): void {
-    for (const file of this.#files) if (file.isReleased) this.#files.delete(file);
     this.#references--;
     if (this.#references > 0) return;
     this.process.memory.notifiers.unregister(this.#notifier);
@@ -220,39 +215,56 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   }
 
   /** The invalidation around what a guest_memfd gives up; once per VM, however many slots. */
-  invalidateGmem(ranges: readonly SlotRange[], _why: string, free: () => void): void {
+  invalidateGmem(ranges: readonly SlotRange[], why: string, free: () => void): void {
     if (ranges.length === 0) {
       free();
       return;
     }
     this.invalidation.begin();
     let unmapped = false;
-    for (const { start, end } of ranges) {
-      this.invalidation.rangeAdd(start, end);
-      unmapped = this.mmu.zapRange(start, end) || unmapped;
-    }
+    for (const { start, end } of ranges) unmapped = this.#takeAway(start, end, why) || unmapped;
     if (unmapped) this.mmu.flushRemoteTlbs();
     free();
     this.invalidation.end();
   }
 
-  /** kvm_mmu_notifier_invalidate_range_start: pages of the process at [start, end) go. */
-  #invalidateHva(start: Hva, end: Hva): void {
-    this.invalidation.begin();
+  /** kvm_mmu_notifier_invalidate_range_start: pages of the process at [start, end) go. Without a slot there is no invalidation. */
+  #beginNotifier(start: Hva, end: Hva): void {
+    let begun = false;
     let unmapped = false;
-    let touched = false;
-    for (const slot of this.allSlots()) {
-      const from = Math.max(start, slot.userspaceAddr);
-      const to = Math.min(end, slot.userspaceAddr + slot.npages * 4096);
-      if (from >= to) continue;
-      touched = true;
-      const first = (slot.baseGfn + Math.floor((from - slot.userspaceAddr) / 4096)) as Gfn;
-      const last = (slot.baseGfn + Math.ceil((to - slot.userspaceAddr) / 4096)) as Gfn;
-      this.invalidation.rangeAdd(first, last);
-      unmapped = this.mmu.zapRange(first, last) || unmapped;
+    for (const slots of this.addressSpaces) {
+      for (const slot of slots.all()) {
+        const from = Math.max(start, slot.userspaceAddr);
+        const to = Math.min(end, slot.userspaceEnd);
+        if (from >= to) continue;
+        if (!begun) this.invalidation.begin();
+        begun = true;
+        const first = (slot.baseGfn + Math.floor((from - slot.userspaceAddr) / 4096)) as Gfn;
+        const last = (slot.baseGfn + Math.ceil((to - slot.userspaceAddr) / 4096)) as Gfn;
+        unmapped = this.#takeAway(first, last, 'the process unmaps') || unmapped;
+      }
     }
-    // A range that meets no slot still counts as an invalidation; an empty one keeps faults from going on blindly.
-    if (!touched) this.invalidation.rangeAdd(0 as Gfn, 0 as Gfn);
     if (unmapped) this.mmu.flushRemoteTlbs();
+  }
+
+  /** kvm_mmu_notifier_invalidate_range_end, of a range whose begin met a slot: slots do not change in between. */
+  #endNotifier(start: Hva, end: Hva): void {
+    const meets = (slot: MemorySlot): boolean => start < slot.userspaceEnd && slot.userspaceAddr < end;
+    if (this.addressSpaces.some((slots) => slots.all().some(meets))) this.invalidation.end();
+  }
+
+  /** Within an invalidation. True: a flush is due. */
+  #takeAway(start: Gfn, end: Gfn, why: string): boolean {
+    this.invalidation.rangeAdd(start, end);
+    if (this.trace.on)
+      this.trace.emit({
+        kind: 'page',
+        who: 'kernel',
+        what: 'invalidate',
+        why,
+        gfn: start,
+        pages: end - start,
+      });
+    return this.mmu.zapRange(start, end);
   }
 }

@@ -1,0 +1,175 @@
+/** How long a VM lives: while its descriptor, a vCPU or a guest_memfd file of it is open. */
+import { describe, expect, it } from 'vitest';
+import type { TraceEvent } from '../../../src/base/trace.ts';
+import { failure } from '../process-fixture.ts';
+import { startVm, type TestVm } from './vm-fixture.ts';
+
+/** Whether VMs have been destroyed, by what the trace says. */
+function watch(host: TestVm): () => number {
+  const events: TraceEvent[] = [];
+  host.trace.listen((event) => events.push(event));
+  return () => events.filter((event) => event.what === 'vm-destroy').length;
+}
+
+describe('a VM', () => {
+  it('ends with its descriptor when nothing else holds it', () => {
+    const host = startVm();
+    const destroyed = watch(host);
+    host.vm.close();
+    expect(destroyed()).toBe(1);
+    expect(host.memory.leaks()).toEqual([]);
+  });
+
+  it('outlives its descriptor while a vCPU is open', () => {
+    const host = startVm();
+    const destroyed = watch(host);
+    const { vcpu } = host;
+    host.vm.close();
+    expect(destroyed()).toBe(0);
+    expect(vcpu.getRegs().rip).toBe(0xfff0n);
+    vcpu.close();
+    expect(destroyed()).toBe(1);
+  });
+
+  it('outlives its descriptor while a guest_memfd is open, which still works', () => {
+    const host = startVm();
+    const destroyed = watch(host);
+    const { fd } = host.addFileSlot();
+    host.setAttributes(0x20_0000n, 0x1_0000n, 8n);
+    expect(host.touch(0x20_0000)).toBe(0);
+    host.vm.close();
+    host.process.fallocate(fd, 1, 0n, 0x1_0000n);
+    expect(host.fileFrames).toBe(16);
+    host.process.fallocate(fd, 3, 0n, 0x1_0000n);
+    expect(host.fileFrames).toBe(0);
+    expect(host.mapped(0x20_0000)).toBeUndefined();
+    host.vcpu.close();
+    expect(destroyed()).toBe(0);
+    host.process.close(fd);
+    expect(destroyed()).toBe(1);
+  });
+
+  it('keeps running its vCPUs when its descriptor is closed', () => {
+    const host = startVm();
+    host.addFileSlot();
+    host.setAttributes(0x20_0000n, 0x1_0000n, 8n);
+    expect(host.vcpu.id).toBe(0);
+    host.vm.close();
+    expect(host.touch(0x20_0000)).toBe(0);
+    expect(host.fileFrames).toBe(1);
+  });
+
+  it('lives as long as one of two descriptors of the same file', () => {
+    const host = startVm();
+    const destroyed = watch(host);
+    const fd = host.createFile();
+    const twin = host.process.dup(fd);
+    host.vm.close();
+    host.process.close(fd);
+    expect(destroyed()).toBe(0);
+    host.process.close(twin);
+    expect(destroyed()).toBe(1);
+  });
+
+  it('lives as long as a mapping of its file', () => {
+    const host = startVm({ type: 0 });
+    const destroyed = watch(host);
+    const fd = host.createFile(0x4000n, 3n);
+    const at = host.process.memory.mmap({ length: 0x4000, protection: 3, flags: 1, fd });
+    host.process.memory.write(at, Uint8Array.of(1));
+    host.vm.close();
+    host.process.close(fd);
+    expect(destroyed()).toBe(0);
+    expect(host.fileFrames).toBe(1);
+    host.process.memory.munmap(at, 0x4000);
+    expect(destroyed()).toBe(1);
+    expect(host.fileFrames).toBe(0);
+  });
+
+  it('hears no more of its process when it is gone', () => {
+    const host = startVm();
+    const at = host.process.memory.mmap({ length: 0x1_0000, protection: 3, flags: 0x22 });
+    host.setRegion({ userspaceAddr: BigInt(at) });
+    const before = host.vm.invalidation.snapshot();
+    host.vm.close();
+    host.process.memory.munmap(at, 0x1_0000);
+    expect(host.vm.invalidation.snapshot()).toBe(before);
+  });
+
+  it('whose descriptor is closed takes no ioctl: EBADF', () => {
+    const { vm, kvm } = startVm();
+    vm.close();
+    const ioctls = [
+      () => vm.checkExtension(231),
+      () => vm.enableCap({ cap: 201, args: [0n] }),
+      () => vm.createVcpu(0),
+      () => vm.createGuestMemfd({ size: 4096n, flags: 0n }),
+      () => vm.setMemoryAttributes({ address: 0n, size: 4096n, attributes: 8n, flags: 0n }),
+      () =>
+        vm.setUserMemoryRegion({
+          slot: 0,
+          flags: 0,
+          guestPhysAddr: 0n,
+          memorySize: 4096n,
+          userspaceAddr: 0n,
+        }),
+      () =>
+        vm.setUserMemoryRegion2({
+          slot: 0,
+          flags: 0,
+          guestPhysAddr: 0n,
+          memorySize: 4096n,
+          userspaceAddr: 0n,
+          guestMemfdOffset: 0n,
+          guestMemfd: 0,
+        }),
+    ];
+    expect(ioctls.map((call) => failure(call))).toEqual(ioctls.map(() => 'EBADF'));
+    kvm.close();
+    expect(failure(() => kvm.createVm(0))).toBe('EBADF');
+    expect(failure(() => kvm.checkExtension(231))).toBe('EBADF');
+  });
+
+  it('may be closed twice, by method and by descriptor', () => {
+    const host = startVm();
+    const destroyed = watch(host);
+    host.process.close(host.vm.fd);
+    host.vm.close();
+    expect(destroyed()).toBe(1);
+  });
+});
+
+describe('KVM_CREATE_VCPU', () => {
+  it.each([
+    [0, 'OK'],
+    [4095, 'OK'],
+    [4096, 'EINVAL'],
+    [-1, 'EINVAL'],
+    [0xffff_ffff, 'EINVAL'],
+  ])('id %i: %s', (id, want) => {
+    const { vm } = startVm();
+    expect(failure(() => vm.createVcpu(id))).toBe(want);
+  });
+
+  it('an id twice: EEXIST, also after the first one was closed, for a VM keeps its vCPUs', () => {
+    const { vm } = startVm();
+    const vcpu = vm.createVcpu(7);
+    expect(failure(() => vm.createVcpu(7))).toBe('EEXIST');
+    vcpu.close();
+    expect(failure(() => vm.createVcpu(7))).toBe('EEXIST');
+    expect(failure(() => vm.createVcpu(8))).toBe('OK');
+  });
+
+  it('without a free descriptor: EMFILE; without frames: ENOMEM; nothing is kept', () => {
+    const few = startVm({ fileLimit: 5 });
+    const before = few.memory.freeFrames;
+    expect(failure(() => few.vm.createVcpu(0))).toBe('EMFILE');
+    expect(few.memory.freeFrames).toBe(before);
+    const full = startVm();
+    const fd = full.createFile(1n << 40n);
+    expect(failure(() => full.process.fallocate(fd, 1, 0n, 1n << 40n))).toBe('ENOMEM');
+    expect(failure(() => full.vm.createVcpu(0))).toBe('ENOMEM');
+    full.process.fallocate(fd, 3, 0n, 1n << 40n);
+    expect(failure(() => full.vm.createVcpu(0))).toBe('OK');
+  });
+});
