@@ -80,6 +80,19 @@ export interface UserMemoryRegion2 extends UserMemoryRegion {
   guestMemfd: number;
 }
 
+/** `slot`: the address space in the high half. */
+export interface DirtyLogRequest {
+  slot: number;
+  /** A bit a page, 32 pages a word, the low bit for the lowest page; whole 64 pages. */
+  bitmap: Int32Array;
+}
+
+export interface ClearDirtyLogRequest extends DirtyLogRequest {
+  /** The page of the slot that the first bit stands for. */
+  firstPage: bigint;
+  numPages: number;
+}
+
 export interface KvmVm {
   checkExtension(capability: number): number;
   enableCap(request: { cap: number; flags?: number; args?: readonly bigint[] }): void;
@@ -89,6 +102,10 @@ export interface KvmVm {
   createGuestMemfd(request: { size: bigint; flags: bigint }): number;
   setMemoryAttributes(request: { address: bigint; size: bigint; attributes: bigint; flags: bigint }): void;
   createVcpu(id: number): KvmVcpu;
+  /** KVM_GET_DIRTY_LOG */
+  getDirtyLog(request: DirtyLogRequest): void;
+  /** KVM_CLEAR_DIRTY_LOG */
+  clearDirtyLog(request: ClearDirtyLogRequest): void;
   /** Closes the VM's descriptor; the VM lives on while vCPUs or guest_memfd files hold it. */
   close(): void;
 }

@@ -293,6 +293,12 @@ export class RecordingProcess implements Process {
       setMemoryAttributes: ({ address, size, attributes }) => {
         this.#call('setMemoryAttributes', address, size, attributes);
       },
+      getDirtyLog: () => {
+        throw new Error('nobody logs dirty pages yet');
+      },
+      clearDirtyLog: () => {
+        throw new Error('nobody logs dirty pages yet');
+      },
       createVcpu: (id) => {
         this.#call('createVcpu', id);
         const vcpu = new ScriptedVcpu(id, (self) => this.script(self));

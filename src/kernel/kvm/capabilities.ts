@@ -1,5 +1,6 @@
 /** KVM_CHECK_EXTENSION (Linux virt/kvm/kvm_main.c and arch/x86/kvm/x86.c): what works here, and nothing else. */
 import * as kvm from '../../abi/kvm.ts';
+import { MANUAL_PROTECT_OPTIONS } from './dirty-log.ts';
 import { supportedAttributes } from './memory-attributes.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 
@@ -47,6 +48,8 @@ export function checkExtension(
       return vm?.addressSpaces.length ?? 2;
     case kvm.KVM_CAP_EXIT_HYPERCALL:
       return EXIT_HYPERCALLS;
+    case kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+      return MANUAL_PROTECT_OPTIONS;
     case kvm.KVM_CAP_VM_TYPES:
       return VM_TYPES;
     case kvm.KVM_CAP_MEMORY_ATTRIBUTES:

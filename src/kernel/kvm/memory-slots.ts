@@ -3,6 +3,7 @@
  * `set-memory-region.ts`; here is how slots are kept and found.
  */
 import type { Gfn, Hva } from '../../base/address.ts';
+import type { DirtyBitmap } from './dirty-bitmap.ts';
 import type { GuestMemfd } from './guest-memfd.ts';
 import { LargePages } from './large-pages.ts';
 import type { FaultSlot } from './mmu/guest-memory.ts';
@@ -19,6 +20,8 @@ export class MemorySlot implements FaultSlot {
   flags: number;
   invalid = false;
   gmemOnly = false;
+  /** Which pages were written to, while the slot logs them. */
+  dirty: DirtyBitmap | undefined = undefined;
   /** The bound file, until it is closed or the slot goes. */
   gmem: GuestMemfd | undefined = undefined;
   /** First page of the file that backs the slot. */

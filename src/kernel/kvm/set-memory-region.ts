@@ -16,6 +16,7 @@ import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { OpenFile } from '../files.ts';
 import type { UserMemoryRegion, UserMemoryRegion2 } from '../interface.ts';
+import { applyLogging, type DirtyLogVm, prepareDirtyBitmap } from './dirty-log.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import type { Invalidation } from './invalidation.ts';
 import type { MemoryAttributes } from './memory-attributes.ts';
@@ -29,7 +30,7 @@ const USER_END = (1n << 47n) - PAGE;
 /** kvm_mmu_max_gfn: guest physical addresses of the host's 48 bits. */
 const MAX_GFN = 2 ** 36 - 1;
 
-export interface RegionVm {
+export interface RegionVm extends DirtyLogVm {
   readonly hasPrivateMemory: boolean;
   readonly policy: KvmPolicy;
   readonly attributes: MemoryAttributes;
@@ -37,7 +38,7 @@ export interface RegionVm {
   readonly trace: Trace;
   /** One per address space. */
   readonly addressSpaces: readonly MemorySlots[];
-  readonly mmu: {
+  readonly mmu: DirtyLogVm['mmu'] & {
     zapRange(start: Gfn, end: Gfn): boolean;
     zapSlot(slot: { readonly baseGfn: Gfn; readonly npages: number }): void;
     flushRemoteTlbs(): void;
@@ -132,6 +133,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
     );
 
   const slot = makeSlot(vm, request); // 17
+  slot.dirty = prepareDirtyBitmap(vm.dirtyTracking, slot, old);
   if ((flags & KVM_MEM_GUEST_MEMFD) !== 0) bindGuestMemfd(vm, slot, region); // 18 to 21
   try {
     prepare(vm, slot, old); // 22
@@ -197,11 +199,11 @@ function removeSlot(vm: RegionVm, slots: MemorySlots, slot: MemorySlot): void {
   slots.remove(slot);
 }
 
-/** LOG_DIRTY_PAGES alone can change. It is stored; what it does comes with dirty tracking. */
+/** LOG_DIRTY_PAGES alone can change. */
 function changeFlags(vm: RegionVm, slot: MemorySlot, flags: number): void {
+  slot.dirty = prepareDirtyBitmap(vm.dirtyTracking, { npages: slot.npages, flags }, slot);
   slot.flags = flags;
-  vm.mmu.zapRange(slot.baseGfn, slot.endGfn);
-  vm.mmu.flushRemoteTlbs();
+  applyLogging(vm, slot);
   traceSlot(vm, 'slot-flags', slot);
 }
 

@@ -2,17 +2,29 @@
  * A VM: its ioctls, and what its vCPUs, slots and files share (Linux virt/kvm/kvm_main.c kvm_vm_ioctl, kvm_create_vm, kvm_destroy_vm;
  * arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap). It lives as long as its descriptor, a vCPU or a guest_memfd file of it does.
  */
-import { KVM_CAP_EXIT_HYPERCALL, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM } from '../../abi/kvm.ts';
+import {
+  KVM_CAP_EXIT_HYPERCALL,
+  KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+  KVM_X86_DEFAULT_VM,
+  KVM_X86_SW_PROTECTED_VM,
+} from '../../abi/kvm.ts';
 import type { Gfn, Hva } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { OpenFile } from '../files.ts';
-import type { KvmVm, UserMemoryRegion, UserMemoryRegion2 } from '../interface.ts';
+import type {
+  ClearDirtyLogRequest,
+  DirtyLogRequest,
+  KvmVm,
+  UserMemoryRegion,
+  UserMemoryRegion2,
+} from '../interface.ts';
 import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
 import type { Process } from '../process.ts';
 import { checkExtension, EXIT_HYPERCALLS, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
 import { Descriptor } from './descriptor.ts';
+import { clearDirtyLog, DirtyTracking, getDirtyLog } from './dirty-log.ts';
 import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
 import { Invalidation } from './invalidation.ts';
 import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
@@ -50,6 +62,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   readonly hasPrivateMemory: boolean;
   readonly addressSpaces: readonly MemorySlots[];
   readonly attributes = new MemoryAttributes();
+  readonly dirtyTracking = new DirtyTracking();
   readonly invalidation = new Invalidation();
   readonly mmu: Mmu;
   readonly #host: VmHost;
@@ -107,6 +120,10 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     this.#descriptor.check();
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: flags ${flags}, want 0`);
+    if (cap === KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
+      this.dirtyTracking.enableManualProtect(args[0] ?? 0n);
+      return;
+    }
     if (cap !== KVM_CAP_EXIT_HYPERCALL)
       throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: no capability that can be enabled on a VM`);
     const hypercalls = args[0] ?? 0n;
@@ -131,6 +148,16 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   setMemoryAttributes(request: MemoryAttributesRequest): void {
     this.#descriptor.check();
     this.attributes.set(this, request);
+  }
+
+  getDirtyLog(request: DirtyLogRequest): void {
+    this.#descriptor.check();
+    getDirtyLog(this, request);
+  }
+
+  clearDirtyLog(request: ClearDirtyLogRequest): void {
+    this.#descriptor.check();
+    clearDirtyLog(this, request);
   }
 
   /** Errors in the order of reference facts 1.3: EINVAL (flags, size), EMFILE. */

@@ -6,6 +6,7 @@ import { KvmRun } from '../../../src/abi/kvm-run.ts';
 import { type Gfn, type Gpa, type Hva, type Pfn, pfn } from '../../../src/base/address.ts';
 import { Trace } from '../../../src/base/trace.ts';
 import { type FrameOwner, HostMemory } from '../../../src/hardware/memory/host-memory.ts';
+import type { DirtyBitmap } from '../../../src/kernel/kvm/dirty-bitmap.ts';
 import type {
   BackingPage,
   FaultSlot,
@@ -83,6 +84,7 @@ export interface SlotSetup {
   userspaceAddr?: number;
   invalid?: boolean;
   gmemOnly?: boolean;
+  dirty?: DirtyBitmap;
   /** Levels that may not be used. */
   disallowed?: readonly number[];
 }
@@ -149,6 +151,7 @@ export class FaultBench implements GuestMemory {
       userspaceAddr: (setup.userspaceAddr ?? 0x7000_0000) as Hva,
       invalid: setup.invalid ?? false,
       gmemOnly: setup.gmemOnly ?? false,
+      dirty: setup.dirty,
       largePageDisallowed: (_gfn, level) => disallowed.includes(level),
     });
   }

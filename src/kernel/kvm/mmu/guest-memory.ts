@@ -7,6 +7,7 @@ import type { Gfn, Hva, Pfn } from '../../../base/address.ts';
 import type { ErrnoName } from '../../../base/errors.ts';
 import type { Trace } from '../../../base/trace.ts';
 import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
+import type { DirtyBitmap } from '../dirty-bitmap.ts';
 
 /** Levels of a nested mapping, as KVM's PG_LEVEL_*. */
 export const LEVEL_4K = 1;
@@ -24,6 +25,8 @@ export interface FaultSlot {
   readonly invalid: boolean;
   /** KVM_MEMSLOT_GMEM_ONLY (7.2): shared faults are served by the file as well. */
   readonly gmemOnly: boolean;
+  /** With LOG_DIRTY: where a page is marked that the guest may write to from now on. */
+  readonly dirty: DirtyBitmap | undefined;
   /** Whether a page of `level` (2 or 3) around `gfn` may not be used: the whole disallow_lpage word, MIXED included. */
   largePageDisallowed(gfn: Gfn, level: number): boolean;
 }

@@ -5,7 +5,8 @@
  * One root serves all vCPUs. Host memory is at most 4 GiB (DESIGN, decision 1), so an entry's high word holds nothing; entries are read and written as
  * two words. Accessed and dirty are set from the start, so that a core need not write them.
  *
- * Left out: MMIO entries (a fault without a slot is emulated each time), dirty tracking, no-execute leaves.
+ * Left out: MMIO entries (a fault without a slot is emulated each time), no-execute leaves. Pages whose writes are logged are mapped
+ * read-only until a write fault; the dirty bits of entries play no part in it.
  */
 import { type Gfn, PAGE_SHIFT, type Pfn, pfn, type Spa, spaOf } from '../../../base/address.ts';
 import { LinuxError } from '../../../base/errors.ts';
@@ -24,6 +25,9 @@ const LARGE = 128;
 const TABLE = PRESENT | WRITABLE | USER | ACCESSED;
 /** A GPA has 48 bits: gfns beyond are not walkable. */
 export const GFN_LIMIT = 2 ** (48 - PAGE_SHIFT);
+/** Answers of `#leafTable`: frame 0 is never a table, nor is a frame at an odd address. */
+const NO_TABLE = 0;
+const LARGE_LEAF = 1;
 /** Tables that one fault may need. */
 const TABLES_PER_FAULT = 3;
 
@@ -85,7 +89,7 @@ export class Mmu {
 
   /**
    * Maps the page of `level` around `gfn` to the one around `frame`; `topUp` was called. Whatever else was mapped there goes.
-   * Returns whether anything changed.
+   * Returns whether anything changed. A right to write that the page has already stays: who takes it away says so (`writeProtectRange`).
    */
   map(gfn: Gfn, frame: Pfn, level: number, access: { readonly writable: boolean }): boolean {
     const table = this.#tableFor(gfn, level);
@@ -99,7 +103,7 @@ export class Mmu {
       (access.writable ? WRITABLE | DIRTY : 0) |
       (level > LEVEL_4K ? LARGE : 0);
     const old = this.#memory.load32(at);
-    if (old === entry) return false;
+    if (old === entry || old === (entry | WRITABLE | DIRTY)) return false;
     if ((old & PRESENT) !== 0) {
       if (isTable(old, level)) {
         this.#memory.store32(at, entry);
@@ -148,6 +152,36 @@ export class Mmu {
     if (zapped && this.#trace.on)
       this.#trace.emit({ kind: 'page', who: 'kernel', what: 'unmapped', gfn: start, pages: end - start });
     return zapped;
+  }
+
+  /**
+   * Takes the right to write from the pages of [start, end); large ones that intersect it go, so that they come back in pages of 4 KiB. Returns
+   * whether `flushRemoteTlbs` is due.
+   */
+  writeProtectRange(start: Gfn, end: Gfn): boolean {
+    const limit = Math.min(end, GFN_LIMIT);
+    if (start >= limit) return false;
+    return this.#protectTable(spaOf(this.#root), ROOT_LEVEL, 0, start, limit);
+  }
+
+  /** The same for those of the 32 pages from `first` on whose bit is set in `mask`. Allocates nothing. */
+  writeProtectMasked(first: number, mask: number): boolean {
+    let due = false;
+    for (let left = mask; left !== 0; left &= left - 1) {
+      const gfn = (first + 31 - Math.clz32(left & -left)) as Gfn;
+      const table = this.#leafTable(gfn);
+      if (table === NO_TABLE) continue;
+      if (table === LARGE_LEAF) {
+        due = this.zapRange(gfn, (gfn + 1) as Gfn) || due;
+        continue;
+      }
+      const at = entryAt(table, gfn, LEVEL_4K);
+      const entry = this.#memory.load32(at);
+      if ((entry & WRITABLE) === 0) continue;
+      this.#memory.store32(at, entry & ~(WRITABLE | DIRTY));
+      due = true;
+    }
+    return due;
   }
 
   /** A slot goes or moves: its mappings, TLB entries and faults in flight as well. */
@@ -201,6 +235,47 @@ export class Mmu {
       this.#lastTable = table;
     }
     return table;
+  }
+
+  /** The table of 4 KiB entries that maps `gfn`, NO_TABLE, or LARGE_LEAF where a larger page does. */
+  #leafTable(gfn: Gfn): number {
+    if (gfn >= GFN_LIMIT) return NO_TABLE;
+    const region = Math.floor(gfn / ENTRIES);
+    if (region === this.#lastRegion) return this.#lastTable;
+    let table: number = spaOf(this.#root);
+    for (let level = ROOT_LEVEL; level > LEVEL_4K; level--) {
+      const entry = this.#memory.load32(entryAt(table, gfn, level));
+      if ((entry & PRESENT) === 0) return NO_TABLE;
+      if (!isTable(entry, level)) return LARGE_LEAF;
+      table = spaOf(frameOf(entry));
+    }
+    this.#lastRegion = region;
+    this.#lastTable = table;
+    return table;
+  }
+
+  #protectTable(table: number, level: number, first: number, start: number, end: number): boolean {
+    const span = pagesPerEntry(level);
+    const from = Math.max(0, Math.floor((start - first) / span));
+    const to = Math.min(ENTRIES, Math.ceil((end - first) / span));
+    let changed = false;
+    for (let i = from; i < to; i++) {
+      const at = (table + i * 8) as Spa;
+      const entry = this.#memory.load32(at);
+      if ((entry & PRESENT) === 0) continue;
+      const begins = first + i * span;
+      if (isTable(entry, level)) {
+        changed = this.#protectTable(spaOf(frameOf(entry)), level - 1, begins, start, end) || changed;
+      } else if (level > LEVEL_4K) {
+        this.#memory.store32(at, 0);
+        this.#count(level, -1);
+        changed = true;
+      } else if ((entry & WRITABLE) !== 0) {
+        this.#memory.store32(at, entry & ~(WRITABLE | DIRTY));
+        changed = true;
+      }
+    }
+    return changed;
   }
 
   /** `first`: the first gfn that the table maps. */

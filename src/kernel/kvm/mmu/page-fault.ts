@@ -9,7 +9,12 @@
  * keep it; `resume` goes on behind get_pfn, and what was invalidated meanwhile is found by the same check under the lock.
  */
 
-import { KVM_EXIT_MEMORY_FAULT, KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY } from '../../../abi/kvm.ts';
+import {
+  KVM_EXIT_MEMORY_FAULT,
+  KVM_MEM_GUEST_MEMFD,
+  KVM_MEM_LOG_DIRTY_PAGES,
+  KVM_MEM_READONLY,
+} from '../../../abi/kvm.ts';
 import type { KvmRun } from '../../../abi/kvm-run.ts';
 import { NPF } from '../../../abi/vmcb.ts';
 import { type Gfn, type Gpa, gfnOf, gpaOf, PAGE_SIZE, type Pfn, type Spa } from '../../../base/address.ts';
@@ -161,7 +166,13 @@ export class PageFaultHandler {
   /** All between here and the store of the entry happens without a break: that is our mmu_lock. */
   #mapUnderLock(fault: PageFault): number {
     if (this.#isObsolete(fault) || this.#checks.retryGfn(fault.snapshot, fault.gfn)) return RET_PF.RETRY;
-    fault.level = goalLevel(fault, fault.slot!);
+    const slot = fault.slot!;
+    fault.level = goalLevel(fault, slot);
+    if ((slot.flags & KVM_MEM_LOG_DIRTY_PAGES) !== 0) {
+      // Only a write opens a page for writing, so that each first write is seen.
+      if (!fault.write) fault.writable = false;
+      if (fault.writable) slot.dirty?.mark(fault.gfn - slot.baseGfn);
+    }
     const changed = this.#mmu.map(fault.gfn, fault.pfn, fault.level, fault);
     return changed ? RET_PF.FIXED : RET_PF.SPURIOUS;
   }
