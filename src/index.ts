@@ -14,9 +14,11 @@ import { fileURLToPath } from 'node:url';
 import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
 import { Trace } from './base/trace.ts';
+import type { Process } from './kernel/interface.ts';
 import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
-import type { Process } from './kernel/process.ts';
+import type { Process as OwnProcess } from './kernel/process.ts';
+import { LinuxProcess } from './linux/process.ts';
 import type { Machine } from './vmm/machine.ts';
 import { createMachine } from './vmm/machine.ts';
 import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
@@ -26,6 +28,7 @@ export { LinuxError, NotImplementedError } from './base/errors.ts';
 export type { TraceEvent, TraceListener } from './base/trace.ts';
 export { Trace } from './base/trace.ts';
 export type * from './kernel/interface.ts';
+export { RealKernelUnavailable } from './linux/koffi.ts';
 export { VmmError } from './vmm/error.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
 
@@ -40,7 +43,15 @@ const VMM = 'vmm';
 /** Instructions after which the next vCPU has its turn and a time-out can be seen. */
 const TIMESLICE = 250_000;
 
+/** Kernels that can run a VM; the first is the default. */
+export const ACCELERATORS = ['softcvm', 'kvm'] as const;
+
 export interface HostOptions {
+  /**
+   * `softcvm`: the kernel and the cores of this project. `kvm`: the real Linux underneath with its /dev/kvm, as far as that one
+   * goes; it needs the package koffi, and has none of the options below but `trace`.
+   */
+  readonly accel?: (typeof ACCELERATORS)[number];
   /** Bytes of host RAM, 1 MiB to 4 GiB, whole pages; lazily backed. Default 1 GiB. */
   readonly memory?: number;
   readonly kernel?: Personality;
@@ -83,7 +94,7 @@ export interface RunReport {
   };
   /** What the guest wrote to its console. */
   readonly console: string;
-  /** Instructions retired by all vCPUs; a rep string instruction counts one. */
+  /** Instructions retired by all vCPUs; a rep string instruction counts one. NaN on the real kernel, as are numbers of frames. */
   readonly instructions: number;
   readonly exits: ExitCounts;
   readonly memory: MemoryReport;
@@ -163,10 +174,9 @@ export class Vm {
   }
 
   /** Frames of RAM's guest_memfd, if it has one. */
-  get #gmemFrames(): { all: number; huge: number } {
+  get #gmemFrames(): GmemFrames {
     const fd = this.machine.ram.ramBlock?.guestMemfd ?? -1;
-    const file = fd < 0 ? undefined : this.#host.process.files.get(fd).operations;
-    return file instanceof GuestMemfd ? file.frames : { all: 0, huge: 0 };
+    return fd < 0 ? { all: 0, huge: 0 } : this.#host.gmemFrames(fd);
   }
 
   close(): void {
@@ -177,28 +187,71 @@ export class Vm {
   }
 }
 
+interface GmemFrames {
+  readonly all: number;
+  readonly huge: number;
+}
+
+/** What a host asks of the kernel that it runs on. */
+interface HostKernel {
+  readonly process: Process;
+  usage(): ReadonlyMap<string, number>;
+  sharedFrames(): number;
+  gmemFrames(fd: number): GmemFrames;
+  close(): void;
+}
+
+/** Throws RangeError: a size of host memory that cannot be. */
+function ownKernel(options: HostOptions, trace: Trace): HostKernel {
+  const kernel: Kernel = createKernel({
+    memory: options.memory ?? GiB,
+    kernel: options.kernel ?? KERNELS[0],
+    early: options.early ?? [],
+    gmemHuge: options.gmemFolio === '2M',
+    timeslice: TIMESLICE,
+    trace,
+  });
+  const process: OwnProcess = kernel.newProcess(VMM);
+  const usage = () => kernel.memory.usage();
+  return {
+    process,
+    usage,
+    sharedFrames: () => (usage().get(`process ${VMM}`) ?? 0) + (usage().get('shmem') ?? 0),
+    gmemFrames(fd) {
+      const file = process.files.get(fd).operations;
+      return file instanceof GuestMemfd ? file.frames : { all: 0, huge: 0 };
+    },
+    close: () => kernel.close(),
+  };
+}
+
+/** Throws RealKernelUnavailable. */
+function realKernel(): HostKernel {
+  const process = new LinuxProcess();
+  return {
+    process,
+    usage: () => new Map(),
+    sharedFrames: () => Number.NaN,
+    gmemFrames: () => ({ all: Number.NaN, huge: Number.NaN }),
+    close: () => process.exit(),
+  };
+}
+
 /** A host: silicon with memory, a Linux kernel, and one process on it, the VMM. */
 export class Host {
   readonly trace: Trace;
   /** The VMM's. */
   readonly process: Process;
-  readonly #kernel: Kernel;
+  readonly #kernel: HostKernel;
   readonly #clock: Clock = platformClock();
   readonly #vms = new Set<Vm>();
   #closed = false;
 
-  /** Throws RangeError: a size of host memory that cannot be. */
+  /** Throws RangeError (a size of host memory that cannot be) or RealKernelUnavailable. */
   constructor(options: HostOptions = {}) {
     this.trace = options.trace ?? new Trace();
-    this.#kernel = createKernel({
-      memory: options.memory ?? GiB,
-      kernel: options.kernel ?? KERNELS[0],
-      early: options.early ?? [],
-      gmemHuge: options.gmemFolio === '2M',
-      timeslice: TIMESLICE,
-      trace: this.trace,
-    });
-    this.process = this.#kernel.newProcess(VMM);
+    this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);
+    this.process = this.#kernel.process;
   }
 
   /** Throws VmmError (an image or size that cannot be) or LinuxError (a system call that failed); then nothing is left behind. */
@@ -208,15 +261,19 @@ export class Host {
     return vm;
   }
 
-  /** Frames in use, by owner. */
+  /** Frames in use, by owner; empty where the kernel cannot tell. */
   usage(): ReadonlyMap<string, number> {
-    return this.#kernel.memory.usage();
+    return this.#kernel.usage();
   }
 
   /** Frames behind the VMM's own memory and shared memory objects. */
   get sharedFrames(): number {
-    const usage = this.usage();
-    return (usage.get(`process ${VMM}`) ?? 0) + (usage.get('shmem') ?? 0);
+    return this.#kernel.sharedFrames();
+  }
+
+  /** Frames behind a guest_memfd of the VMM. */
+  gmemFrames(fd: number): GmemFrames {
+    return this.#kernel.gmemFrames(fd);
   }
 
   /** Closes the VMs, ends the process and gives the memory back. */

@@ -31,6 +31,11 @@ program
   .addOption(new Option('--type <type>', 'kind of VM: sw-protected or default').default('sw-protected'))
   .addOption(new Option('--memory <size>', 'RAM; K, M, G are powers of 1024').default('64M'))
   .addOption(new Option('--smp <n>', 'number of vCPUs').default('1'))
+  .addOption(
+    new Option('--accel <kernel>', "softcvm, or kvm: this machine's own, as far as it goes").default(
+      'softcvm',
+    ),
+  )
   .addOption(new Option('--kernel <version>', 'kernel personality: 7.2 or 6.12').default('7.2'))
   .addOption(new Option('--early <list>', 'interfaces in their first form, by comma: private-fault'))
   .addOption(new Option('--seed <n>', 'repeat byte for byte'))

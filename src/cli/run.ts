@@ -1,5 +1,6 @@
 /** `softcvm run`: one VM on one host, from the entry of its image to the end of its run. */
 import {
+  ACCELERATORS,
   createHost,
   EARLY_FORMS,
   GiB,
@@ -18,6 +19,7 @@ export interface RunCommandOptions {
   readonly type: string;
   readonly memory: string;
   readonly smp: string;
+  readonly accel?: string;
   readonly kernel: string;
   readonly early?: string;
   readonly seed?: string;
@@ -32,6 +34,8 @@ const PAGE = 4096;
 /** Host memory cannot be larger (Node 20's limit for a shared WebAssembly.Memory). */
 const MAX_HOST = 4 * GiB;
 const MAX_VCPUS = 1024;
+/** The real KVM may emulate without an end; nobody need wait for it. */
+const REAL_KERNEL_TIMEOUT = '60';
 
 /** Room for both sides of every page, tables and the VMM. */
 const hostMemoryFor = (memory: number): number => Math.min(MAX_HOST, Math.max(GiB, 2 * memory + 64 * MiB));
@@ -56,8 +60,10 @@ export async function run(
     parseChoice(form.trim(), '--early', EARLY_FORMS),
   );
   const seed = options.seed === undefined ? undefined : parseInteger(options.seed, '--seed', 0, 2 ** 32 - 1);
-  const timeoutMs =
-    options.timeout === undefined ? undefined : parseNumber(options.timeout, '--timeout', 0.001, 1e6) * 1000;
+  const accel = parseChoice(options.accel ?? ACCELERATORS[0], '--accel', ACCELERATORS);
+  if (accel === 'kvm') refuseOptionsOfOurKernel(options);
+  const timeout = options.timeout ?? (accel === 'kvm' ? REAL_KERNEL_TIMEOUT : undefined);
+  const timeoutMs = timeout === undefined ? undefined : parseNumber(timeout, '--timeout', 0.001, 1e6) * 1000;
   const hostMemory =
     options.hostMemory === undefined ? hostMemoryFor(memory) : parseSize(options.hostMemory, '--host-memory');
   if (hostMemory < MiB || hostMemory > MAX_HOST || hostMemory % PAGE !== 0) {
@@ -72,6 +78,7 @@ export async function run(
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
   try {
     using host = createHost({
+      accel,
       memory: hostMemory,
       kernel,
       early,
@@ -92,7 +99,7 @@ export async function run(
     const report = await vm.run(timeoutMs === undefined ? {} : { timeoutMs });
     if (json) console.log(JSON.stringify(reportAsJson(report)));
     else if (report.exit.reason !== 'debug-exit' && report.exit.reason !== 'hlt') {
-      console.error(`softcvm: ${describeEnd(report, options.timeout)}`);
+      console.error(`softcvm: ${describeEnd(report, timeout)}`);
     }
     file?.close();
     atEnd(report.exit.code);
@@ -100,6 +107,20 @@ export async function run(
   } finally {
     file?.close();
   }
+}
+
+/** What the real kernel cannot be told. */
+function refuseOptionsOfOurKernel(options: RunCommandOptions): void {
+  const given = {
+    '--kernel': options.kernel !== KERNELS[0],
+    '--early': options.early !== undefined,
+    '--seed': options.seed !== undefined,
+    '--gmem-huge': options.gmemHuge === true,
+    '--host-memory': options.hostMemory !== undefined,
+  };
+  const wrong = Object.entries(given).find(([, isGiven]) => isGiven)?.[0];
+  if (wrong !== undefined)
+    throw new InputError(`--accel kvm: got ${wrong}, which the real kernel does not have`);
 }
 
 /** An image or a size that cannot be is the user's to mend; a system call that failed is not. */
