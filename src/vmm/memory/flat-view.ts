@@ -5,7 +5,6 @@
  * Regions are rendered from the top to the bottom, and each fills the gaps that those before it left. So a container or an
  * alias hides what lies below it only where something in it answers.
  */
-import { assert } from '../error.ts';
 import { type MemoryRegion, memoryRegionTerminates } from './memory-region.ts';
 
 /** A part of a region where it lies in an address space (MemoryRegionSection). */
@@ -43,11 +42,11 @@ export class FlatView {
 
   static readonly EMPTY = new FlatView([]);
 
-  /** generate_memory_topology. Throws AssertionError when an address is beyond 2^53. */
+  /** generate_memory_topology. Nothing lies beyond 2^53. */
   static render(root: MemoryRegion): FlatView {
     const ranges: FlatRange[] = [];
     const inherited = { readOnly: false, nonvolatile: false, unmergeable: false };
-    renderRegion(ranges, root, 0, 0, Number.MAX_SAFE_INTEGER, inherited);
+    renderRegion(ranges, root, root.address, 0, Number.MAX_SAFE_INTEGER, inherited);
     return new FlatView(simplified(ranges));
   }
 
@@ -91,18 +90,19 @@ export const isSameRange = (a: FlatRange, b: FlatRange): boolean =>
   a.nonvolatile === b.nonvolatile &&
   a.unmergeable === b.unmergeable;
 
-/** Fills the gaps of `ranges` in [clipStart, clipEnd) with `region`, whose container starts at `base`. */
+/**
+ * Fills the gaps of `ranges` in [clipStart, clipEnd) with `region`, which starts at `start`. By an alias a region may start
+ * below 0. Sums that leave the exact numbers, ±2^53, belong to regions outside the clip.
+ */
 function renderRegion(
   ranges: FlatRange[],
   region: MemoryRegion,
-  base: number,
+  start: number,
   clipStart: number,
   clipEnd: number,
   inherited: Inherited,
 ): void {
   if (!region.enabled) return;
-  const start = base + region.address;
-  assert(Number.isSafeInteger(start), `region ${region.name} lies below 2^53`);
   const from = Math.max(start, clipStart);
   const end = Math.min(start + region.size, clipEnd);
   if (from >= end) return;
@@ -113,11 +113,12 @@ function renderRegion(
   };
   const { alias } = region;
   if (alias !== undefined) {
-    // The target renders from its own address on, wherever that is.
-    renderRegion(ranges, alias, start - region.aliasOffset - alias.address, from, end, flags);
+    renderRegion(ranges, alias, start - region.aliasOffset, from, end, flags);
     return;
   }
-  for (const subregion of region.subregions) renderRegion(ranges, subregion, start, from, end, flags);
+  for (const subregion of region.subregions) {
+    renderRegion(ranges, subregion, start + subregion.address, from, end, flags);
+  }
   if (memoryRegionTerminates(region)) fillGaps(ranges, region, start, from, end, flags);
 }
 
