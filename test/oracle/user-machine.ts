@@ -40,6 +40,11 @@ export class UserMachine {
     return Buffer.concat(this.#written);
   }
 
+  /** Lets a program that has exited run again from wherever RIP is set. */
+  restart(): void {
+    this.#exited = false;
+  }
+
   close(): void {
     this.machine.close();
   }

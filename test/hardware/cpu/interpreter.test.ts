@@ -111,6 +111,72 @@ describe('faults', () => {
   });
 });
 
+describe('long string instructions', () => {
+  const repMovsb = [0xf3, 0xa4, ...hlt];
+  const bytesAt = (linear: bigint, count: number) => {
+    const at = machine.physical(linear);
+    return [...machine.memory.bytes.subarray(at, at + count)];
+  };
+
+  it('copy across pages', () => {
+    start(repMovsb);
+    machine.addPage(DATA + 0x1000n);
+    machine.addPage(DATA + 0x2000n);
+    machine.put(
+      DATA,
+      Array.from({ length: 0x1800 }, (_, n) => n % 251),
+    );
+    machine.setRegister(RSI, DATA + 5n);
+    machine.setRegister(RDI, DATA + 0x1800n);
+    machine.setRegister(RCX, 0x700n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.register(RCX)).toBe(0n);
+    expect(machine.register(RDI)).toBe(DATA + 0x1f00n);
+    expect(bytesAt(DATA + 0x1800n, 0x700)).toEqual(Array.from({ length: 0x700 }, (_, n) => (n + 5) % 251));
+    expect(bytesAt(DATA + 0x1f00n, 2)).toEqual([0, 0]);
+  });
+
+  it('repeat what they have just written where the destination lies a little above the source', () => {
+    start(repMovsb);
+    machine.put(DATA, [1, 2, 3]);
+    machine.setRegister(RSI, DATA);
+    machine.setRegister(RDI, DATA + 3n);
+    machine.setRegister(RCX, 7n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(bytesAt(DATA, 11)).toEqual([1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 0]);
+  });
+
+  it('fill with elements whose bytes differ, and with such that are alike', () => {
+    for (const [rax, first] of [
+      [0x0102n, [2, 1, 2, 1]],
+      [0x0505n, [5, 5, 5, 5]],
+    ] as const) {
+      start([0x66, 0xf3, 0xab, ...hlt]); // rep stosw
+      machine.setRegister(RAX, rax);
+      machine.setRegister(RDI, DATA);
+      machine.setRegister(RCX, 2047n);
+      expect(machine.run()).toBe(VMEXIT);
+      expect(bytesAt(DATA, 4)).toEqual(first);
+      expect(bytesAt(DATA + 4092n, 4)).toEqual([first[0], first[1], 0, 0]);
+      if (first[0] === 2) machine.close();
+    }
+  });
+
+  it('let others in between, without counting as done', () => {
+    start([0xfd, ...repMovsb]); // std: one element at a time
+    machine.setRegister(RSI, DATA + 0xfffn);
+    machine.setRegister(RDI, DATA + 0xfffn);
+    machine.setRegister(RCX, 0x20000n);
+    for (let n = 1n; n < 32n; n++) machine.mapPage(DATA - n * 0x1000n, machine.physical(DATA) >>> 12);
+    expect(machine.run()).toBe(BUDGET);
+    expect(machine.rip).toBe(CODE + 1n);
+    expect(machine.get(0x240)).toBe(1n);
+    while (machine.run() === BUDGET);
+    expect(machine.register(RCX)).toBe(0n);
+    expect(machine.get(0x240)).toBe(2n);
+  });
+});
+
 describe('one step', () => {
   it('executes exactly one instruction, not the jump fused with it', () => {
     // cmp eax, 0; je +5

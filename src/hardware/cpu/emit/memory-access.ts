@@ -6,7 +6,7 @@ import { STATE, TLB, TLB_ENTRIES } from '../state.ts';
 import { unsigned } from '../wasm/bytes.ts';
 import { type Code, call, type FunctionHandle, type Local } from '../wasm/code.ts';
 import type { ModuleBuilder } from '../wasm/module.ts';
-import { type I32, type I64, i32, i64, type V128, value } from '../wasm/value.ts';
+import { type I32, type I64, i32, i64, select, type V128, value } from '../wasm/value.ts';
 
 /** What the module imports, as docs/CORE.md says. */
 export interface SlowPath {
@@ -167,6 +167,20 @@ export function writeMemory(
       code.if(entry, () => leave(entry));
     },
   );
+}
+
+/** Host address of `linear` and the bytes that follow it in its page, none where the TLB misses. */
+export function addressInPage(
+  { code, tlb }: AccessPlace,
+  linear: I64,
+  access: 'read' | 'write',
+): { host: Local<'i32'>; bytes: Local<'i64'> } {
+  const table = access === 'read' ? STATE.READ_TLB : STATE.WRITE_TLB;
+  const entry = code.let(tlbEntry(tlb, linear));
+  const hit = i64.eq(i64.and(linear, -4096), i64.load(entry, table + TLB.TAG));
+  const left = i64.sub(4096, i64.and(linear, 4095));
+  const bytes = code.let(select(hit, left, i64.const(0)));
+  return { host: code.let(hostAddress(entry, table, linear)), bytes };
 }
 
 export function loadSigned(address: I32, offset: number, size: number): I64 {

@@ -12,6 +12,7 @@ import type { Handler } from './catalog.ts';
 import { LAYER } from './layers.ts';
 import {
   type AccessPlace,
+  addressInPage,
   finishUpdate,
   loadSigned,
   loadUnsigned,
@@ -123,6 +124,10 @@ export class RecordContext implements OperandContext {
     writeMemory(this.#place, this.code.let(address), size / 8, (host, offset) =>
       storeSized(this.code, host, offset, fixed, size),
     );
+  }
+
+  inPlace(address: I64, access: 'read' | 'write'): { host: I32; bytes: I64 } {
+    return addressInPage(this.#place, address, access);
   }
 
   immediate(): I64 {

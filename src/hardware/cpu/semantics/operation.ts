@@ -4,7 +4,7 @@
  * immediate or memory is no concern of an operation.
  */
 import type { Code } from '../wasm/code.ts';
-import type { I64, V128 } from '../wasm/value.ts';
+import type { I32, I64, V128 } from '../wasm/value.ts';
 
 /** Bits. */
 export type Size = 8 | 16 | 32 | 64 | 128;
@@ -39,6 +39,12 @@ export interface OperandContext {
   /** Memory at a linear address; may fault. Zero-extended. */
   load(address: I64, size: Size): I64;
   store(address: I64, what: I64, size: Size): void;
+
+  /**
+   * Memory that may be read or written in place: its host address, and how many bytes from `address` on lie in its page; no bytes
+   * where the TLB does not know it.
+   */
+  inPlace(address: I64, access: 'read' | 'write'): { host: I32; bytes: I64 };
 
   /** The instruction's immediate field, its effective address (linear), and the address of the next instruction. */
   immediate(): I64;

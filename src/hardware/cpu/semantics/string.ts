@@ -12,6 +12,8 @@ import { type Group, INTEGER_SIZES, type OperandContext, type Operation, type Si
 const DIRECTION = 0x400;
 /** Elements after which a repeated instruction lets others in. */
 const SLICE = 0x10000;
+/** What a chunk counts of that. */
+const BULK_COST = 0x40;
 
 type AddressSize = 32 | 64;
 
@@ -47,6 +49,14 @@ class Pointers {
   }
   count(): I64 {
     return this.#c.readRegisterUnsigned(GPR.RCX, this.#size);
+  }
+  /** Moves a pointer by bytes, and the count by the elements in them. */
+  skip(register: number, bytes: I64): void {
+    this.#c.writeRegister(register, i64.add(this.#c.readRegister(register, 64), bytes), 64);
+  }
+  countDownBytes(bytes: I64): void {
+    const elements = i64.shrU(bytes, Math.log2(this.#c.size / 8));
+    this.#c.writeRegister(GPR.RCX, i64.sub(this.count(), elements), 64);
   }
   countDown(): void {
     this.#c.writeRegister(GPR.RCX, i64.sub(this.count(), 1), this.#size);
@@ -86,6 +96,47 @@ function compare(c: OperandContext, a: I64, b: I64): void {
   setDifferenceFlags(c, a, b, c.code.let(signExtend(i64.sub(a, b), c.size)));
 }
 
+const minimum = (c: OperandContext, a: I64, b: I64): I64 => c.code.let(select(i64.ltU(a, b), a, b));
+
+/** Whole elements from here on that lie in both pages: their bytes, at most a page. */
+function chunk(c: OperandContext, at: Pointers, ...limits: readonly I64[]): I64 {
+  const elements = minimum(c, at.count(), i64.const(4096));
+  let bytes: I64 = c.code.let(i64.mul(elements, c.size / 8));
+  for (const limit of limits) bytes = minimum(c, bytes, limit);
+  return c.code.let(i64.and(bytes, -(c.size / 8)));
+}
+
+/** Many elements at once, forwards and inside a page; goes to `slow` where that is not possible. */
+type Bulk = (c: OperandContext, at: Pointers, slow: Label) => void;
+
+const BULK: Readonly<Record<string, Bulk>> = {
+  /** Not where the destination lies a little above the source: then the copy repeats what it has just written. */
+  movs: (c, at, slow) => {
+    const from = c.inPlace(c.code.let(at.source()), 'read');
+    const to = c.inPlace(c.code.let(at.destination()), 'write');
+    const bytes = chunk(c, at, from.bytes, to.bytes);
+    const length = c.code.let(i32.wrap(bytes));
+    c.code.brIf(slow, i32.eqz(length));
+    c.code.brIf(slow, i32.ltU(i32.sub(to.host, from.host), length));
+    c.code.memoryCopy(to.host, from.host, length);
+    at.skip(GPR.RSI, bytes);
+    at.skip(GPR.RDI, bytes);
+    at.countDownBytes(bytes);
+  },
+  /** Where all bytes of an element are alike. */
+  stos: (c, at, slow) => {
+    const value = c.code.let(c.readRegisterUnsigned(GPR.RAX));
+    const alike = i64.mul(i64.and(value, 0xff), (1n << BigInt(c.size)) / 0xffn);
+    c.code.brIf(slow, i64.ne(value, alike));
+    const to = c.inPlace(c.code.let(at.destination()), 'write');
+    const bytes = chunk(c, at, to.bytes);
+    c.code.brIf(slow, i64.eqz(bytes));
+    c.code.memoryFill(to.host, i32.wrap(value), i32.wrap(bytes));
+    at.skip(GPR.RDI, bytes);
+    at.countDownBytes(bytes);
+  },
+};
+
 const once = (element: Element, size: AddressSize): Operation['emit'] => {
   return (c) => element(c, new Pointers(c, size));
 };
@@ -95,6 +146,7 @@ function repeat(
   element: Element,
   size: AddressSize,
   until: 'never' | 'different' | 'equal',
+  bulk?: Bulk,
 ): Operation['emit'] {
   return (c) => {
     const { code } = c;
@@ -104,7 +156,15 @@ function repeat(
       code.loop((again) => {
         code.brIf(done, i64.eqz(at.count()));
         code.set(left, i32.sub(left, 1));
-        code.if(i32.eqz(left), () => c.restart());
+        code.if(i32.leS(left, 0), () => c.restart());
+        if (bulk) {
+          code.block((slow) => {
+            code.brIf(slow, i64.ne(i64.and(c.state(STATE.FLAGS_REST), DIRECTION), 0));
+            bulk(c, at, slow);
+            code.set(left, i32.sub(left, BULK_COST));
+            code.br(again);
+          });
+        }
         element(c, at);
         at.countDown();
         endAfter(c, until, done);
@@ -133,7 +193,7 @@ function operations(): Record<string, Operation> {
         add('repe ', repeat(element, addressSize, 'different'));
         add('repne ', repeat(element, addressSize, 'equal'));
       } else {
-        add('rep ', repeat(element, addressSize, 'never'));
+        add('rep ', repeat(element, addressSize, 'never', addressSize === 64 ? BULK[name] : undefined));
       }
     }
   }
