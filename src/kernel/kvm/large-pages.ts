@@ -55,7 +55,8 @@ export class LargePages {
       const pages = pagesAt(level);
       const from = this.#index(Math.max(Math.ceil(start / pages) * pages, this.#firstWhole(level)), level);
       const to = this.#index(Math.min(Math.floor(end / pages) * pages, this.#endOfWhole(level)), level);
-      for (let index = from; index < to; index++) words[index]! &= ~MIXED;
+      // A large page that the slot holds whole is disallowed by the slot's alignment alone. `fill`: a terabyte has half a million.
+      words.fill(this.#isMisaligned(level) ? 1 : 0, from, to);
       this.#forStraddling(start, end, level, (index, first) => {
         const uniform = attributes.isUniform(first, (first + pages) as Gfn, attributes.isPrivate(first));
         words[index] = uniform ? words[index]! & ~MIXED : words[index]! | MIXED;
@@ -64,13 +65,19 @@ export class LargePages {
   }
 
   #initial(level: number): Int32Array {
-    const { baseGfn, npages, userGfn } = this.#slot;
+    const { baseGfn, npages } = this.#slot;
     const pages = pagesAt(level);
     const words = new Int32Array(this.#index(baseGfn + npages - 1, level) + 1);
     if (baseGfn % pages !== 0) words[0] = 1;
     if ((baseGfn + npages) % pages !== 0) words[words.length - 1] = 1;
-    if (baseGfn % pages !== userGfn % pages) words.fill(1);
+    if (this.#isMisaligned(level)) words.fill(1);
     return words;
+  }
+
+  /** Guest and user addresses do not reach the boundary of a large page together. */
+  #isMisaligned(level: number): boolean {
+    const pages = pagesAt(level);
+    return this.#slot.baseGfn % pages !== this.#slot.userGfn % pages;
   }
 
   /** A large page is mixed iff a boundary lies strictly inside it. */
