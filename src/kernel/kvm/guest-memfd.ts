@@ -16,6 +16,7 @@ import type { FileOperations, FileStat } from '../files.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from '../interface.ts';
 import { PageEntries } from '../mm/page-entries.ts';
 import { FileMappings, PAGE_FAULT, type PageSource } from '../mm/page-source.ts';
+import { GmemBindings } from './gmem-bindings.ts';
 import type { MemorySlot } from './memory-slots.ts';
 import { BACKING_PENDING, type BackingPage } from './mmu/guest-memory.ts';
 
@@ -69,7 +70,7 @@ export class GuestMemfd implements FileOperations {
   readonly #mappings = new FileMappings();
   readonly #poisoned = new Set<number>();
   readonly #arrivals = new Map<number, Arrival>();
-  #bindings: readonly MemorySlot[] = [];
+  readonly #bindings = new GmemBindings();
   #filler: PageFiller | undefined = undefined;
   #hugeFolios = 0;
   /** What the last page that was PENDING waits for. */
@@ -131,8 +132,7 @@ export class GuestMemfd implements FileOperations {
   release(): void {
     const why = 'guest_memfd closed';
     this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount), why, () => {
-      for (const slot of this.#bindings) slot.gmem = undefined;
-      this.#bindings = [];
+      for (const slot of this.#bindings.clear()) slot.gmem = undefined;
       this.#freePages(0, this.#pageCount, why);
     });
     this.#traceFile('gmem-close');
@@ -150,27 +150,25 @@ export class GuestMemfd implements FileOperations {
     }
     const first = slot.gmemPgoff;
     const end = first + slot.npages;
-    const other = this.#bindings.find(
-      (bound) => bound.gmemPgoff < end && bound.gmemPgoff + bound.npages > first,
-    );
+    const [other] = this.#bindings.within(first, end);
     if (other !== undefined)
       throw new LinuxError(
         overlap,
         `pages ${first} to ${end - 1} of the guest_memfd: slot ${other.id} binds some of them`,
       );
-    this.#bindings = [...this.#bindings, slot];
+    this.#bindings.add(slot);
     slot.gmem = this;
   }
 
   unbind(slot: MemorySlot): void {
-    this.#bindings = this.#bindings.filter((bound) => bound !== slot);
+    this.#bindings.remove(slot);
     slot.gmem = undefined;
   }
 
   /** kvm_gmem_get_pfn: 0 and `into` filled; −EIO, −EHWPOISON, −ENOMEM; or BACKING_PENDING. */
   getPfn(slot: MemorySlot, gfn: Gfn, into: BackingPage): number {
-    if (!this.#bindings.includes(slot)) return -ERRNO.EIO;
     const index = gfn - slot.baseGfn + slot.gmemPgoff;
+    if (this.#bindings.at(index) !== slot) return -ERRNO.EIO;
     const result = this.#getPage(index);
     if (result === PAGE_FAULT.PENDING) {
       into.pending = this.#pending;
@@ -183,9 +181,14 @@ export class GuestMemfd implements FileOperations {
     return 0;
   }
 
-  /** A memory failure in page `index` (kvm_gmem_error_folio): unmapped, kept, and poisoned until it is punched. */
+  /**
+   * A memory failure in page `index` (kvm_gmem_error_folio): unmapped, kept, and poisoned until it is punched. A folio around it falls
+   * into pages, or a neighbour's fault would map it along.
+   */
   failPage(index: number): void {
-    if (this.#pages.get(index) === 0) return;
+    const entry = this.#pages.get(index);
+    if (entry === 0) return;
+    if ((entry & FOLIO) !== 0) this.#freeOrSplitFolio(index, index, index + 1);
     this.#poisoned.add(index);
     this.vm.invalidateGmem(this.#boundRanges(index, index + 1), 'memory failure', () => {
       this.#mappings.unmap(index, index + 1, { cowed: 'keep' }, () => {});
@@ -331,12 +334,11 @@ export class GuestMemfd implements FileOperations {
 
   /** The gfns at which slots show pages [first, end). */
   #boundRanges(first: number, end: number): SlotRange[] {
-    return this.#bindings.flatMap((slot) => {
+    return this.#bindings.within(first, end).map((slot) => {
       const from = Math.max(first, slot.gmemPgoff);
       const to = Math.min(end, slot.gmemPgoff + slot.npages);
-      if (to <= from) return [];
       const shift = slot.baseGfn - slot.gmemPgoff;
-      return [{ slot, start: (from + shift) as Gfn, end: (to + shift) as Gfn }];
+      return { slot, start: (from + shift) as Gfn, end: (to + shift) as Gfn };
     });
   }
 
