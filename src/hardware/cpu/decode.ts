@@ -123,7 +123,7 @@ export class LineDecoder {
       markDecoded(page, offset, end);
       if (ENDS.has(name)) return;
       offset = end;
-      const known = offset >= PAGE || this.#memory.words[(page.map >> 2) + offset] !== 0;
+      const known = offset >= PAGE || this.#memory.words[(page.map >>> 2) + offset] !== 0;
       if (known || line.instructions >= LINE_INSTRUCTIONS) break;
       instruction = reader.next(offset);
       if (reader.ranOut) break;
@@ -131,7 +131,7 @@ export class LineDecoder {
         this.#deadFlags.reset();
         offset += instruction.length;
         markDecoded(page, end, offset);
-        if (offset >= PAGE || this.#memory.words[(page.map >> 2) + offset] !== 0) break;
+        if (offset >= PAGE || this.#memory.words[(page.map >>> 2) + offset] !== 0) break;
         instruction = reader.next(offset);
         if (reader.ranOut) break;
       }
@@ -198,7 +198,7 @@ export class LineDecoder {
   }
 
   #enter(page: CodePage, offset: number, record: number): void {
-    this.#memory.words[(page.map >> 2) + offset] = record;
+    this.#memory.words[(page.map >>> 2) + offset] = record;
     page.first.push(record);
   }
 
@@ -270,7 +270,7 @@ export class LineDecoder {
     const target = Number(BigInt.asIntN(64, instruction.nearBranchTarget));
     if (target < 0 || target >= PAGE) return false;
     const fused = this.#fusedHandler(
-      this.#memory.words[line.record >> 2]!,
+      this.#memory.words[line.record >>> 2]!,
       before.toLowerCase(),
       condition[0],
     );

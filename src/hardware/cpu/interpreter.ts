@@ -96,8 +96,8 @@ export class Interpreter {
    */
   step(frame: number, nextFrame: NextFrame): number {
     const { longs } = this.#memory;
-    const rip = longs[(this.#state + STATE.RIP) >> 3]!;
-    longs[(this.#state + STATE.PAGE_BASE) >> 3] = rip & ~0xfffn;
+    const rip = longs[(this.#state + STATE.RIP) >>> 3]!;
+    longs[(this.#state + STATE.PAGE_BASE) >>> 3] = rip & ~0xfffn;
     const offset = Number(rip & 0xfffn);
     let record = this.#decoder.decodeSingle(this.#page(frame), offset, nextFrame);
     if (record === 'no-room') {
@@ -119,7 +119,7 @@ export class Interpreter {
    */
   decode(frame: number, offset: number, nextFrame: NextFrame): boolean {
     const page = this.#page(frame);
-    const slot = (page.map >> 2) + offset;
+    const slot = (page.map >>> 2) + offset;
     const known = this.#memory.words[slot]!;
     if (known !== 0) {
       const state = this.#examine(known, nextFrame);
@@ -152,8 +152,8 @@ export class Interpreter {
   flush(): void {
     this.#pages.flush();
     const { longs } = this.#memory;
-    const first = (this.#state + STATE.FETCH_TLB + TLB.TAG) >> 3;
-    for (const set of [0, USER_TLB >> 3]) {
+    const first = (this.#state + STATE.FETCH_TLB + TLB.TAG) >>> 3;
+    for (const set of [0, USER_TLB >>> 3]) {
       for (let entry = 0; entry < TLB_ENTRIES; entry++) longs[first + set + 2 * entry] = TLB_EMPTY;
     }
   }
@@ -181,25 +181,25 @@ export class Interpreter {
    */
   #examine(record: number, nextFrame: NextFrame): 'valid' | 'stale' | 'no-next-page' {
     const { words } = this.#memory;
-    const handler = words[(record + RECORD.HANDLER) >> 2];
+    const handler = words[(record + RECORD.HANDLER) >>> 2];
     if (handler === 0) return 'stale';
     if (handler !== generated().numbers.get('guard')) return 'valid';
     const frame = nextFrame();
     if (frame < 0) return 'no-next-page';
-    return words[(record + RECORD.IMMEDIATE) >> 2] === ((frame * 4096) | 0) ? 'valid' : 'stale';
+    return words[(record + RECORD.IMMEDIATE) >>> 2] === ((frame * 4096) | 0) ? 'valid' : 'stale';
   }
 
   #system(state: number, record: number): number {
     const { words, longs } = this.#memory;
-    if (words[(record + RECORD.SYSTEM) >> 2] !== SYSTEM.UNDEFINED) {
+    if (words[(record + RECORD.SYSTEM) >>> 2] !== SYSTEM.UNDEFINED) {
       return this.#options.slowPath.system(state, record);
     }
-    const mnemonic = iced().Mnemonic[words[(record + RECORD.IMMEDIATE) >> 2]!] ?? 'unknown';
+    const mnemonic = iced().Mnemonic[words[(record + RECORD.IMMEDIATE) >>> 2]!] ?? 'unknown';
     this.undefinedInstructions.set(mnemonic, (this.undefinedInstructions.get(mnemonic) ?? 0) + 1);
-    this.#options.onUndefined?.(mnemonic, longs[(state + STATE.RIP) >> 3]!);
-    words[(state + STATE.EXCEPTION_VECTOR) >> 2] = INVALID_OPCODE;
-    words[(state + STATE.EXCEPTION_ERROR) >> 2] = 0;
-    words[(state + STATE.EXCEPTION_HAS_ERROR) >> 2] = 0;
+    this.#options.onUndefined?.(mnemonic, longs[(state + STATE.RIP) >>> 3]!);
+    words[(state + STATE.EXCEPTION_VECTOR) >>> 2] = INVALID_OPCODE;
+    words[(state + STATE.EXCEPTION_ERROR) >>> 2] = 0;
+    words[(state + STATE.EXCEPTION_HAS_ERROR) >>> 2] = 0;
     return LEAVE.EXCEPTION;
   }
 }

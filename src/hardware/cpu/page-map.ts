@@ -85,8 +85,8 @@ export class CodePages {
   /** Empties a frame's page map and turns the records made from its bytes into "leave to fetch". */
   empty(page: CodePage): void {
     const { words } = this.#memory;
-    words.fill(0, page.map >> 2, (page.map >> 2) + 4096);
-    for (const record of page.first) words[(record + RECORD.HANDLER) >> 2] = 0;
+    words.fill(0, page.map >>> 2, (page.map >>> 2) + 4096);
+    for (const record of page.first) words[(record + RECORD.HANDLER) >>> 2] = 0;
     page.first.length = 0;
     page.decoded.fill(0);
   }

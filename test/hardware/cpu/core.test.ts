@@ -1,7 +1,8 @@
 /** A core runs guests: from the first VMRUN to the exits that a small program meets. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import type { Spa } from '../../../src/base/address.ts';
+import type { Pfn, Spa } from '../../../src/base/address.ts';
 import { Core } from '../../../src/hardware/cpu/core.ts';
+import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import { assemble, Code, call, hlt, jump, load, nop, op, out8, set, store } from './assembler.ts';
 import {
   CODE,
@@ -231,4 +232,34 @@ it('intercepts that the core would miss are refused by name', () => {
   bench.intercept(112, 0);
   bench.intercept(128 + 16);
   expect(() => bench.run([hlt()])).toThrow('not implemented: write traps');
+});
+
+it('host memory above 2 GiB is as good as any', () => {
+  bench.close();
+  const memory = HostMemory.create({ bytes: 3 * 2 ** 30, trace: bench.trace });
+  const below = memory.owner('below');
+  let above = 0;
+  for (let order = 18; order >= 0; order--) {
+    for (let frame = 0; frame >= 0; ) {
+      frame = memory.allocate(order, below);
+      above = Math.max(above, frame);
+    }
+  }
+  memory.free(0x80000 as Pfn, 18);
+  expect(above).toBe(0x80000);
+  bench = new GuestBench(memory);
+  expect(bench.vmcb).toBeGreaterThan(2 ** 31);
+  bench.gate(6, CODE + 0x1000);
+  bench.load([set('rax', 5), hlt()], CODE + 0x1000);
+  const program = [
+    set('rbx', DATA + 0xffd),
+    set('rax', 7),
+    store('rbx', 'rax'),
+    load('rcx', 'rbx'),
+    op(Code.Ud2),
+  ];
+  expect(bench.run(program)).toBe(0x78);
+  expect(bench.core.gpr[1]).toBe(7n);
+  expect(bench.run([set('rbx', DATA), store('rbx', 'rax'), op(Code.Getsecd)])).toBe(0x78);
+  expect(bench.read(DATA)).toBe(5n);
 });

@@ -66,9 +66,10 @@ export class GuestBench {
   readonly #owner;
   readonly #frames: number[] = [];
 
-  constructor() {
+  /** `memory`: where the guest lives; 16 MiB of its own when absent. */
+  constructor(memory = HostMemory.create({ bytes: 16 * 1024 * 1024, trace: new Trace() })) {
     this.trace.listen((event) => this.events.push(event));
-    this.memory = HostMemory.create({ bytes: 16 * 1024 * 1024, trace: new Trace() });
+    this.memory = memory;
     this.#owner = this.memory.owner('test');
     this.core = new Core({ id: 0, memory: this.memory, trace: this.trace });
     this.vmcb = (this.frame() * 4096) as Spa;

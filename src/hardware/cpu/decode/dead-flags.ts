@@ -34,11 +34,11 @@ export class DeadFlags {
 
   /** The next instruction has been written, as one record or more; `record` is the last one. */
   note(record: number, records: number): void {
-    const handler = this.#words[record >> 2]!;
+    const handler = this.#words[record >>> 2]!;
     const effect = records === 1 ? this.#effects[handler] : undefined;
     if (effect === 'keep') return;
     if (effect === 'set' && this.#pending !== 0) {
-      this.#words[this.#pending >> 2] = this.#quiet[this.#words[this.#pending >> 2]!]!;
+      this.#words[this.#pending >>> 2] = this.#quiet[this.#words[this.#pending >>> 2]!]!;
     }
     this.#pending = effect === 'set' && this.#quiet[handler] !== undefined ? record : 0;
   }

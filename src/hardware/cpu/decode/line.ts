@@ -50,13 +50,13 @@ export class Line {
   add(handler: number, address: AddressParts = NO_ADDRESS): void {
     this.record += RECORD_BYTES;
     this.count++;
-    const at = this.record >> 2;
+    const at = this.record >>> 2;
     this.#words.fill(0, at, at + RECORD_BYTES / 4);
     this.#words[at] = handler;
     this.word(RECORD.BASE, this.state + address.base);
     this.word(RECORD.INDEX, this.state + address.index);
     this.word(RECORD.SCALE, address.scale);
-    this.#longs[(this.record + RECORD.DISPLACEMENT) >> 3] = BigInt.asUintN(64, address.displacement);
+    this.#longs[(this.record + RECORD.DISPLACEMENT) >>> 3] = BigInt.asUintN(64, address.displacement);
     this.word(RECORD.OFFSET, this.#offset | (this.#length << 16) | (this.#first ? 1 << 24 : 0));
     this.through(this.instructions - 1, this.instructions);
     this.#first = false;
@@ -68,7 +68,7 @@ export class Line {
   }
 
   word(field: number, to: number): void {
-    this.#words[(this.record + field) >> 2] = to;
+    this.#words[(this.record + field) >>> 2] = to;
   }
 
   /** Operand `operand` lies at `offset` of the state block. */
@@ -82,6 +82,6 @@ export class Line {
   }
 
   immediate(to: bigint): void {
-    this.#longs[(this.record + RECORD.IMMEDIATE) >> 3] = BigInt.asUintN(64, to);
+    this.#longs[(this.record + RECORD.IMMEDIATE) >>> 3] = BigInt.asUintN(64, to);
   }
 }
