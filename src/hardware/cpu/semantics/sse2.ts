@@ -30,6 +30,13 @@ const READ_WORD: Role = { access: 'read', size: 16 };
 const name = (mnemonic: string): string => mnemonic.toLowerCase();
 const byte = (c: OperandContext, operand: 1 | 2): I32 => i32.wrap(c.readUnsigned(operand, 8));
 
+/** What gcc's vectorised loops and its memory functions are made of. */
+const FREQUENT: ReadonlySet<string> = new Set(
+  'Pand Pandn Por Pxor Xorps Paddb Paddw Paddd Paddq Psubb Psubd Psubq Pcmpeqb Pcmpeqd Pcmpgtd Pminub Punpcklbw Punpcklwd Punpckldq Punpcklqdq Punpckhqdq Pmuludq Pshufd Psrldq Psrlq Psllq Pslld Psrld Pmovmskb'.split(
+    ' ',
+  ),
+);
+
 /** One operation and one row for each entry of a table of `sse2-operations.ts`. */
 function each<T>(
   table: Readonly<Record<string, T>>,
@@ -43,7 +50,12 @@ function each<T>(
     operations: Object.fromEntries(
       Object.entries(table).map(([mnemonic, entry]) => [
         name(mnemonic),
-        { sizes, destination, emit: (c: OperandContext) => emit(c, entry) },
+        {
+          sizes,
+          destination,
+          hot: FREQUENT.has(mnemonic) ? sizes : undefined,
+          emit: (c: OperandContext) => emit(c, entry),
+        },
       ]),
     ),
     instructions: Object.fromEntries(Object.keys(table).map((mnemonic) => [mnemonic, row(mnemonic)])),
@@ -117,6 +129,7 @@ export const sse2: Group = {
       sizes: VECTOR,
       forms: ['registers', 'memory0', 'memory1'],
       destination: 'write',
+      hot: VECTOR,
       emit: (c) => c.writeVector(0, c.readVector(1)),
     },
     dwordToVector: {
