@@ -297,3 +297,11 @@ it('is exact up to the largest address, and cuts off there', () => {
   topology.addSubregion(root, 2 ** 53 - 9, io('b', 0x20));
   expect(layout(spaceOf(root))).toEqual(['a 1002+10 @0', 'b 1ffffffffffff7+8 @0']);
 });
+
+it('a root that is itself mapped somewhere lies at its address there', () => {
+  const outer = containerRegion('outer', 0x10000);
+  const root = containerRegion('root', 0x2000);
+  topology.addSubregion(root, 0x0, io('a', 0x1000));
+  topology.addSubregion(outer, 0x4000, root);
+  expect(layout(spaceOf(root))).toEqual(['a 4000+1000 @0']);
+});
