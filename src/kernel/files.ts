@@ -24,7 +24,7 @@ export interface FileStat {
 
 /**
  * What a file does. Offsets and lengths are checked by `OpenFile` before: non-negative, below 2^53. A `fallocate` may reach
- * beyond MAX_FILE_BYTES (then the numbers say no more than that).
+ * beyond MAX_FILE_BYTES: there whole pages are exact, other numbers say no more than that.
  */
 export interface FileOperations {
   /** As /proc/self/fd shows it: `/memfd:ram`, `[kvm-gmem]`, `anon_inode:kvm-vm`. */
@@ -156,9 +156,9 @@ export class OpenFile {
   }
 }
 
-/** A number beyond every file stays so, and stays as misaligned as it is. */
+/** Whole pages are exact up to 2^63 (a guest_memfd may be so large); what is not stays misaligned as it is, and beyond other files. */
 const representable = (value: bigint): number =>
-  Number(value <= MAX_FILE_BYTES ? value : MAX_FILE_BYTES + (value % 4096n));
+  Number(value <= MAX_FILE_BYTES || value % 4096n === 0n ? value : MAX_FILE_BYTES + (value % 4096n));
 
 const READ_WRITE = { readable: true, writable: true } as const;
 /** 0 to 2 are the standard streams, which live outside of this house. */

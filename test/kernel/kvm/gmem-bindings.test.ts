@@ -57,6 +57,32 @@ describe('a memory failure', () => {
   });
 });
 
+describe('a file of nearly 2^63 bytes', () => {
+  it('has different pages at its far ends, for fallocate and for slots', () => {
+    start();
+    const far = vm.createGuestMemfd({ size: 0x7fff_ffff_ffff_f000n, flags: 0n });
+    const frames = (): number => (process.files.get(far).operations as GuestMemfd).frames.all;
+    process.fallocate(far, 1, 0x1000_0000_0000_0000n, 0x1000n);
+    process.fallocate(far, 1, 0x4000_0000_0000_0000n, 0x1000n);
+    expect(frames()).toBe(2);
+    vm.setUserMemoryRegion2({
+      slot: 1,
+      flags: 4,
+      guestPhysAddr: 0x40_0000n,
+      memorySize: 0x2000n,
+      userspaceAddr: 0n,
+      guestMemfdOffset: 0x4000_0000_0000_0000n,
+      guestMemfd: far,
+    });
+    expect(getPfn(0x400)).toBe(0);
+    expect(frames()).toBe(2);
+    process.fallocate(far, 3, 0x1000_0000_0000_0000n, 0x1000n);
+    expect(frames()).toBe(1);
+    process.fallocate(far, 3, 0x4000_0000_0000_0000n, 0x2000n);
+    expect(frames()).toBe(0);
+  });
+});
+
 describe('pages of one file in many slots', () => {
   it('are found as in a list, whatever comes and goes', () => {
     start();
