@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { KvmRun, kvm_run, kvm_run_exits } from '../../src/abi/kvm-run.ts';
+import { KvmRun } from '../../src/abi/kvm-run.ts';
+import { kvm_run, kvm_run_exits } from '../../src/abi/kvm-run-layout.ts';
 
 const fresh = () => {
   const bytes = new Uint8Array(new SharedArrayBuffer(0x5000)).subarray(0x1000, 0x4000);

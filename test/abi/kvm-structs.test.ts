@@ -101,6 +101,7 @@ const TABLE: [string, number, Record<string, number>][] = [
       interrupt_bitmap: 0x118,
     },
   ],
+  ['kvm_signal_mask', 4, { len: 0 }],
   ['kvm_sregs2', 320, { apic_base: 0x110, flags: 0x118, pdptrs: 0x120 }],
   [
     'kvm_fpu',

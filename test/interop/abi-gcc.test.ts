@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { kvm_run, kvm_run_exits } from '../../src/abi/kvm-run.ts';
+import { kvm_run, kvm_run_exits } from '../../src/abi/kvm-run-layout.ts';
 import * as structs from '../../src/abi/kvm-structs.ts';
 
 const gcc = spawnSync('gcc', ['--version'], { encoding: 'utf8' });
