@@ -38,6 +38,10 @@ export interface InterpreterOptions {
 }
 
 const DEFAULT_CODE_BYTES = 48 * 1024 * 1024;
+/** Instructions in one go: the engine replaces a function by its optimised form only when it is called again. */
+const SLICE = 100_000;
+/** What a slice uses up at least: a long string instruction comes back without having retired. */
+const LEAST_USED = 10_000;
 const INVALID_OPCODE = 6;
 
 type Run = (state: number, budget: number, record: number) => number;
@@ -87,7 +91,15 @@ export class Interpreter {
 
   /** Runs from RIP on until `budget` instructions are used up (checked at branches) or something else ends it: a LEAVE code. */
   run(budget: number): number {
-    return this.#run(this.#state, budget, 0);
+    const { words } = this.#memory;
+    const retired = (this.#state + STATE.RETIRED) >>> 2;
+    let left = budget;
+    for (;;) {
+      const before = words[retired]!;
+      const reason = this.#run(this.#state, Math.min(left, SLICE), 0);
+      left -= Math.max((words[retired]! - before) | 0, LEAST_USED);
+      if (reason !== LEAVE.BUDGET || left <= 0) return reason;
+    }
   }
 
   /**
