@@ -1,102 +1,172 @@
-/** Where in a slot a large page may be used: against a model that looks at every gfn (disallow_lpage, KVM_LPAGE_MIXED_FLAG). */
+/**
+ * Which large pages of a slot may be used, as attributes, slots and their addresses have it (reference facts 1.5, hugepage tracking),
+ * against a model that looks at every gfn.
+ */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { Gfn } from '../../../src/base/address.ts';
-import { LargePages } from '../../../src/kernel/kvm/large-pages.ts';
-import { PrivateRanges } from '../../../src/kernel/kvm/private-ranges.ts';
+import { DEFAULT, startVm, type TestVm } from './vm-fixture.ts';
 
-const gfn = (value: number): Gfn => value as Gfn;
+const M2 = 512;
+const G1 = 512 * 512;
+/** disallow_lpage ≠ 0 of the large page of `pages` pages around `gfn`. */
+const disallowed = (host: TestVm, gfn: number, pages: number, slot = 0): boolean =>
+  host.slot(slot)!.largePageDisallowed(gfn as Gfn, pages === M2 ? 2 : 3);
 
-/** Changes [start, end) as KVM_SET_MEMORY_ATTRIBUTES does, for a slot of [base, base + npages). */
-function change(
-  ranges: PrivateRanges,
-  slot: { base: number; npages: number; largePages?: LargePages },
-  request: { start: number; end: number; isPrivate: boolean },
-): void {
-  const { start, end, isPrivate } = request;
-  const from = gfn(Math.max(start, slot.base));
-  const to = gfn(Math.min(end, slot.base + slot.npages));
-  const meets = from < to;
-  if (meets) slot.largePages?.beforeChange(from, to);
-  ranges.set(gfn(start), gfn(end), isPrivate);
-  if (meets) slot.largePages?.afterChange(from, to, ranges);
+function addSlot(host: TestVm, baseGfn: number, npages: number, userGfn = baseGfn): void {
+  host.setRegion({
+    guestPhysAddr: BigInt(baseGfn) * 4096n,
+    memorySize: BigInt(npages) * 4096n,
+    userspaceAddr: BigInt(userGfn) * 4096n,
+  });
 }
+const setAttributes = (host: TestVm, start: number, pages: number, attributes: bigint): void =>
+  host.setAttributes(BigInt(start) * 4096n, BigInt(pages) * 4096n, attributes);
 
-/** Attributes of pages of 2 MiB, of which the model looks at each gfn. */
-const AREA = 512 * 6;
-const edge = fc.oneof(
-  fc.nat(AREA),
-  fc.nat(6).map((page) => page * 512),
-);
-const range = fc
-  .tuple(edge, edge, fc.boolean())
-  .map(([a, b, isPrivate]) => ({ start: Math.min(a, b), end: Math.max(a, b), isPrivate }))
-  .filter(({ start, end }) => start < end);
+describe('large pages of a slot', () => {
+  it('that is aligned are all allowed', () => {
+    const host = startVm();
+    addSlot(host, 2 * M2, 3 * M2);
+    expect([2, 3, 4].map((index) => disallowed(host, index * M2, M2))).toEqual([false, false, false]);
+    const large = startVm();
+    addSlot(large, G1, 2 * G1);
+    expect([G1, 2 * G1, 3 * G1 - 1].map((gfn) => disallowed(large, gfn, G1))).toEqual([false, false, false]);
+  });
 
-describe('2 MiB', () => {
-  it('are allowed iff the slot holds them whole, aligned with the user address, and all gfns are of one kind', () => {
-    const slots = fc.tuple(edge, edge, fc.oneof(fc.constant(0), fc.nat(600)));
-    fc.assert(
-      fc.property(slots, fc.array(range), fc.array(range), ([a, b, shift], before, after) => {
-        const base = Math.min(a, b, AREA - 1);
-        const npages = Math.max(a, b, base + 1) - base;
-        const ranges = new PrivateRanges();
-        const model = new Uint8Array(AREA);
-        for (const request of before) {
-          change(ranges, { base, npages }, request);
-          model.fill(request.isPrivate ? 1 : 0, request.start, request.end);
-        }
-        const largePages = new LargePages({ baseGfn: base, npages, userGfn: base + shift }, ranges);
-        for (const request of after) {
-          change(ranges, { base, npages, largePages }, request);
-          model.fill(request.isPrivate ? 1 : 0, request.start, request.end);
-        }
-        for (let first = 0; first < AREA; first += 512) {
-          const inSlot = Math.max(first, base);
-          if (inSlot >= Math.min(first + 512, base + npages)) continue;
-          const whole = first >= base && first + 512 <= base + npages;
-          const privates = model.subarray(first, first + 512).reduce((sum, one) => sum + one, 0);
-          const uniform = privates === 0 || privates === 512;
-          const allowed = whole && uniform && shift % 512 === 0;
-          expect(largePages.disallowed(gfn(inSlot), 2)).toBe(!allowed);
-        }
-      }),
-    );
+  it('are not, where the slot’s head or tail holds them in part', () => {
+    const host = startVm();
+    addSlot(host, 2 * M2 + 1, 3 * M2);
+    const at2M = [2 * M2 + 1, 3 * M2, 4 * M2, 5 * M2].map((gfn) => disallowed(host, gfn, M2));
+    expect(at2M).toEqual([true, false, false, true]);
+    expect(disallowed(host, 3 * M2, G1)).toBe(true);
+  });
+
+  it('are not at all, where user address and guest address are not aligned alike', () => {
+    const host = startVm();
+    addSlot(host, G1, 2 * G1, G1 + M2);
+    expect([G1, 2 * G1].map((gfn) => disallowed(host, gfn, G1))).toEqual([true, true]);
+    expect([G1, G1 + 7 * M2].map((gfn) => disallowed(host, gfn, M2))).toEqual([false, false]);
+    const odd = startVm();
+    addSlot(odd, G1, 2 * G1, G1 + 1);
+    expect([G1, 2 * G1 - 1].map((gfn) => disallowed(odd, gfn, M2))).toEqual([true, true]);
+  });
+
+  it('are mixed where one page differs, at 2 MiB and 1 GiB, until it does no more', () => {
+    const host = startVm();
+    addSlot(host, G1, 2 * G1);
+    setAttributes(host, G1 + 3 * M2 + 17, 1, 8n);
+    const look = () => [
+      disallowed(host, G1 + 3 * M2, M2),
+      disallowed(host, G1 + 2 * M2, M2),
+      disallowed(host, G1 + 4 * M2, M2),
+      disallowed(host, G1, G1),
+      disallowed(host, 2 * G1, G1),
+    ];
+    expect(look()).toEqual([true, false, false, true, false]);
+    setAttributes(host, G1 + 3 * M2, M2, 8n);
+    expect(look()).toEqual([false, false, false, true, false]);
+    setAttributes(host, G1 + 3 * M2, M2, 0n);
+    expect(look()).toEqual([false, false, false, false, false]);
+  });
+
+  it('keep their other reasons when mixed comes and goes', () => {
+    const host = startVm();
+    addSlot(host, M2 + 1, 2 * M2);
+    setAttributes(host, M2 + 5, 1, 8n);
+    setAttributes(host, 0, 8 * M2, 8n);
+    setAttributes(host, 0, 8 * M2, 0n);
+    expect([M2 + 1, 2 * M2, 3 * M2].map((gfn) => disallowed(host, gfn, M2))).toEqual([true, false, true]);
+  });
+
+  it('of a slot that comes late follow the attributes that are there', () => {
+    const host = startVm();
+    setAttributes(host, 3 * M2 + 1, 1, 8n);
+    setAttributes(host, 5 * M2, M2, 8n);
+    addSlot(host, 0, 8 * M2);
+    const mixed = Array.from({ length: 8 }, (_, index) => disallowed(host, index * M2, M2));
+    expect(mixed).toEqual([false, false, false, true, false, false, false, false]);
+  });
+
+  it('are looked at in SMM’s address space as well', () => {
+    const host = startVm({ type: DEFAULT });
+    host.setRegion({
+      slot: 0x1_0000,
+      guestPhysAddr: 0x1000n,
+      memorySize: 0x40_0000n,
+      userspaceAddr: 0x1000n,
+    });
+    const slot = host.slot(0, 1)!;
+    expect([1, M2, 2 * M2].map((gfn) => slot.largePageDisallowed(gfn as Gfn, 2))).toEqual([
+      true,
+      false,
+      true,
+    ]);
   });
 });
 
-describe('1 GiB', () => {
-  const GIB = 0x4_0000;
-  const start = () => {
-    const ranges = new PrivateRanges();
-    const slot = { base: 0, npages: 3 * GIB };
-    return {
-      ranges,
-      slot: { ...slot, largePages: new LargePages({ baseGfn: 0, npages: slot.npages, userGfn: 0 }, ranges) },
-    };
-  };
-  const allowed = (largePages: LargePages) =>
-    [0, GIB, 2 * GIB].map((first) => !largePages.disallowed(gfn(first), 3));
+describe('disallow_lpage', () => {
+  /** A run of whole, half and single pages, so that slots and ranges begin and end at odd places and at even ones. */
+  const gfnIn = (limit: number, unit: number) =>
+    fc.oneof(
+      fc.nat(limit / unit).map((index) => index * unit),
+      fc.nat(limit / unit).map((index) => index * unit + 1),
+      fc.nat(limit),
+    );
 
-  it('are mixed by one gfn, and no more when the rest follows', () => {
-    const { ranges, slot } = start();
-    expect(allowed(slot.largePages)).toEqual([true, true, true]);
-    change(ranges, slot, { start: GIB + 5, end: GIB + 6, isPrivate: true });
-    expect(allowed(slot.largePages)).toEqual([true, false, true]);
-    change(ranges, slot, { start: GIB, end: 2 * GIB, isPrivate: true });
-    expect(allowed(slot.largePages)).toEqual([true, true, true]);
-  });
+  /** The answer by the definition, gfn by gfn. */
+  function model(
+    slot: { base: number; pages: number; userGfn: number },
+    attributes: { start: number; end: number; attribute: bigint }[],
+    gfn: number,
+    large: number,
+  ): boolean {
+    const first = Math.floor(gfn / large) * large;
+    if (first < slot.base || first + large > slot.base + slot.pages) return true;
+    if ((slot.base - slot.userGfn) % large !== 0) return true;
+    const attributeOf = (at: number): bigint =>
+      attributes.findLast(({ start, end }) => at >= start && at < end)?.attribute ?? 0n;
+    const edges = attributes.flatMap(({ start, end }) => [start, end]);
+    const inside = edges.filter((edge) => edge > first && edge < first + large);
+    return inside.some((edge) => attributeOf(edge) !== attributeOf(first));
+  }
 
-  it('are mixed by 2 MiB that are of one kind among others', () => {
-    const { ranges, slot } = start();
-    change(ranges, slot, { start: GIB + 512, end: GIB + 1024, isPrivate: true });
-    expect(allowed(slot.largePages)).toEqual([true, false, true]);
-    expect(slot.largePages.disallowed(gfn(GIB + 512), 2)).toBe(false);
-  });
-
-  it('are mixed at both ends of a change, and not between', () => {
-    const { ranges, slot } = start();
-    change(ranges, slot, { start: GIB - 1, end: 2 * GIB + 1, isPrivate: true });
-    expect(allowed(slot.largePages)).toEqual([false, true, false]);
+  it.each([
+    ['2 MiB', M2, M2],
+    ['1 GiB', G1, G1],
+    ['2 MiB, by ranges of gigabytes', M2, G1],
+  ])('is as a look at every gfn says: %s', (_, large, unit) => {
+    const limit = 6 * unit;
+    const range = fc.record({
+      start: gfnIn(limit, unit),
+      pages: fc.oneof(gfnIn(limit, unit), fc.constant(1), fc.constant(large)),
+      attribute: fc.constantFrom(0n, 8n),
+    });
+    const slot = fc.record({
+      base: gfnIn(limit / 2, unit),
+      pages: gfnIn(limit, unit),
+      skew: fc.constantFrom(0, 0, 0, large, 1),
+    });
+    fc.assert(
+      fc.property(fc.array(range, { maxLength: 12 }), slot, fc.nat(12), (ranges, at, slotComesAfter) => {
+        const host = startVm({ bytes: 1 << 20 });
+        const pages = Math.max(at.pages, 1);
+        const userGfn = at.base + at.skew;
+        const attributes: { start: number; end: number; attribute: bigint }[] = [];
+        const addTheSlot = () => addSlot(host, at.base, pages, userGfn);
+        for (const [step, { start, attribute, ...rest }] of ranges.entries()) {
+          if (step === slotComesAfter) addTheSlot();
+          const count = Math.max(rest.pages, 1);
+          setAttributes(host, start, count, attribute);
+          attributes.push({ start, end: start + count, attribute });
+        }
+        if (slotComesAfter >= ranges.length) addTheSlot();
+        for (let gfn = at.base; gfn < at.base + pages; gfn = (Math.floor(gfn / large) + 1) * large) {
+          const want = model({ base: at.base, pages, userGfn }, attributes, gfn, large);
+          if (disallowed(host, gfn, large) !== want)
+            expect({ gfn, disallowed: !want }).toEqual({ gfn, disallowed: want });
+        }
+      }),
+      { numRuns: 120 },
+    );
   });
 });
