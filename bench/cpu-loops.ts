@@ -42,7 +42,9 @@ function loopsOf(pieces: readonly Piece[]): Loop[] {
       if (!part.endsWith('\n')) continue;
       const begin = start.at;
       const last = seen.at(-1)!;
-      const edge = seen.find(({ at, rounds: done }) => at - begin >= WARM_UP_MS && done < rounds) ?? {
+      const edge = seen.find(
+        ({ at, rounds: done }) => at - begin >= WARM_UP_MS && done > 0 && done < rounds,
+      ) ?? {
         rounds: 0,
         at: begin,
       };
