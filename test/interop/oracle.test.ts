@@ -3,10 +3,11 @@
  * undefined) and memory must come out the same. SOFTCVM_SEED repeats a run, SOFTCVM_SNIPPETS sets the number per group.
  */
 import { describe, expect, it } from 'vitest';
+import { formsOf } from '../oracle/forms.ts';
 import { GROUPS } from '../oracle/groups.ts';
 import { hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
 import { differences, type Snippet } from '../oracle/snippet.ts';
-import { formsOf, SnippetGenerator } from '../oracle/snippet-generator.ts';
+import { SnippetGenerator } from '../oracle/snippet-generator.ts';
 import { snippetProgram } from '../oracle/snippet-program.ts';
 import { UserMachine } from '../oracle/user-machine.ts';
 

@@ -5,6 +5,7 @@
  */
 import { createRequire } from 'node:module';
 import type * as Iced from 'iced-x86';
+import type { Form } from './forms.ts';
 import { Random } from './random.ts';
 import { type CpuState, type Snippet, WINDOW_BYTES } from './snippet.ts';
 import { windowAddress } from './snippet-program.ts';
@@ -17,7 +18,7 @@ const {
   InstructionInfoFactory,
   Mnemonic,
   OpAccess,
-  OpCodeOperandKind,
+
   OpKind,
   Register,
 } = iced;
@@ -51,41 +52,6 @@ const WIDE_EDGES = [0x7fffffffffffffffn, 0x8000000000000000n, 0xffffffffffffffff
 const RSP = 4;
 /** Bytes around the base that memory operands may reach. */
 const REACH = 96;
-
-/**
- * ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name; a
- * form of SSE4.1.
- */
-const EXCLUDED = /^Enterw|^(Movsd|Cmpsd)_xmm|^Pextrw_r(32|64)m16/;
-/** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
-const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
-
-export interface Form {
-  readonly code: Iced.Code;
-  readonly operands: readonly string[];
-  readonly name: string;
-}
-
-/** Every form of the mnemonics that exists in 64-bit mode and has legacy encoding; for another vendor than AMD, those that all agree on. */
-export function formsOf(mnemonics: readonly string[], vendor = 'AMD'): Form[] {
-  const wanted = new Set(mnemonics.map((name) => (Mnemonic as unknown as Record<string, number>)[name]));
-  const forms: Form[] = [];
-  for (const [name, code] of Object.entries(Code)) {
-    if (typeof code !== 'number') continue;
-    const probe = new Instruction();
-    probe.code = code;
-    const info = probe.opCode;
-    if (EXCLUDED.test(name) || (vendor !== 'AMD' && AMD_ONLY.test(name))) continue;
-    if (wanted.has(info.mnemonic) && info.mode64 && info.encoding === iced.EncodingKind.Legacy) {
-      const operands = Array.from({ length: info.opCount }, (_, k) => OpCodeOperandKind[info.opKind(k)]!);
-      if (!operands.some((kind) => /^(mm_|br|far|seg_reg|cr_|dr_|[ecsdfg]s$)/.test(kind)))
-        forms.push({ code, operands, name });
-    }
-    info.free();
-    probe.free();
-  }
-  return forms;
-}
 
 const LOW = ['AL', 'CL', 'DL', 'BL', 'SPL', 'BPL', 'SIL', 'DIL'];
 const LEGACY = ['AX', 'CX', 'DX', 'BX', 'SP', 'BP', 'SI', 'DI'];

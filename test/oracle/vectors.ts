@@ -3,9 +3,10 @@
  * seed; the file holds their code (to notice a changed generator) and what differs between the state before and after.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
+import { formsOf } from './forms.ts';
 import { GROUPS } from './groups.ts';
 import type { Outcome, Snippet } from './snippet.ts';
-import { formsOf, SnippetGenerator } from './snippet-generator.ts';
+import { SnippetGenerator } from './snippet-generator.ts';
 
 export const VECTOR_SEED = 20_260_101;
 export const VECTORS_PER_GROUP = 150;
