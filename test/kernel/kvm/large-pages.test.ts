@@ -69,6 +69,17 @@ describe('large pages of a slot', () => {
     expect(look()).toEqual([false, false, false, false, false]);
   });
 
+  it('of 1 GiB are mixed by 2 MiB of one kind among others, and at both ends of a change, not between', () => {
+    const host = startVm();
+    addSlot(host, 0, 3 * G1);
+    const mixed = () => [0, G1, 2 * G1].map((gfn) => disallowed(host, gfn, G1));
+    setAttributes(host, G1 + M2, M2, 8n);
+    expect(mixed()).toEqual([false, true, false]);
+    expect(disallowed(host, G1 + M2, M2)).toBe(false);
+    setAttributes(host, G1 - 1, G1 + 2, 8n);
+    expect(mixed()).toEqual([true, false, true]);
+  });
+
   it('keep their other reasons when mixed comes and goes', () => {
     const host = startVm();
     addSlot(host, M2 + 1, 2 * M2);
