@@ -27,6 +27,7 @@ export const KVM_SET_CPUID2 = 0x4008ae90;
 export const KVM_GET_CPUID2 = 0xc008ae91;
 export const KVM_ENABLE_CAP = 0x4068aea3;
 export const KVM_CLEAR_DIRTY_LOG = 0xc018aec0;
+export const KVM_RESET_DIRTY_RINGS = 0xaec7;
 export const KVM_SET_MEMORY_ATTRIBUTES = 0x4020aed2;
 export const KVM_CREATE_GUEST_MEMFD = 0xc040aed4;
 export const KVM_PRE_FAULT_MEMORY = 0xc040aed5;
@@ -77,6 +78,12 @@ export const GUEST_MEMFD_FLAG_INIT_SHARED = 2n;
 
 export const KVM_MEMORY_ATTRIBUTE_PRIVATE = 8n;
 export const KVM_MEMORY_EXIT_FLAG_PRIVATE = 8n;
+
+/** Flags of an entry of the dirty ring. */
+export const KVM_DIRTY_GFN_F_DIRTY = 1;
+export const KVM_DIRTY_GFN_F_RESET = 2;
+/** Page of a vCPU's mmap at which its dirty ring begins. */
+export const KVM_DIRTY_LOG_PAGE_OFFSET = 64;
 
 export const KVM_USER_MEM_SLOTS = 32764;
 /** `KVM_MEM_MAX_NR_PAGES` */

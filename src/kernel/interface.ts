@@ -106,6 +106,8 @@ export interface KvmVm {
   getDirtyLog(request: DirtyLogRequest): void;
   /** KVM_CLEAR_DIRTY_LOG */
   clearDirtyLog(request: ClearDirtyLogRequest): void;
+  /** KVM_RESET_DIRTY_RINGS: how many entries were taken back. */
+  resetDirtyRings(): number;
   /** Closes the VM's descriptor; the VM lives on while vCPUs or guest_memfd files hold it. */
   close(): void;
 }
@@ -122,6 +124,8 @@ export interface KvmVcpu {
    * and a valid `kvmRun`). `RUN_PENDING`: the vCPU waits, call again when `pending` is settled. Allocates nothing.
    */
   run(): number;
+  /** The dirty ring, where the VM has them: 4 words an entry, as struct kvm_dirty_gfn (flags, slot, offset low and high). */
+  readonly dirtyRing: Int32Array | undefined;
   /** Set after `run` returned RUN_PENDING. Never rejects. */
   readonly pending: Promise<void> | undefined;
   /** Instructions that the vCPU retired so far, for who can tell (the real kernel cannot: NaN). A rep string counts one. */

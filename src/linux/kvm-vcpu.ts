@@ -8,7 +8,7 @@
 import * as abi from '../abi/kvm.ts';
 import { KvmRun } from '../abi/kvm-run.ts';
 import { kvm_pre_fault_memory, kvm_regs, kvm_signal_mask, kvm_sregs } from '../abi/kvm-structs.ts';
-import { ERRNO } from '../base/errors.ts';
+import { ERRNO, NotImplementedError } from '../base/errors.ts';
 import {
   type CpuidEntry,
   type KvmVcpu,
@@ -63,6 +63,10 @@ export class LinuxKvmVcpu implements KvmVcpu {
     this.kvmRun = new KvmRun(new Uint8Array(buffer));
     unreachable.register(buffer, this.#window);
     process.remember(this);
+  }
+
+  get dirtyRing(): Int32Array | undefined {
+    throw new NotImplementedError('the mapping of a real vCPU’s dirty ring');
   }
 
   run(): number {

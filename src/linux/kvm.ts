@@ -158,6 +158,10 @@ export class LinuxKvmVm implements KvmVm {
     this.#ioctl(abi.KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log.encode(request), what);
   }
 
+  resetDirtyRings(): number {
+    return this.#libc.ioctl(this.#fd, abi.KVM_RESET_DIRTY_RINGS, 0, 'KVM_RESET_DIRTY_RINGS');
+  }
+
   createVcpu(id: number): KvmVcpu {
     const fd = this.#libc.ioctl(this.#fd, abi.KVM_CREATE_VCPU, id, `KVM_CREATE_VCPU ${id}`);
     return new LinuxKvmVcpu(this.#process, this.#process.adopt(fd), id, this.#vcpuMmapSize);

@@ -50,6 +50,7 @@ export interface ScriptedRun {
 export class ScriptedVcpu implements KvmVcpu {
   readonly id: number;
   readonly kvmRun = new KvmRun();
+  readonly dirtyRing = undefined;
   pending: Promise<void> | undefined;
   instructions = 0;
   runs = 0;
@@ -297,6 +298,9 @@ export class RecordingProcess implements Process {
         throw new Error('nobody logs dirty pages yet');
       },
       clearDirtyLog: () => {
+        throw new Error('nobody logs dirty pages yet');
+      },
+      resetDirtyRings: () => {
         throw new Error('nobody logs dirty pages yet');
       },
       createVcpu: (id) => {

@@ -1,6 +1,7 @@
 /** KVM_CHECK_EXTENSION (Linux virt/kvm/kvm_main.c and arch/x86/kvm/x86.c): what works here, and nothing else. */
 import * as kvm from '../../abi/kvm.ts';
 import { MANUAL_PROTECT_OPTIONS } from './dirty-log.ts';
+import { MAX_RING_BYTES } from './dirty-ring.ts';
 import { supportedAttributes } from './memory-attributes.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 
@@ -48,6 +49,9 @@ export function checkExtension(
       return vm?.addressSpaces.length ?? 2;
     case kvm.KVM_CAP_EXIT_HYPERCALL:
       return EXIT_HYPERCALLS;
+    case kvm.KVM_CAP_DIRTY_LOG_RING:
+    case kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+      return MAX_RING_BYTES;
     case kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
       return MANUAL_PROTECT_OPTIONS;
     case kvm.KVM_CAP_VM_TYPES:

@@ -62,6 +62,10 @@ export class MemorySlot implements FaultSlot {
     return (this.userspaceAddr + this.npages * 4096) as Hva;
   }
 
+  get userSlot(): number {
+    return (this.asId << 16) | this.id;
+  }
+
   largePageDisallowed(gfn: Gfn, level: number): boolean {
     return this.largePages.disallowed(gfn, level);
   }

@@ -8,7 +8,12 @@
  *
  * Left out: the in-kernel interrupt controller and with it mp_state and interrupt injection; sync regs; guest debugging.
  */
-import { KVM_EXIT_INTR, KVM_EXIT_UNKNOWN, KVM_VCPU_MMAP_SIZE } from '../../abi/kvm.ts';
+import {
+  KVM_EXIT_DIRTY_RING_FULL,
+  KVM_EXIT_INTR,
+  KVM_EXIT_UNKNOWN,
+  KVM_VCPU_MMAP_SIZE,
+} from '../../abi/kvm.ts';
 import { KvmRun } from '../../abi/kvm-run.ts';
 import { SAVE, TLB_CONTROL, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS } from '../../abi/x86.ts';
@@ -18,6 +23,8 @@ import { GPR } from '../../hardware/cpu/state.ts';
 import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
 import { RUN_PENDING } from '../interface.ts';
 import { type CpuidResult, GuestCpuid } from './cpuid.ts';
+import type { DirtyTracking } from './dirty-log.ts';
+import { DirtyRing, ringOrder } from './dirty-ring.ts';
 import { completeHypercall } from './hypercall.ts';
 import type { GuestMemory, InvalidationChecks } from './mmu/guest-memory.ts';
 import type { Mmu } from './mmu/mmu.ts';
@@ -25,7 +32,7 @@ import { PageFault, PageFaultHandler } from './mmu/page-fault.ts';
 import { preFaultMemory } from './pre-fault.ts';
 import { getRegs, getSregs, type OtherRegisters, resetRegisters, setRegs, setSregs } from './registers.ts';
 import { MmioEmulation } from './run-mmio.ts';
-import { GUEST_AGAIN, WAIT } from './run-result.ts';
+import { GUEST_AGAIN, TO_USER_SPACE, WAIT } from './run-result.ts';
 import { completeIn, finishFault, handleExit } from './svm/exits.ts';
 import type { GuestCore } from './svm/guest-core.ts';
 import { MISC_ENABLE_DEFAULT } from './svm/msr.ts';
@@ -37,6 +44,7 @@ export interface VcpuVm extends GuestMemory {
   readonly mmu: Mmu;
   /** KVM_CAP_EXIT_HYPERCALL's bitmap. */
   readonly hypercallExits: number;
+  readonly dirtyTracking: DirtyTracking;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
   /** The vCPU's descriptor was closed and its frames are free. */
@@ -79,6 +87,8 @@ export class Vcpu implements KvmVcpu {
   gprWords: Int32Array = new Int32Array(this.gpr.buffer);
 
   readonly #runPfn: Pfn;
+  readonly #ring: DirtyRing | undefined;
+  readonly #ringPfn: number;
   readonly #vmcbPfn: Pfn;
   readonly #maps: PermissionMaps;
   #core: GuestCore | undefined;
@@ -101,9 +111,11 @@ export class Vcpu implements KvmVcpu {
     this.#maps = new PermissionMaps(memory, owner);
     const vmcb = memory.allocate(0, owner);
     const run = vmcb < 0 ? vmcb : memory.allocate(RUN_ORDER, owner);
-    if (run < 0) {
+    const ring = run < 0 ? run : vm.dirtyTracking.allocateRing(memory);
+    if (ring < 0) {
       this.#maps.free();
       if (vmcb >= 0) memory.free(pfn(vmcb), 0);
+      if (run >= 0) memory.free(pfn(run), RUN_ORDER);
       throw new LinuxError('ENOMEM', `no frames for vCPU ${id}`);
     }
     this.#vmcbPfn = pfn(vmcb);
@@ -117,7 +129,10 @@ export class Vcpu implements KvmVcpu {
       miscEnable: MISC_ENABLE_DEFAULT,
     };
     this.#sliceLeft = vm.timeslice;
-    this.faults = new PageFaultHandler(vm, vm.mmu, checks);
+    this.#ringPfn = ring;
+    this.#ring = ring === 0 ? undefined : new DirtyRing(memory, pfn(ring), vm.dirtyTracking.ringBytes);
+    if (this.#ring !== undefined) vm.dirtyTracking.rings.add(this.#ring);
+    this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#ring);
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
     this.#initControl();
@@ -127,6 +142,11 @@ export class Vcpu implements KvmVcpu {
   /** The core that runs this vCPU. */
   get core(): GuestCore {
     return (this.#core ??= this.#makeCore());
+  }
+
+  /** The dirty ring, as user space maps it at page 64 of the vCPU. */
+  get dirtyRing(): Int32Array | undefined {
+    return this.#ring?.entries;
   }
 
   /** Retired by the core, and those that KVM carried out for the guest. */
@@ -184,6 +204,11 @@ export class Vcpu implements KvmVcpu {
     this.#maps.free();
     memory.free(this.#vmcbPfn, 0);
     memory.free(this.#runPfn, RUN_ORDER);
+    if (this.#ring !== undefined) {
+      const { dirtyTracking } = this.vm;
+      dirtyTracking.rings.delete(this.#ring);
+      memory.free(pfn(this.#ringPfn), ringOrder(dirtyTracking.ringBytes));
+    }
     this.vm.vcpuClosed(this);
   }
 
@@ -291,6 +316,10 @@ export class Vcpu implements KvmVcpu {
     if (result !== GUEST_AGAIN) return result;
     const { vmcb, core, vm } = this;
     for (;;) {
+      if (this.#ring?.blocks() === true) {
+        this.kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
+        return TO_USER_SPACE;
+      }
       const limited = vm.timeslice > 0;
       if (limited && this.#sliceLeft <= 0) {
         this.#sliceLeft = vm.timeslice;
@@ -358,5 +387,6 @@ const EXIT_NAMES: Readonly<Record<number, string>> = {
   10: 'intr',
   11: 'set-tpr',
   17: 'internal-error',
+  31: 'dirty-ring-full',
   39: 'memory-fault',
 };

@@ -3,6 +3,8 @@
  * arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap). It lives as long as its descriptor, a vCPU or a guest_memfd file of it does.
  */
 import {
+  KVM_CAP_DIRTY_LOG_RING,
+  KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
   KVM_CAP_EXIT_HYPERCALL,
   KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
   KVM_X86_DEFAULT_VM,
@@ -24,7 +26,7 @@ import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
 import type { Process } from '../process.ts';
 import { checkExtension, EXIT_HYPERCALLS, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
 import { Descriptor } from './descriptor.ts';
-import { clearDirtyLog, DirtyTracking, getDirtyLog } from './dirty-log.ts';
+import { clearDirtyLog, DirtyTracking, getDirtyLog, resetDirtyRings } from './dirty-log.ts';
 import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
 import { Invalidation } from './invalidation.ts';
 import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
@@ -116,9 +118,14 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     return checkExtension(capability, this.policy, this);
   }
 
-  /** Errors: EINVAL. */
+  /** Errors: EINVAL, E2BIG. */
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     this.#descriptor.check();
+    if (cap === KVM_CAP_DIRTY_LOG_RING || cap === KVM_CAP_DIRTY_LOG_RING_ACQ_REL) {
+      // Linux does not look at the flags of these.
+      this.dirtyTracking.enableRings(args[0] ?? 0n, this.#vcpus.size);
+      return;
+    }
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: flags ${flags}, want 0`);
     if (cap === KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
       this.dirtyTracking.enableManualProtect(args[0] ?? 0n);
@@ -158,6 +165,11 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   clearDirtyLog(request: ClearDirtyLogRequest): void {
     this.#descriptor.check();
     clearDirtyLog(this, request);
+  }
+
+  resetDirtyRings(): number {
+    this.#descriptor.check();
+    return resetDirtyRings(this);
   }
 
   /** Errors in the order of reference facts 1.3: EINVAL (flags, size), EMFILE. */

@@ -152,6 +152,7 @@ export class FaultBench implements GuestMemory {
       invalid: setup.invalid ?? false,
       gmemOnly: setup.gmemOnly ?? false,
       dirty: setup.dirty,
+      userSlot: this.slotList.length,
       largePageDisallowed: (_gfn, level) => disallowed.includes(level),
     });
   }

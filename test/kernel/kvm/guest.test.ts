@@ -3,6 +3,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import type { Spa } from '../../../src/base/address.ts';
 import { Core } from '../../../src/hardware/cpu/core.ts';
 import { supportedCpuid } from '../../../src/kernel/kvm/cpuid.ts';
+import { DirtyTracking } from '../../../src/kernel/kvm/dirty-log.ts';
 import type { GuestCore } from '../../../src/kernel/kvm/svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from '../../../src/kernel/kvm/vcpu.ts';
 import { FaultBench } from './fault-bench.ts';
@@ -18,6 +19,7 @@ const PRIVATE = 0x100_000;
 /** A VM with 128 KiB of shared memory at 0 (page tables, code) and 1 MiB of gmem slot at 1 MiB, and vCPUs in long mode. */
 class GuestBench extends FaultBench implements VcpuVm {
   hypercallExits = 1 << 12;
+  readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;
   readonly vcpus: Vcpu[] = [];
 

@@ -6,6 +6,7 @@
 import type { Spa } from '../../../src/base/address.ts';
 import type { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { Regs, Sregs } from '../../../src/kernel/interface.ts';
+import { DirtyTracking } from '../../../src/kernel/kvm/dirty-log.ts';
 import type { GuestCore, MmioBus } from '../../../src/kernel/kvm/svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from '../../../src/kernel/kvm/vcpu.ts';
 import { FaultBench, type PolicyName } from './fault-bench.ts';
@@ -99,6 +100,7 @@ export const nestedFault = (gpa: number, error: number): Step => exit(0x400, Big
 
 export class VcpuBench extends FaultBench implements VcpuVm {
   hypercallExits = 0;
+  readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;
   readonly scripted = new ScriptedCore(this.memory);
   readonly vcpu: Vcpu;

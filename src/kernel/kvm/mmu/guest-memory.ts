@@ -25,7 +25,9 @@ export interface FaultSlot {
   readonly invalid: boolean;
   /** KVM_MEMSLOT_GMEM_ONLY (7.2): shared faults are served by the file as well. */
   readonly gmemOnly: boolean;
-  /** With LOG_DIRTY: where a page is marked that the guest may write to from now on. */
+  /** As user space names it: the address space in the high half. */
+  readonly userSlot: number;
+  /** With LOG_DIRTY and without dirty rings: where a page is marked that the guest may write to from now on. */
   readonly dirty: DirtyBitmap | undefined;
   /** Whether a page of `level` (2 or 3) around `gfn` may not be used: the whole disallow_lpage word, MIXED included. */
   largePageDisallowed(gfn: Gfn, level: number): boolean;

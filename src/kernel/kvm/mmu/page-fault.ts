@@ -19,6 +19,7 @@ import type { KvmRun } from '../../../abi/kvm-run.ts';
 import { NPF } from '../../../abi/vmcb.ts';
 import { type Gfn, type Gpa, gfnOf, gpaOf, PAGE_SIZE, type Pfn, type Spa } from '../../../base/address.ts';
 import { ERRNO, LinuxError } from '../../../base/errors.ts';
+import type { DirtyRing } from '../dirty-ring.ts';
 import {
   BACKING_PENDING,
   type BackingPage,
@@ -82,12 +83,14 @@ export class PageFaultHandler {
   readonly #vm: GuestMemory;
   readonly #mmu: Mmu;
   readonly #checks: InvalidationChecks;
+  readonly #ring: DirtyRing | undefined;
 
-  /** `checks`: the VM's own; a test that shows what they are for hands in others. */
-  constructor(vm: GuestMemory, mmu: Mmu, checks: InvalidationChecks = vm.invalidation) {
+  /** `checks`: the VM's own; a test that shows what they are for hands in others. `ring`: the vCPU's, where it has one. */
+  constructor(vm: GuestMemory, mmu: Mmu, checks: InvalidationChecks = vm.invalidation, ring?: DirtyRing) {
     this.#vm = vm;
     this.#mmu = mmu;
     this.#checks = checks;
+    this.#ring = ring;
   }
 
   /** Resolves `fault` (kvm_mmu_do_page_fault). Returns RET_PF or −errno; with MEMORY_FAULT exits `run` is filled. */
@@ -171,10 +174,16 @@ export class PageFaultHandler {
     if ((slot.flags & KVM_MEM_LOG_DIRTY_PAGES) !== 0) {
       // Only a write opens a page for writing, so that each first write is seen.
       if (!fault.write) fault.writable = false;
-      if (fault.writable) slot.dirty?.mark(fault.gfn - slot.baseGfn);
+      if (fault.writable) this.#markDirty(slot, fault.gfn - slot.baseGfn);
     }
     const changed = this.#mmu.map(fault.gfn, fault.pfn, fault.level, fault);
     return changed ? RET_PF.FIXED : RET_PF.SPURIOUS;
+  }
+
+  /** mark_page_dirty_in_slot, by a vCPU that runs. */
+  #markDirty(slot: FaultSlot, page: number): void {
+    if (this.#ring !== undefined) this.#ring.push(slot.userSlot, page);
+    else slot.dirty?.mark(page);
   }
 
   #isObsolete(fault: PageFault): boolean {
