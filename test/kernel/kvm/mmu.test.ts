@@ -137,14 +137,16 @@ describe('nested page tables', () => {
           if (step.kind === 'map') {
             const frame = 512 + (step.gfn % 512);
             map(step.gfn, frame, step.level, step);
+            const old = model.get(step.gfn);
+            // The same page again: a right to write that it has stays.
+            const writable = step.writable || (old?.level === step.level && old.writable);
             if (step.level === 2) {
               dropBlock(step.gfn);
               const first = step.gfn - (step.gfn % 512);
-              for (let i = 0; i < 512; i++)
-                model.set(first + i, { pfn: 512 + i, level: 2, writable: step.writable });
+              for (let i = 0; i < 512; i++) model.set(first + i, { pfn: 512 + i, level: 2, writable });
             } else {
               if (model.get(step.gfn)?.level === 2) dropBlock(step.gfn);
-              model.set(step.gfn, { pfn: frame, level: 1, writable: step.writable });
+              model.set(step.gfn, { pfn: frame, level: 1, writable });
             }
           } else {
             zap(step.gfn, step.gfn + step.pages);
