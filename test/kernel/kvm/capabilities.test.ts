@@ -17,6 +17,8 @@ const SAME_IN_BOTH: [string, number, number, number, number][] = [
   ['MAX_VCPU_ID', 128, 4096, 4096, 4096],
   ['IMMEDIATE_EXIT', 136, 1, 1, 1],
   ['MANUAL_DIRTY_LOG_PROTECT2', 168, 3, 3, 3],
+  ['DIRTY_LOG_RING', 192, 1048576, 1048576, 1048576],
+  ['DIRTY_LOG_RING_ACQ_REL', 223, 1048576, 1048576, 1048576],
   ['EXIT_HYPERCALL', 201, 1 << 12, 1 << 12, 1 << 12],
   ['USER_MEMORY2', 231, 1, 1, 1],
   ['MEMORY_FAULT_INFO', 232, 1, 1, 1],
