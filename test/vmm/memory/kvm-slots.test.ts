@@ -1,13 +1,16 @@
+import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { KvmState } from '../../../src/vmm/kvm-state.ts';
 import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
 import { DiscardRequirements } from '../../../src/vmm/memory/discard-requirements.ts';
 import { KvmSlots } from '../../../src/vmm/memory/kvm-slots.ts';
 import {
+  aliasRegion,
   containerRegion,
   ioRegion,
   type MemoryRegion,
   ramRegion,
+  romDeviceRegion,
   romRegion,
 } from '../../../src/vmm/memory/memory-region.ts';
 import { MemoryTopology } from '../../../src/vmm/memory/memory-topology.ts';
@@ -120,33 +123,157 @@ describe('a slot that cannot be is fatal, and the region is not mapped', () => {
   });
 });
 
-describe('an address space', () => {
-  it('is a list of ranges in ascending order', () => {
-    const { memory, ram } = setUp();
-    memory.add(ram('high', 0x1000), 0x100000);
-    memory.add(ioRegion('device', 0x100, device), 0x8000);
-    memory.add(ram('low', 0x2000), 0);
-    expect(memory.ranges.map(({ region, start, size }) => [region.name, start, size])).toEqual([
-      ['low', 0, 0x2000],
-      ['device', 0x8000, 0x100],
-      ['high', 0x100000, 0x1000],
+const ops = { maxAccessSize: 4 as const, read: () => 0, write: () => {} };
+
+describe('slots follow the flat view', () => {
+  it('of an alias: where it lies, with the host memory and the guest_memfd offset of what it shows', () => {
+    const { process, memory, ram } = setUp();
+    memory.add(aliasRegion('high', ram('ram', 0x8000, 0x1000), 0x3000, 0x2000), 0x100000);
+    const [slot] = process.slots.values();
+    expect(slot).toMatchObject({ guestPhysAddr: 0x100000n, memorySize: 0x2000n, guestMemfdOffset: 0x3000n });
+    expect(Number(slot!.userspaceAddr) % 0x8000).toBe(0x3000);
+  });
+
+  it('of an alias that is read-only: as the RAM is', () => {
+    const { memory, topology, ram, slots } = setUp();
+    const shadow = aliasRegion('shadow', ram('ram', 0x1000), 0, 0x1000);
+    topology.setReadOnly(shadow, 'readonly');
+    memory.add(shadow, 0);
+    expect(slots.slots.map(({ flags }) => flags)).toEqual([0]);
+  });
+
+  it('with all that goes before all that comes, when a device covers a part', () => {
+    const { process, memory, topology, ram } = setUp();
+    memory.add(ram('ram', 0x4000, 0x1000), 0);
+    process.calls.length = 0;
+    const over = ioRegion('over', 0x1000, ops);
+    topology.addSubregionOverlap(memory.root, 0x1000, over, 1);
+    expect(slotCalls(process)).toEqual([
+      'setUserMemoryRegion2(0x0, 0x0, 0x0, 0x0, no file, 0x0)',
+      'setUserMemoryRegion2(0x0, 0x4, 0x0, 0x1000, guest_memfd, 0x0)',
+      'setMemoryAttributes(0x0, 0x1000, 0x8)',
+      'setUserMemoryRegion2(0x1, 0x4, 0x2000, 0x2000, guest_memfd, 0x2000)',
+      'setMemoryAttributes(0x2000, 0x2000, 0x8)',
+    ]);
+    process.calls.length = 0;
+    topology.setEnabled(over, 'disabled');
+    expect(slotCalls(process)).toEqual([
+      'setUserMemoryRegion2(0x0, 0x0, 0x0, 0x0, no file, 0x0)',
+      'setUserMemoryRegion2(0x1, 0x0, 0x2000, 0x0, no file, 0x0)',
+      'setUserMemoryRegion2(0x0, 0x4, 0x0, 0x4000, guest_memfd, 0x0)',
+      'setMemoryAttributes(0x0, 0x4000, 0x8)',
     ]);
   });
 
-  it.each([
-    ['inside', 0x2000, 0x1000, ['ram', 0x2000, 0x1000, 0x1000]],
-    ['from below: the part in the region', 0x0, 0x2000, ['ram', 0x1000, 0x1000, 0x0]],
-    ['beyond the end: the part in the region', 0x4000, 0x4000, ['ram', 0x4000, 0x1000, 0x3000]],
-    ['around it', 0x0, 0x100000, ['ram', 0x1000, 0x4000, 0x0]],
-    ['in a hole', 0x5000, 0x1000, undefined],
-    ['before it', 0x0, 0x1000, undefined],
-  ] as const)('finds a region %s', (_, start, size, expected) => {
-    const { memory, ram } = setUp();
-    memory.add(ram('ram', 0x4000), 0x1000);
-    memory.add(ioRegion('far', 0x1000, device), 0x200000);
-    const section = memory.find(start, size);
-    expect(section && [section.region.name, section.start, section.size, section.offsetInRegion]).toEqual(
-      expected,
+  it('once a transaction, however many changes it has', () => {
+    const { process, memory, topology, ram } = setUp();
+    const region = ram('ram', 0x1000);
+    topology.transaction(() => {
+      memory.add(region, 0);
+      topology.setAddress(region, 0x8000);
+      topology.setAddress(region, 0x4000);
+    });
+    expect(slotCalls(process)).toEqual(['setUserMemoryRegion2(0x0, 0x0, 0x4000, 0x1000, no file, 0x0)']);
+  });
+
+  it('of a ROM device: READONLY while reads find the memory, none while they reach the device', () => {
+    const { memory, topology, list, slots } = setUp();
+    const flash = romDeviceRegion(list, 'flash', 0x2000, ops);
+    const flags = () => slots.slots.map((slot) => slot.flags);
+    memory.add(flash, 0);
+    expect(flags()).toEqual([2]);
+    topology.setRomd(flash, 'device');
+    expect(flags()).toEqual([]);
+    topology.setRomd(flash, 'memory');
+    expect(flags()).toEqual([2]);
+  });
+
+  it('with LOG_DIRTY while somebody logs, set without taking the slot away', () => {
+    const { process, memory, topology, ram } = setUp();
+    const region = ram('ram', 0x2000);
+    memory.add(region, 0);
+    process.calls.length = 0;
+    topology.setLog(region, 'start');
+    topology.setLog(region, 'stop');
+    expect(slotCalls(process)).toEqual([
+      'setUserMemoryRegion2(0x0, 0x1, 0x0, 0x2000, no file, 0x0)',
+      'setUserMemoryRegion2(0x0, 0x0, 0x0, 0x2000, no file, 0x0)',
+    ]);
+  });
+
+  it('of all that was there before it came', () => {
+    const world = setUp();
+    world.memory.removeListener(world.slots);
+    world.memory.add(world.ram('ram', 0x2000), 0);
+    expect(world.process.slots.size).toBe(0);
+    world.memory.addListener(world.slots);
+    expect(world.process.slots.size).toBe(1);
+    world.memory.removeListener(world.slots);
+    expect(world.process.slots.size).toBe(0);
+  });
+
+  it('registers the others when one fails, and throws the first error', () => {
+    const { process, memory, topology, ram } = setUp();
+    process.fail('setUserMemoryRegion2', 'ENOMEM');
+    const add = () =>
+      topology.transaction(() => {
+        memory.add(ram('a', 0x1000), 0);
+        memory.add(ram('b', 0x1000), 0x4000);
+      });
+    expect(add).toThrow('a: error registering slot 0 at 0x0+0x1000 flags 0x0: ENOMEM');
+    expect([...process.slots.values()].map(({ guestPhysAddr }) => guestPhysAddr)).toEqual([0x4000n]);
+  });
+
+  it('after any changes: each whole page of RAM in a range has its slot and no other page has one (property)', () => {
+    const half = 0x800;
+    const step = fc.record({
+      what: fc.constantFrom('move', 'move', 'enabled', 'size', 'rom', 'flash'),
+      index: fc.nat(5),
+      at: fc.nat(60),
+      size: fc.nat(24),
+    });
+    fc.assert(
+      fc.property(fc.array(fc.array(step, { minLength: 1, maxLength: 4 }), { maxLength: 8 }), (history) => {
+        const { process, memory, topology, list, slots, ram } = setUp();
+        const flash = romDeviceRegion(list, 'flash', 0x6000, ops);
+        const [a, b] = [ram('a', 0x8000), ram('b', 0x4000)];
+        const regions = [a, aliasRegion('alias', b, 0x1000, 0x3000), flash, ioRegion('io', 0x1800, ops), b];
+        regions.forEach((region, i) => {
+          topology.addSubregionOverlap(memory.root, i * 5 * half, region, i % 2);
+        });
+        for (const changes of history) {
+          topology.transaction(() => {
+            for (const { what, index, at, size } of changes) {
+              const region = regions[index % regions.length]!;
+              if (what === 'move') topology.setAddress(region, at * half);
+              else if (what === 'enabled') topology.setEnabled(region, at % 3 === 0 ? 'disabled' : 'enabled');
+              else if (what === 'size') topology.setSize(region, Math.min(size, 8) * half);
+              else if (what === 'rom') topology.setReadOnly(region, at % 2 === 0 ? 'readonly' : 'writable');
+              else topology.setRomd(flash, at % 2 === 0 ? 'device' : 'memory');
+            }
+          });
+          const pages = new Map<number, string>();
+          for (const { flags, guestPhysAddr, memorySize, userspaceAddr } of process.slots.values()) {
+            for (let at = 0; at < Number(memorySize); at += 0x1000) {
+              const page = Number(guestPhysAddr) + at;
+              expect(pages.has(page)).toBe(false);
+              pages.set(page, `${Number(userspaceAddr) + at} ${flags}`);
+            }
+          }
+          const expected = new Map<number, string>();
+          for (const { region, start, size, offsetInRegion } of memory.ranges) {
+            const memoryThere = region.kind === 'ram' || (region === flash && flash.romdMode);
+            for (let page = 0; memoryThere && page < start + size; page += 0x1000) {
+              if (page < start || page + 0x1000 > start + size) continue;
+              const host = region.ramBlock!.host! + offsetInRegion + page - start;
+              expected.set(page, `${host} ${region.readOnly || region === flash ? 2 : 0}`);
+            }
+          }
+          expect(new Map([...pages].sort())).toEqual(new Map([...expected].sort()));
+          expect(slots.slots.length).toBe(process.slots.size);
+        }
+      }),
+      { numRuns: 150 },
     );
   });
 });
