@@ -294,9 +294,10 @@ export class Core {
 
   /** Host-side writes into decoded code, and frames that changed hands. */
   #lookForForeignWrites(): void {
-    const { codeGeneration } = this.#parts.memory;
-    if (codeGeneration === this.#generation) return;
-    this.#generation = codeGeneration;
+    const { memory } = this.#parts;
+    const generation = memory.words[memory.codeGenerationAddress >>> 2]!;
+    if (generation === this.#generation) return;
+    this.#generation = generation;
     this.interpreter.flush();
   }
 

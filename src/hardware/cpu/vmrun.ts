@@ -101,7 +101,12 @@ export class GuestEntry {
     if (longMode && ((cr4 & CR4.PAE) === 0 || (cr0 & CR0.PE) === 0)) return false;
     const code = word(SAVE.CS) >>> 16;
     if (longMode && (code & ATTRIBUTE.L) !== 0 && (code & ATTRIBUTE.D) !== 0) return false;
-    return isLegalPat(word(SAVE.G_PAT)) && isLegalPat(word(SAVE.G_PAT + 4));
+    const { registers } = this.#parts;
+    // What the mirror holds has been checked.
+    const samePat =
+      word(SAVE.G_PAT) === registers.saveWord(SAVE.G_PAT) &&
+      word(SAVE.G_PAT + 4) === registers.saveWord(SAVE.G_PAT + 4);
+    return samePat || (isLegalPat(word(SAVE.G_PAT)) && isLegalPat(word(SAVE.G_PAT + 4)));
   }
 
   #loadControl(vmcb: number): void {
