@@ -58,9 +58,11 @@ export class FlatMachine {
     return frame;
   }
 
-  /** Lets linear page `linear` lie in `frame`, as if all TLBs were flushed. */
+  /** Lets linear page `linear` lie in `frame`, as if all TLBs were flushed when it lay elsewhere. */
   mapPage(linear: bigint, frame: number): void {
+    const known = this.#frames.has(linear);
     this.#frames.set(linear, frame);
+    if (!known) return;
     for (const table of [STATE.READ_TLB, STATE.WRITE_TLB, STATE.FETCH_TLB]) this.emptyTlb(table);
   }
 

@@ -12,7 +12,6 @@ import { windowAddress } from './snippet-program.ts';
 
 const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 const {
-  Code,
   Encoder,
   Instruction,
   InstructionInfoFactory,

@@ -199,6 +199,67 @@ describe('one step', () => {
   });
 });
 
+describe('addresses', () => {
+  const [FS_BASE, GS_BASE] = [0x448, 0x458];
+  const put64 = (linear: bigint, value: bigint) => {
+    machine.memory.longs[machine.physical(linear) >>> 3] = value;
+  };
+
+  it('begin at the base of FS, with base, index and displacement', () => {
+    start([0x64, 0x48, 0x8b, 0x44, 0xcf, 0x08, ...hlt]); // mov rax, fs:[rdi + rcx * 8 + 8]
+    machine.set(FS_BASE, DATA - 0x1000_0000n);
+    machine.setRegister(RDI, 0x1000_0000n);
+    machine.setRegister(RCX, 3n);
+    put64(DATA + 32n, 0x1122_3344_5566_7788n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.register(RAX)).toBe(0x1122_3344_5566_7788n);
+  });
+
+  it('begin at the base of GS where there is no register at all', () => {
+    start([0x65, 0x48, 0x8b, 0x04, 0x25, 0x10, 0, 0, 0, ...hlt]); // mov rax, gs:[16]
+    machine.set(GS_BASE, DATA);
+    put64(DATA + 16n, 77n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.register(RAX)).toBe(77n);
+  });
+
+  it('of LEA know no segment', () => {
+    start([0x64, 0x48, 0x8d, 0x47, 1, ...hlt]); // lea rax, fs:[rdi + 1]
+    machine.set(FS_BASE, DATA);
+    machine.setRegister(RDI, 6n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.register(RAX)).toBe(7n);
+  });
+
+  it('of 32 bits wrap before the segment base is added', () => {
+    start([0x64, 0x67, 0x48, 0x8b, 0x47, 0x10, ...hlt]); // mov rax, fs:[edi + 16]
+    machine.set(FS_BASE, DATA);
+    machine.setRegister(RDI, 0xabcd_ffff_fff8n);
+    put64(DATA + 8n, 99n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.register(RAX)).toBe(99n);
+  });
+
+  it('of a string source begin at its segment, those of the destination do not', () => {
+    start([0x64, 0x48, 0xa5, ...hlt]); // movsq from fs:[rsi]
+    machine.set(FS_BASE, DATA);
+    put64(DATA + 0x20n, 5n);
+    machine.setRegister(RSI, 0x20n);
+    machine.setRegister(RDI, DATA + 0x40n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.memory.longs[machine.physical(DATA + 0x40n) >>> 3]).toBe(5n);
+  });
+
+  it('of a pop to memory count with the stack pointer as it is afterwards', () => {
+    start([0x8f, 0x44, 0x24, 0x08, ...hlt]); // pop qword [rsp + 8]
+    machine.setRegister(4, DATA);
+    put64(DATA, 42n);
+    expect(machine.run()).toBe(VMEXIT);
+    expect(machine.memory.longs[machine.physical(DATA + 16n) >>> 3]).toBe(42n);
+    expect(machine.register(4)).toBe(DATA + 8n);
+  });
+});
+
 describe('stores into code', () => {
   it('change the very next instruction', () => {
     // mov byte [rdi], 7; mov eax, 1; hlt
