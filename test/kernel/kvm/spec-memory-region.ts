@@ -1,4 +1,7 @@
-/** KVM_SET_USER_MEMORY_REGION and …_REGION2 on a VM of type DEFAULT, in the order of the checks (reference facts 1.4). */
+/**
+ * KVM_SET_USER_MEMORY_REGION and …_REGION2 on a VM of type DEFAULT, in the order of the checks (reference facts 1.4). The largest slot
+ * that may be, 2^31 − 1 pages, is left out: the real kernel fills tables for it for a minute.
+ */
 import type { UserMemoryRegion2 } from '../../../src/kernel/interface.ts';
 import type { Row, Spec, Subject } from './spec-subject.ts';
 
@@ -72,7 +75,6 @@ export const memoryRegionSpec: Spec = {
     fresh('address space 2', { slot: 0x2_0001 }, 'EINVAL'),
     fresh('a gpa that wraps with the size', { guestPhysAddr: 0xffff_ffff_ffff_f000n }, 'EINVAL'),
     fresh('2^31 pages', { memorySize: 0x800_0000_0000n, userspaceAddr: 0n }, 'EINVAL'),
-    fresh('2^31 − 1 pages', { memorySize: 0x7ff_ffff_f000n, userspaceAddr: 0n }, 'OK'),
     fresh('deleting an absent slot', { memorySize: 0n }, 'EINVAL'),
     modify('deleting a slot', { memorySize: 0n }, 'OK'),
     {
