@@ -166,12 +166,11 @@ function simplified(ranges: readonly FlatRange[]): FlatRange[] {
   return result;
 }
 
+/** One region has one mode and one mask of loggers, so these agree. */
 const canMerge = (a: FlatRange, b: FlatRange): boolean =>
   endOf(a) === b.start &&
   a.region === b.region &&
   a.offsetInRegion + a.size === b.offsetInRegion &&
-  a.dirtyLogMask === b.dirtyLogMask &&
-  a.romdMode === b.romdMode &&
   a.readOnly === b.readOnly &&
   a.nonvolatile === b.nonvolatile &&
   !a.unmergeable &&

@@ -211,12 +211,12 @@ describe('neighbours that continue each other', () => {
     expect(space.ranges.map(({ nonvolatile }) => nonvolatile)).toEqual([true, false]);
   });
 
-  it('stay apart when one is unmergeable', () => {
-    const { space, high } = halves();
-    topology.setUnmergeable(high, 'unmergeable');
-    expect(layout(space)).toEqual(two);
-    topology.setUnmergeable(high, 'mergeable');
-    expect(layout(space)).toEqual(one);
+  it.each(['low', 'high'] as const)('stay apart when the %s one is unmergeable', (which) => {
+    const regions = halves();
+    topology.setUnmergeable(regions[which], 'unmergeable');
+    expect(layout(regions.space)).toEqual(two);
+    topology.setUnmergeable(regions[which], 'mergeable');
+    expect(layout(regions.space)).toEqual(one);
   });
 
   it('stay apart when both are unmergeable', () => {
