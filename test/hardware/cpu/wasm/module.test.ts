@@ -8,7 +8,10 @@ import { type I64, i32, i64, select } from '../../../../src/hardware/cpu/wasm/va
 const memory = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
 
 /** The functions that a module of `build`'s making exports. */
-function instantiate(build: (module: ModuleBuilder) => void, imports: WebAssembly.ModuleImports = {}) {
+function instantiate(
+  build: (module: ModuleBuilder) => void,
+  imports: Record<string, (n: number) => number> = {},
+) {
   const module = new ModuleBuilder();
   build(module);
   const instance = new WebAssembly.Instance(new WebAssembly.Module(module.encode()), {
@@ -74,7 +77,7 @@ describe('64-bit operations', () => {
     ],
     ['extend8S', (a) => i64.extend8S(a), (a) => BigInt.asIntN(8, a)],
     ['extend32S', (a) => i64.extend32S(a), (a) => BigInt.asIntN(32, a)],
-    ['select', (a, b) => select(i64.gtS(a, b), a, b), (a, b) => (a > b ? a : b)],
+    ['select', (a, b) => select(i64.gtS(a, b), a, b), (a, b) => [a, b].reduce((m, n) => (n > m ? n : m))],
   ];
   for (const [name, value, model] of rows) {
     it(`${name} computes what its name says`, () => {
