@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { failure } from '../process-fixture.ts';
+import { HLT, nestedFault, type ScriptedCore } from './vcpu-bench.ts';
 import { BOTH_KERNELS, DEFAULT, startVm, type TestVm } from './vm-fixture.ts';
 
 const KEEP_SIZE = 1;
@@ -507,6 +508,7 @@ describe('content from elsewhere', () => {
     expect(asked).toEqual([0, 0]);
     old.deliver(page(0x11));
     await Promise.resolve();
+    expect(host.vcpu.run()).toBe(1);
     arrivals.get(0)!.deliver(page(0x22));
     await host.vcpu.pending;
     expect(host.touch(GPA)).toBe(0);
@@ -582,6 +584,24 @@ describe('content from elsewhere', () => {
     arrivals.get(0)!.deliver(page(1));
     await Promise.resolve();
     expect(host.memory.leaks()).toEqual([]);
+  });
+
+  it('that is on its way keeps folios away from its neighbours', async () => {
+    const host = startVm({ gmemHuge: true });
+    host.setAttributes(0x20_0000n, 0x40_0000n, 8n);
+    const { file } = host.addFileSlot({ size: 0x40_0000n });
+    let deliver = (_: Uint8Array): void => {};
+    file.fillWith(() => new Promise((resolve) => (deliver = resolve)));
+    expect(host.touch(GPA)).toBe(1);
+    file.fillWith(undefined);
+    const other = host.vm.createVcpu(1);
+    (other.core as ScriptedCore).script.push(nestedFault(GPA + 0x1000, 6), HLT);
+    expect(other.run()).toBe(0);
+    expect(file.frames).toEqual({ all: 2, huge: 0 });
+    deliver(new Uint8Array(4096).fill(6));
+    await host.vcpu.pending;
+    expect(host.goOn()).toBe(0);
+    expect(host.guestWord(GPA)).toBe(0x0606_0606);
   });
 
   it('does not become part of a folio', () => {

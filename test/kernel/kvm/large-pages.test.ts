@@ -80,6 +80,20 @@ describe('large pages of a slot', () => {
     expect(mixed()).toEqual([true, false, true]);
   });
 
+  it('at both ends of a change count as mixed before anything is unmapped', () => {
+    const host = startVm();
+    const at = host.process.memory.mmap({ length: 0x80_0000, protection: 3, flags: 0x22 });
+    const hva = BigInt(at - (at % 0x20_0000) + 0x20_0000);
+    host.setRegion({ guestPhysAddr: 0x40_0000n, memorySize: 0x60_0000n, userspaceAddr: hva });
+    expect(host.touch(0x60_0000)).toBe(0);
+    const seen: boolean[][] = [];
+    host.trace.listen((event) => {
+      if (event.what === 'unmapped') seen.push([2, 3, 4].map((index) => disallowed(host, index * M2, M2)));
+    });
+    setAttributes(host, 2 * M2 + 5, 2 * M2, 8n);
+    expect(seen).toEqual([[true, false, true]]);
+  });
+
   it('keep their other reasons when mixed comes and goes', () => {
     const host = startVm();
     addSlot(host, M2 + 1, 2 * M2);
