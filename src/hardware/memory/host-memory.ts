@@ -209,6 +209,20 @@ export class HostMemory {
     this.#wrote(at, 4);
   }
 
+  /** Clears `bits` of the aligned word at `at` and returns the word as it was; for tables, which change a word at a time. */
+  clearBits32(at: Spa, bits: number): number {
+    const { words } = this;
+    const index = at >>> 2;
+    if ((at & 3) !== 0 || !(at >= 0 && at < MAX_BYTES) || index >= words.length)
+      throw new RangeError(`host memory: no aligned word at 0x${at.toString(16)}`);
+    const word = words[index]!;
+    if ((word & bits) !== 0) {
+      words[index] = word & ~bits;
+      if ((this.frameFlags[at >>> 12]! & FRAME_FLAG.CODE) !== 0) Atomics.add(words, CODE_GENERATION, 1);
+    }
+    return word;
+  }
+
   load64(at: Spa): bigint {
     this.#check(at, 8);
     if ((at & 7) === 0) return this.longs[at / 8]!;

@@ -229,6 +229,28 @@ describe('host-side access', () => {
   });
 });
 
+describe('clearing bits of a word', () => {
+  it('returns the word as it was, and leaves the other bits', () => {
+    const memory = host(MIB);
+    memory.store32(spa(0x8000), 0x6f);
+    expect(memory.clearBits32(spa(0x8000), 0x42)).toBe(0x6f);
+    expect(memory.load32(spa(0x8000))).toBe(0x2d);
+    expect(memory.clearBits32(spa(0x8000), 0x42)).toBe(0x2d);
+    expect(memory.load32(spa(0x8004))).toBe(0);
+  });
+
+  it.each([0x8001, 0x8002, MIB, -4, 4096 * MIB, 4097 * MIB])('at %d is refused', (at) => {
+    const memory = host(MIB);
+    expect(() => memory.clearBits32(spa(at), 1)).toThrow(RangeError);
+  });
+});
+
+/** The word is set before it counts. */
+function clearABit(memory: HostMemory, at: number): void {
+  memory.words[at / 4] = 3;
+  memory.clearBits32(spa(at), 1);
+}
+
 describe('the code generation', () => {
   const setUp = () => {
     const memory = host(MIB);
@@ -245,6 +267,7 @@ describe('the code generation', () => {
     ],
     ['large write', (memory, code) => memory.write(spa(code - 100), new Uint8Array(200))],
     ['store32', (memory, code) => memory.store32(spa(code), 1)],
+    ['clearBits32', (memory, code) => clearABit(memory, code)],
     ['store32 across the border', (memory, code) => memory.store32(spa(code - 2), 1)],
     ['store64', (memory, code) => memory.store64(spa(code + 8), 1n)],
     ['clear', (memory, code) => memory.clear(spa(code), 16)],

@@ -166,20 +166,20 @@ export class Mmu {
 
   /** The same for those of the 32 pages from `first` on whose bit is set in `mask`. Allocates nothing. */
   writeProtectMasked(first: number, mask: number): boolean {
+    const memory = this.#memory;
     let due = false;
+    let table = NO_TABLE;
+    let tableEnd = -1;
     for (let left = mask; left !== 0; left &= left - 1) {
       const gfn = (first + 31 - Math.clz32(left & -left)) as Gfn;
-      const table = this.#leafTable(gfn);
-      if (table === NO_TABLE) continue;
-      if (table === LARGE_LEAF) {
-        due = this.zapRange(gfn, (gfn + 1) as Gfn) || due;
-        continue;
+      if (gfn >= tableEnd) {
+        table = this.#leafTable(gfn);
+        tableEnd = gfn - (gfn % ENTRIES) + ENTRIES;
       }
-      const at = entryAt(table, gfn, LEVEL_4K);
-      const entry = this.#memory.load32(at);
-      if ((entry & WRITABLE) === 0) continue;
-      this.#memory.store32(at, entry & ~(WRITABLE | DIRTY));
-      due = true;
+      if (table === NO_TABLE) continue;
+      if (table === LARGE_LEAF) due = this.zapRange(gfn, (gfn + 1) as Gfn) || due;
+      else if ((memory.clearBits32(entryAt(table, gfn, LEVEL_4K), WRITABLE | DIRTY) & WRITABLE) !== 0)
+        due = true;
     }
     return due;
   }
