@@ -7,6 +7,7 @@ import { createRequire } from 'node:module';
 import { release } from 'node:os';
 import { describe } from 'vitest';
 import { LinuxProcess } from '../../src/linux/process.ts';
+import { dirtyLogSpec } from '../kernel/kvm/spec-dirty-log.ts';
 import { guestMemfdSpec } from '../kernel/kvm/spec-guest-memfd.ts';
 import { memoryRegionSpec } from '../kernel/kvm/spec-memory-region.ts';
 import { runSpec } from '../kernel/kvm/spec-run.ts';
@@ -71,7 +72,10 @@ function realKernel(): Opener {
 }
 
 /** The specs need guest_memfd with both flags. */
-const specs = lack === undefined && capability(244) === 3 ? [memoryRegionSpec, guestMemfdSpec, runSpec] : [];
+const specs =
+  lack === undefined && capability(244) === 3
+    ? [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec]
+    : [];
 if (lack === undefined && specs.length === 0)
   console.log('skipped: guest_memfd with MMAP and INIT_SHARED is not there');
 

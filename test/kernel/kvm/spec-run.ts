@@ -14,7 +14,8 @@ const EINTR = -4;
 /** Interruptions after which a guest that should have left is given up: 10 ms or some thousand instructions each. */
 const PATIENCE = 300;
 
-class Guest {
+/** A vCPU that runs a program, and what came of its last exit. */
+export class Guest {
   readonly vcpu: KvmVcpu;
   readonly ram: Hva;
   readonly #subject: Subject;

@@ -1,5 +1,6 @@
 /** The spec that both kernels must meet, on ours; test/interop/real-kvm.test.ts has it on the real one. */
 import { createKernel } from '../../../src/kernel/kvm/index.ts';
+import { dirtyLogSpec } from './spec-dirty-log.ts';
 import { guestMemfdSpec } from './spec-guest-memfd.ts';
 import { memoryRegionSpec } from './spec-memory-region.ts';
 import { runSpec } from './spec-run.ts';
@@ -15,4 +16,4 @@ const ours: Opener = {
   differences: {},
 };
 
-for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec]) describeSpec(spec, ours);
+for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec]) describeSpec(spec, ours);
