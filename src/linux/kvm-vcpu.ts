@@ -8,7 +8,7 @@
 import * as abi from '../abi/kvm.ts';
 import { KvmRun } from '../abi/kvm-run.ts';
 import { kvm_pre_fault_memory, kvm_regs, kvm_signal_mask, kvm_sregs } from '../abi/kvm-structs.ts';
-import { ERRNO, NotImplementedError } from '../base/errors.ts';
+import { ERRNO } from '../base/errors.ts';
 import {
   type CpuidEntry,
   type KvmVcpu,
@@ -45,6 +45,8 @@ export class LinuxKvmVcpu implements KvmVcpu {
   readonly kvmRun: KvmRun;
   readonly instructions = Number.NaN;
   readonly pending = undefined;
+  /** `LinuxKvmVm.enableCap` has none. */
+  readonly dirtyRing = undefined;
   readonly #process: LinuxProcess;
   readonly #libc: Libc;
   /** −1 when closed, so that no call reaches a file that came after. */
@@ -63,10 +65,6 @@ export class LinuxKvmVcpu implements KvmVcpu {
     this.kvmRun = new KvmRun(new Uint8Array(buffer));
     unreachable.register(buffer, this.#window);
     process.remember(this);
-  }
-
-  get dirtyRing(): Int32Array | undefined {
-    throw new NotImplementedError('the mapping of a real vCPU’s dirty ring');
   }
 
   run(): number {

@@ -8,7 +8,7 @@ import {
   kvm_memory_attributes,
 } from '../abi/kvm-structs.ts';
 import { PAGE_SIZE } from '../base/address.ts';
-import { LinuxError } from '../base/errors.ts';
+import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import type {
   ClearDirtyLogRequest,
   CpuidEntry,
@@ -105,6 +105,8 @@ export class LinuxKvmVm implements KvmVm {
 
   enableCap(request: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     const { cap, flags = 0, args = [] } = request;
+    if (cap === abi.KVM_CAP_DIRTY_LOG_RING || cap === abi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+      throw new NotImplementedError('dirty rings of the real KVM');
     this.#ioctl(abi.KVM_ENABLE_CAP, kvm_enable_cap.encode({ cap, flags, args }), `KVM_ENABLE_CAP ${cap}`);
   }
 

@@ -202,6 +202,17 @@ describe.skipIf(!kvm)('vCPUs', () => {
     expect(vcpu.getCpuid2()).toHaveLength(supported.length);
   });
 
+  it('have no dirty rings, and who asks for them hears so', () => {
+    const process = start();
+    const vm = process.openKvm().createVm(0);
+    for (const cap of [192, 223]) {
+      expect(() => vm.enableCap({ cap, args: [4096n] })).toThrow(
+        'not implemented: dirty rings of the real KVM',
+      );
+    }
+    expect(vm.createVcpu(0).dirtyRing).toBeUndefined();
+  });
+
   it('have a dirty bitmap only where there is room for it', () => {
     const process = start();
     const vm = process.openKvm().createVm(0);
