@@ -29,8 +29,11 @@ export type { TraceEvent, TraceListener } from './base/trace.ts';
 export { Trace } from './base/trace.ts';
 export type * from './kernel/interface.ts';
 export { RealKernelUnavailable } from './linux/koffi.ts';
-export { VmmError } from './vmm/error.ts';
+
+import { VmmError } from './vmm/error.ts';
+
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
+export { VmmError };
 
 /** Kernel versions that a host can have; the first is the default. */
 export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
@@ -45,6 +48,15 @@ const TIMESLICE = 250_000;
 
 /** Kernels that can run a VM; the first is the default. */
 export const ACCELERATORS = ['softcvm', 'kvm'] as const;
+
+/** Kinds of VM; the first is the default. */
+export const VM_TYPES = ['sw-protected', 'default'] as const;
+
+/** For callers that no type checker watches. */
+function requireOneOf(option: string, got: unknown, want: readonly string[]): void {
+  if (got !== undefined && !want.includes(got as string))
+    throw new VmmError(`${option}: got ${String(got)}, want ${want.join(' or ')}`);
+}
 
 export interface HostOptions {
   /**
@@ -125,6 +137,9 @@ export class Vm {
   constructor(host: Host, options: VmOptions, clock: Clock) {
     this.#host = host;
     this.#clock = clock;
+    requireOneOf('type', options.type, VM_TYPES);
+    if (!(options.image instanceof Uint8Array))
+      throw new VmmError(`image: got ${typeof options.image}, want a Uint8Array`);
     const chunks: Uint8Array[] = [];
     this.#console = chunks;
     const { onConsole } = options;
@@ -249,6 +264,9 @@ export class Host {
 
   /** Throws RangeError (a size of host memory that cannot be) or RealKernelUnavailable. */
   constructor(options: HostOptions = {}) {
+    requireOneOf('kernel', options.kernel, KERNELS);
+    for (const form of options.early ?? []) requireOneOf('early', form, EARLY_FORMS);
+    requireOneOf('gmemFolio', options.gmemFolio, ['4K', '2M']);
     this.trace = options.trace ?? new Trace();
     this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);
     this.process = this.#kernel.process;

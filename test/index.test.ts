@@ -111,4 +111,24 @@ describe('a VM', () => {
     expect(second.instructions).toBeGreaterThan(first.instructions);
     expect(second.console).toContain('fib .. 0x5584');
   });
+
+  it.each([
+    ['kernel', '5.1', '7.2 or 6.12'],
+    ['gmemFolio', '1G', '4K or 2M'],
+  ])('a host refuses %s %s', (option, got, want) => {
+    expect(() => createHost({ [option]: got } as never)).toThrow(`${option}: got ${got}, want ${want}`);
+  });
+
+  it('a host refuses early forms that it does not have', () => {
+    expect(() => createHost({ early: ['certs' as never] })).toThrow('early: got certs, want private-fault');
+  });
+
+  it('a VM is of a kind that is there, and has an image', () => {
+    host = createHost({ memory: 16 * MiB });
+    const image = new Uint8Array(1);
+    expect(() => host.createVm({ type: 'sev-snp' as never, image })).toThrow(
+      'type: got sev-snp, want sw-protected or default',
+    );
+    expect(() => host.createVm({} as never)).toThrow('image: got undefined, want a Uint8Array');
+  });
 });

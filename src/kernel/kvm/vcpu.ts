@@ -155,6 +155,7 @@ export class Vcpu implements KvmVcpu {
   }
 
   run(): number {
+    if (this.#closed) return -ERRNO.EBADF;
     const { kvmRun } = this;
     kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     this.pending = undefined;

@@ -411,4 +411,10 @@ describe('a vCPU that waits', () => {
     await waited;
     expect(bench.runScript(nestedFault(0x105_000, 4), HLT)).toBe(0);
   });
+
+  it('of a vCPU whose descriptor is closed: −EBADF, and its frames are left alone', () => {
+    start();
+    bench.vcpu.close();
+    expect(bench.vcpu.run()).toBe(-9);
+  });
 });
