@@ -8,7 +8,8 @@
  * at once, again when only its neighbourhood changed. A slot that cannot be registered or made private is fatal in QEMU; here
  * the others are still registered, and the first error is thrown.
  *
- * A slot's flags are those of its region: an alias that is read-only does not make its slot READONLY.
+ * A slot's flags are those of its region when it is registered: an alias that is read-only does not make its slot READONLY,
+ * and behind such an alias, where the flat view stays the same, nor does its RAM that becomes ROM later (as in QEMU).
  *
  * Leaves out: harvesting the dirty log, splitting of slots that are too large, the SMM address space.
  */
@@ -124,9 +125,7 @@ export class KvmSlots implements MemoryListener {
   #updateFlags(section: MemoryRegionSection): void {
     const slot = this.#slotOf(section);
     if (slot === undefined) return;
-    const flags = slotFlags(section.region);
-    if (flags === slot.flags) return;
-    const changed = { ...slot, flags };
+    const changed = { ...slot, flags: slotFlags(section.region) };
     this.#set(changed, changed.size);
     this.#slots[this.#slots.indexOf(slot)] = changed;
   }

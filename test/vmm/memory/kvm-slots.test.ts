@@ -224,6 +224,27 @@ describe('slots follow the flat view', () => {
     expect([...process.slots.values()].map(({ guestPhysAddr }) => guestPhysAddr)).toEqual([0x4000n]);
   });
 
+  it('throws the first of two errors', () => {
+    const { process, memory, topology, ram } = setUp();
+    process.fail('setUserMemoryRegion2', 'ENOMEM');
+    process.fail('setMemoryAttributes', 'EINVAL');
+    const add = () =>
+      topology.transaction(() => {
+        memory.add(ram('a', 0x1000), 0);
+        memory.add(ram('b', 0x1000, 0x1000), 0x4000);
+      });
+    expect(add).toThrow('a: error registering slot 0');
+    expect(process.slots.size).toBe(0);
+  });
+
+  it('with the guest_memfd offset of its first whole page', () => {
+    const { process, memory, ram } = setUp();
+    memory.add(ram('odd', 0x4000, 0x1000), 0x800);
+    expect([...process.slots.values()]).toMatchObject([
+      { guestPhysAddr: 0x1000n, memorySize: 0x3000n, guestMemfdOffset: 0x800n },
+    ]);
+  });
+
   it('after any changes: each whole page of RAM in a range has its slot and no other page has one (property)', () => {
     const half = 0x800;
     const step = fc.record({
@@ -248,7 +269,8 @@ describe('slots follow the flat view', () => {
               if (what === 'move') topology.setAddress(region, at * half);
               else if (what === 'enabled') topology.setEnabled(region, at % 3 === 0 ? 'disabled' : 'enabled');
               else if (what === 'size') topology.setSize(region, Math.min(size, 8) * half);
-              else if (what === 'rom') topology.setReadOnly(region, at % 2 === 0 ? 'readonly' : 'writable');
+              else if (what === 'rom')
+                topology.setReadOnly(region.alias ?? region, at % 2 === 0 ? 'readonly' : 'writable');
               else topology.setRomd(flash, at % 2 === 0 ? 'device' : 'memory');
             }
           });
