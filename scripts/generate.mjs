@@ -22,7 +22,14 @@ function newestSource(folder) {
 
 if (existsSync(entry) && (!existsSync(output) || statSync(output).mtimeMs < newestSource(cpu))) {
   const script = join(root, `node_modules/.generate-${process.pid}.mjs`);
-  await build({ entryPoints: [entry], outfile: script, bundle: true, platform: 'node', format: 'esm', packages: 'external' });
+  await build({
+    entryPoints: [entry],
+    outfile: script,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    packages: 'external',
+  });
   const { generate } = await import(pathToFileURL(script).href);
   await generate(output);
   rmSync(script);

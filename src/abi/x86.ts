@@ -1,6 +1,18 @@
 /** Bits and numbers of the x86-64 architecture (AMD APM volumes 1 to 3). */
 
-export const CR0 = { PE: 1, MP: 2, EM: 4, TS: 8, ET: 16, NE: 32, WP: 1 << 16, AM: 1 << 18, NW: 1 << 29, CD: 1 << 30, PG: 1 << 31 } as const;
+export const CR0 = {
+  PE: 1,
+  MP: 2,
+  EM: 4,
+  TS: 8,
+  ET: 16,
+  NE: 32,
+  WP: 1 << 16,
+  AM: 1 << 18,
+  NW: 1 << 29,
+  CD: 1 << 30,
+  PG: 1 << 31,
+} as const;
 export const CR4 = {
   VME: 1,
   PVI: 2,
@@ -22,7 +34,15 @@ export const CR4 = {
   SMAP: 1 << 21,
   PKE: 1 << 22,
 } as const;
-export const EFER = { SCE: 1, LME: 1 << 8, LMA: 1 << 10, NXE: 1 << 11, SVME: 1 << 12, LMSLE: 1 << 13, FFXSR: 1 << 14 } as const;
+export const EFER = {
+  SCE: 1,
+  LME: 1 << 8,
+  LMA: 1 << 10,
+  NXE: 1 << 11,
+  SVME: 1 << 12,
+  LMSLE: 1 << 13,
+  FFXSR: 1 << 14,
+} as const;
 export const RFLAGS = {
   CF: 1,
   FIXED: 2,
@@ -45,10 +65,39 @@ export const RFLAGS = {
 } as const;
 
 /** Exception vectors. */
-export const VECTOR = { DE: 0, DB: 1, NMI: 2, BP: 3, OF: 4, BR: 5, UD: 6, NM: 7, DF: 8, TS: 10, NP: 11, SS: 12, GP: 13, PF: 14, MF: 16, AC: 17, MC: 18, XF: 19, VC: 29 } as const;
+export const VECTOR = {
+  DE: 0,
+  DB: 1,
+  NMI: 2,
+  BP: 3,
+  OF: 4,
+  BR: 5,
+  UD: 6,
+  NM: 7,
+  DF: 8,
+  TS: 10,
+  NP: 11,
+  SS: 12,
+  GP: 13,
+  PF: 14,
+  MF: 16,
+  AC: 17,
+  MC: 18,
+  XF: 19,
+  VC: 29,
+} as const;
 
 /** Page-fault error code. */
-export const PF = { PRESENT: 1, WRITE: 2, USER: 4, RESERVED: 8, FETCH: 16, PK: 32, SS: 64, RMP: 1 << 31 } as const;
+export const PF = {
+  PRESENT: 1,
+  WRITE: 2,
+  USER: 4,
+  RESERVED: 8,
+  FETCH: 16,
+  PK: 32,
+  SS: 64,
+  RMP: 1 << 31,
+} as const;
 
 /** Bits of a page-table entry's low word; NX is bit 63, bit 31 of the high word. */
 export const PTE = { P: 1, W: 2, U: 4, PWT: 8, PCD: 16, A: 32, D: 64, PS: 128, G: 256 } as const;
