@@ -12,6 +12,10 @@ export interface MmioBus {
   /** False: the data are not there yet, the instruction is abandoned without effect. */
   read(gpa: Gpa, into: Uint8Array): boolean;
   write(gpa: Gpa, from: Uint8Array): void;
+  /** One element of INS: as `read`, from a port. */
+  portRead(port: number, into: Uint8Array): boolean;
+  /** One element of OUTS. */
+  portWrite(port: number, from: Uint8Array): void;
 }
 
 const RCX = 8 * GPR.RCX;
@@ -42,6 +46,17 @@ export class MmioStep {
 
   write(gpa: Gpa, from: Uint8Array): void {
     this.#bus.write(gpa, from);
+  }
+
+  /** 0, or LEAVE.VMEXIT while the port's data are not there. */
+  portRead(port: number, into: Uint8Array): number {
+    if (this.#bus.portRead(port, into)) return 0;
+    this.outcome = 'pending';
+    return LEAVE.VMEXIT;
+  }
+
+  portWrite(port: number, from: Uint8Array): void {
+    this.#bus.portWrite(port, from);
   }
 
   /** A repeated instruction has done an element already (its count moved): the next access belongs to the next step. */

@@ -1,6 +1,6 @@
 /**
- * MMIO: the instruction that touched a gpa without memory is run once by the core's own semantics, its accesses come here
- * (Linux: x86_emulate_instruction, emulator_read_write, complete_emulated_mmio). Accesses go to user space in pieces of at most 8 bytes.
+ * MMIO and string port I/O: the instruction that touched a gpa without memory, or a port with INS or OUTS, is run once by the core's own
+ * semantics, its accesses come here (Linux: x86_emulate_instruction, emulator_read_write, complete_emulated_mmio). Accesses go to user space in pieces of at most 8 bytes.
  *
  * A read whose data are not there yet makes the core abandon the instruction; KVM_EXIT_MMIO asks the VMM, the next KVM_RUN runs
  * the instruction again from its start. All that was read is kept until it completes. Writes are reported after it completed.
@@ -9,10 +9,14 @@
  */
 import {
   KVM_EXIT_INTERNAL_ERROR,
+  KVM_EXIT_IO,
+  KVM_EXIT_IO_IN,
+  KVM_EXIT_IO_OUT,
   KVM_EXIT_MMIO,
   KVM_INTERNAL_ERROR_DELIVERY_EV,
   KVM_INTERNAL_ERROR_EMULATION,
   KVM_MEM_READONLY,
+  KVM_PIO_PAGE_OFFSET,
 } from '../../abi/kvm.ts';
 import { NPF, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
@@ -30,7 +34,9 @@ const BYTES_VALID = 1n;
 const MAX_INSTRUCTION = 15;
 
 interface Write {
-  readonly gpa: number;
+  readonly space: 'memory' | 'port';
+  /** A gpa, or a port. */
+  readonly at: number;
   readonly data: Uint8Array;
 }
 
@@ -40,6 +46,8 @@ export class MmioEmulation implements MmioBus {
   /** What the VMM answered for this instruction, in the order of its reads. */
   #answers: number[] = [];
   #cursor = 0;
+  /** Where the read that the VMM answers went. */
+  #asked: 'memory' | 'port' = 'memory';
   readonly #writes: Write[] = [];
   /** Why a read had no data: a run result. */
   #stopped = TO_USER_SPACE;
@@ -59,10 +67,15 @@ export class MmioEmulation implements MmioBus {
     return this.#emulate();
   }
 
-  /** KVM_RUN after a read: its data are in `mmioData`. */
+  /** KVM_RUN after a read: its data are in `mmioData`, or in the PIO page. */
   completeRead(): number {
     const { kvmRun } = this.#vcpu;
-    for (let i = 0; i < kvmRun.mmioLen; i++) this.#answers.push(kvmRun.mmioData[i]!);
+    if (this.#asked === 'port') {
+      const value = kvmRun.ioValue();
+      for (let i = 0; i < kvmRun.ioSize; i++) this.#answers.push((value >>> (8 * i)) & 0xff);
+    } else {
+      for (let i = 0; i < kvmRun.mmioLen; i++) this.#answers.push(kvmRun.mmioData[i]!);
+    }
     return this.#emulate();
   }
 
@@ -74,11 +87,9 @@ export class MmioEmulation implements MmioBus {
   read(gpa: Gpa, into: Uint8Array): boolean {
     if (this.#isMemory(gpa, 'read')) return this.#readMemory(gpa, into);
     const { kvmRun } = this.#vcpu;
-    const have = Math.min(this.#answers.length - this.#cursor, into.length);
-    if (have === into.length) {
-      for (let i = 0; i < into.length; i++) into[i] = this.#answers[this.#cursor++]!;
-      return true;
-    }
+    if (this.#answered(into)) return true;
+    const have = this.#answers.length - this.#cursor;
+    this.#asked = 'memory';
     kvmRun.exitReason = KVM_EXIT_MMIO;
     kvmRun.mmioPhysAddrNumber = gpa + have;
     kvmRun.mmioLen = Math.min(into.length - have, FRAGMENT);
@@ -95,7 +106,38 @@ export class MmioEmulation implements MmioBus {
       return;
     }
     for (let at = 0; at < from.length; at += FRAGMENT)
-      this.#writes.push({ gpa: gpa + at, data: from.slice(at, at + FRAGMENT) });
+      this.#writes.push({ space: 'memory', at: gpa + at, data: from.slice(at, at + FRAGMENT) });
+  }
+
+  /** KVM_EXIT_IO with a count of 1: an element at a time. */
+  portRead(port: number, into: Uint8Array): boolean {
+    if (this.#answered(into)) return true;
+    this.#asked = 'port';
+    this.#exitIo(port, into.length, KVM_EXIT_IO_IN);
+    this.#vcpu.awaitMmio('read');
+    this.#stopped = TO_USER_SPACE;
+    return false;
+  }
+
+  portWrite(port: number, from: Uint8Array): void {
+    this.#writes.push({ space: 'port', at: port, data: from.slice() });
+  }
+
+  /** True if the VMM has answered all of this read. */
+  #answered(into: Uint8Array): boolean {
+    if (this.#answers.length - this.#cursor < into.length) return false;
+    for (let i = 0; i < into.length; i++) into[i] = this.#answers[this.#cursor++]!;
+    return true;
+  }
+
+  #exitIo(port: number, size: number, direction: number): void {
+    const { kvmRun } = this.#vcpu;
+    kvmRun.exitReason = KVM_EXIT_IO;
+    kvmRun.ioDirection = direction;
+    kvmRun.ioSize = size;
+    kvmRun.ioPort = port;
+    kvmRun.ioCount = 1;
+    kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   }
 
   #emulate(): number {
@@ -125,8 +167,14 @@ export class MmioEmulation implements MmioBus {
     const write = this.#writes.shift();
     if (write === undefined) return GUEST_AGAIN;
     const { kvmRun } = this.#vcpu;
+    if (write.space === 'port') {
+      this.#exitIo(write.at, write.data.length, KVM_EXIT_IO_OUT);
+      kvmRun.setIoValue(write.data.reduceRight((value, byte) => (value << 8) | byte, 0));
+      this.#vcpu.awaitMmio('write');
+      return TO_USER_SPACE;
+    }
     kvmRun.exitReason = KVM_EXIT_MMIO;
-    kvmRun.mmioPhysAddrNumber = write.gpa;
+    kvmRun.mmioPhysAddrNumber = write.at;
     kvmRun.mmioLen = write.data.length;
     kvmRun.mmioIsWrite = 1;
     kvmRun.mmioData.fill(0);

@@ -285,4 +285,10 @@ export class RecordingBus {
     const hex = [...from].map((byte) => byte.toString(16).padStart(2, '0')).join('');
     this.log.push(`write ${gpa.toString(16)} ${hex}`);
   }
+  portRead(port: number, into: Uint8Array): boolean {
+    return this.read(port as Gpa, into);
+  }
+  portWrite(port: number, from: Uint8Array): void {
+    this.write(port as Gpa, from);
+  }
 }

@@ -47,6 +47,14 @@ export class GuestProgram {
     return this.#add(Instruction.createRegReg(Code.Out_DX_AL, Register.DX, Register.AL));
   }
   /** AL = port DX */
+  /** rep outsb */
+  outString(): this {
+    return this.#add(Instruction.createOutsb(64, Register.None, RepPrefixKind.Repe));
+  }
+  /** rep insw */
+  inString(): this {
+    return this.#add(Instruction.createInsw(64, RepPrefixKind.Repe));
+  }
   in(): this {
     return this.#add(Instruction.createRegReg(Code.In_AL_DX, Register.AL, Register.DX));
   }

@@ -111,6 +111,52 @@ describe('a guest on a core', () => {
     expect(vcpu.getRegs().rax).toBe(0x115an);
   });
 
+  it('prints a string at once, byte by byte, from private memory', () => {
+    bench = new GuestBench();
+    const vcpu = bench.boot(
+      new GuestProgram()
+        .set('rbx', BigInt(PRIVATE))
+        .set('rax', 0x0a6f6c6c6568n)
+        .store('rbx', 'rax')
+        .set('rsi', BigInt(PRIVATE))
+        .set('rcx', 6n)
+        .set('rdx', 0x3f8n)
+        .outString()
+        .outString()
+        .hlt(),
+    );
+    const printed: number[] = [];
+    while (vcpu.run() === 0 && vcpu.kvmRun.exitReason === 2) {
+      expect([vcpu.kvmRun.ioDirection, vcpu.kvmRun.ioSize, vcpu.kvmRun.ioCount]).toEqual([1, 1, 1]);
+      printed.push(vcpu.kvmRun.ioValue());
+    }
+    expect(String.fromCharCode(...printed)).toBe('hello\n');
+    expect(vcpu.kvmRun.exitReason).toBe(5);
+    expect(vcpu.getRegs()).toMatchObject({ rsi: BigInt(PRIVATE) + 6n, rcx: 0n });
+  });
+
+  it('reads a port into memory, element by element', () => {
+    bench = new GuestBench();
+    const vcpu = bench.boot(
+      new GuestProgram()
+        .set('rdi', BigInt(PRIVATE) + 0xffdn)
+        .set('rcx', 2n)
+        .set('rdx', 0x60n)
+        .inString()
+        .set('rbx', BigInt(PRIVATE) + 0xffdn)
+        .load('rax', 'rbx')
+        .hlt(),
+    );
+    for (const value of [0x1122, 0x3344]) {
+      expect(vcpu.run()).toBe(0);
+      expect([vcpu.kvmRun.exitReason, vcpu.kvmRun.ioDirection, vcpu.kvmRun.ioSize]).toEqual([2, 0, 2]);
+      vcpu.kvmRun.setIoValue(value);
+    }
+    expect(vcpu.run()).toBe(0);
+    expect(vcpu.kvmRun.exitReason).toBe(5);
+    expect(vcpu.getRegs()).toMatchObject({ rax: 0x3344_1122n, rdi: BigInt(PRIVATE) + 0x1001n, rcx: 0n });
+  });
+
   it('works in private memory, page by page as it is touched', () => {
     bench = new GuestBench();
     const vcpu = bench.boot(

@@ -128,12 +128,6 @@ describe('port I/O', () => {
     bench.runScript(HLT);
     expect(vcpu.getRegs()).toMatchObject({ rip: 0x5001n, rax: 1n });
   });
-
-  it('string I/O is not there yet, and says so', () => {
-    start();
-    bench.scripted.script.push(exit(0x7b, 0x3f80014n, 0n, 1));
-    expect(() => bench.vcpu.run()).toThrow(/string port I\/O/);
-  });
 });
 
 describe('exits that end a run', () => {

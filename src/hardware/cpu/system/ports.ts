@@ -53,6 +53,7 @@ function accessString(i: SystemInstruction, direction: number): number {
   if (repeats && count === 0n) return 0;
   const denied = checkPermission(i, port, size);
   if (denied !== 0) return denied;
+  if (i.parts.access.step !== undefined) return emulateElement(i, direction, port);
   if (!intercepts.port(port, size))
     throw new NotImplementedError('INS or OUTS on a port that the host does not intercept');
   const segment = direction === IOIO.IN ? SEGMENT_ES : segmentNumber(i);
@@ -65,6 +66,36 @@ function accessString(i: SystemInstruction, direction: number): number {
     (segment << 10);
   return exitForPort(i, info, port);
 }
+
+/** One element of a string instruction that is emulated: memory and the bus's port, then RSI or RDI, then the count. */
+function emulateElement(i: SystemInstruction, direction: number, port: number): number {
+  const { registers, access } = i.parts;
+  const { size, addressSize, repeats } = i;
+  const masked = (value: bigint): bigint => BigInt.asUintN(8 * addressSize, value);
+  const pointer = direction === IOIO.IN ? GPR.RDI : GPR.RSI;
+  const address = masked(registers.gpr(pointer)) + (direction === IOIO.IN ? 0n : i.segmentBase);
+  const bytes = new Uint8Array(size);
+  if (direction === IOIO.IN) {
+    let reason = access.probeAt(address, size, access.privilege);
+    if (reason === 0) reason = access.step!.portRead(port, bytes);
+    if (reason === 0) reason = access.storeSized(address, toLong(bytes), size, access.privilege);
+    if (reason !== 0) return reason;
+  } else {
+    const reason = access.loadSized(address, size, access.privilege);
+    if (reason !== 0) return reason;
+    for (let at = 0; at < size; at++) bytes[at] = Number((access.value >> BigInt(8 * at)) & 0xffn);
+    access.step!.portWrite(port, bytes);
+  }
+  const step = BigInt((registers.flagsRest & RFLAGS.DF) !== 0 ? -size : size);
+  registers.setGpr(pointer, masked(registers.gpr(pointer) + step));
+  if (!repeats) return 0;
+  const left = masked(registers.gpr(GPR.RCX) - 1n);
+  registers.setGpr(GPR.RCX, left);
+  return left === 0n ? 0 : i.resumeAt(registers.rip);
+}
+
+const toLong = (bytes: Uint8Array): bigint =>
+  bytes.reduceRight((value, byte) => (value << 8n) | BigInt(byte), 0n);
 
 function segmentNumber(i: SystemInstruction): number {
   const offset = i.segmentBaseOffset - STATE.SAVE - 8;

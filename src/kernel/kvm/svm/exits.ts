@@ -17,7 +17,6 @@ import {
 import { IOIO, NPF, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
 import { type Gpa, gfnOf } from '../../../base/address.ts';
-import { NotImplementedError } from '../../../base/errors.ts';
 import { handleHypercall } from '../hypercall.ts';
 import { RET_PF } from '../mmu/page-fault.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../run-result.ts';
@@ -116,7 +115,7 @@ function emulate(vcpu: Vcpu): number {
 function handleIo(vcpu: Vcpu): number {
   const { vmcb, kvmRun } = vcpu;
   const info = vmcb.word(VMCB.EXITINFO1);
-  if ((info & IOIO.STRING) !== 0) throw new NotImplementedError('string port I/O (INS, OUTS)');
+  if ((info & IOIO.STRING) !== 0) return vcpu.mmio.begin();
   const direction = (info & IOIO.IN) !== 0 ? 0 : 1;
   kvmRun.exitReason = KVM_EXIT_IO;
   kvmRun.ioDirection = direction;

@@ -8,6 +8,9 @@ export interface MmioBus {
   /** False: the data are not there yet, the instruction is abandoned without effect. */
   read(gpa: Gpa, into: Uint8Array): boolean;
   write(gpa: Gpa, from: Uint8Array): void;
+  /** One element of INS or OUTS. False as for `read`. */
+  portRead(port: number, into: Uint8Array): boolean;
+  portWrite(port: number, from: Uint8Array): void;
 }
 
 export interface GuestCore {
