@@ -58,10 +58,9 @@ export const WRITE_ACCESS: Access = { write: true };
 
 /** Advice that changes nothing that can be seen here. */
 const HINTS: ReadonlySet<number> = new Set([0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 17]);
-/** Advice of Linux that would have to do something: FREE, COLD, PAGEOUT, POPULATE_…, DONTNEED_LOCKED, COLLAPSE, … */
-const UNSUPPORTED_ADVICE: ReadonlySet<number> = new Set([
-  8, 18, 19, 20, 21, 22, 23, 24, 25, 100, 101, 102, 103,
-]);
+/** Advice of Linux that would have to do something: FREE, COLD, PAGEOUT, POPULATE_…, DONTNEED_LOCKED, … COLLAPSE (25) is EINVAL, as it
+ * is for mappings that take no huge pages: here none does. */
+const UNSUPPORTED_ADVICE: ReadonlySet<number> = new Set([8, 18, 19, 20, 21, 22, 23, 24, 100, 101, 102, 103]);
 
 /** What `faultIn` found; one object that each call fills anew. */
 export interface HostPage {

@@ -324,6 +324,11 @@ describe('mmap', () => {
     expect(host.memory.usage().get('process vmm')).toBeUndefined();
   });
 
+  it('MADV_COLLAPSE is EINVAL', () => {
+    const { host, at } = mapped(3n);
+    expect(failure(() => host.process.memory.madvise(at, 0x1000, 25))).toBe('EINVAL');
+  });
+
   it('beyond the file is SIGBUS', () => {
     const { load, store } = mapped(3n, { length: 0x1_2000 });
     expect([load(0xffff), load(0x1_0000), store(0x1_1000, 1)]).toEqual([0, 'EFAULT/SIGBUS', 'EFAULT/SIGBUS']);
