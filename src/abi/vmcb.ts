@@ -207,5 +207,31 @@ export const EVENT = {
   VALID: 1 << 31,
 } as const;
 
+/** Clean bits (APM volume 2, 15.15): 1 says that the processor's copy of these fields is still good. */
+export const CLEAN = {
+  /** Intercepts, TSC offset, PAUSE filter. */
+  INTERCEPTS: 1 << 0,
+  /** IOPM_BASE_PA and MSRPM_BASE_PA. */
+  PERMISSIONS: 1 << 1,
+  ASID: 1 << 2,
+  /** V_TPR, V_IRQ and the other virtual-interrupt fields of INT_CTL and INT_VECTOR. */
+  INTERRUPT: 1 << 3,
+  /** NP_ENABLE, NCR3, G_PAT. */
+  NESTED: 1 << 4,
+  /** CR0, CR3, CR4, EFER. */
+  CR: 1 << 5,
+  /** DR6, DR7. */
+  DR: 1 << 6,
+  /** GDTR, IDTR. */
+  TABLES: 1 << 7,
+  /** CS DS SS ES, CPL. */
+  SEGMENTS: 1 << 8,
+  CR2: 1 << 9,
+  /** DBGCTL and the branch records. */
+  LBR: 1 << 10,
+  AVIC: 1 << 11,
+  CET: 1 << 12,
+} as const;
+
 export const NESTED_CTL_NP_ENABLE = 1;
 export const TLB_CONTROL = { NOTHING: 0, FLUSH_ALL: 1, FLUSH_ASID: 3, FLUSH_ASID_NON_GLOBAL: 7 } as const;

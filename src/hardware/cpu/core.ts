@@ -168,7 +168,10 @@ export class Core {
     } finally {
       access.step = undefined;
     }
-    if (step.outcome === 'pending') return 'pending';
+    if (step.outcome === 'pending') {
+      this.#entry.forget();
+      return 'pending';
+    }
     if (step.outcome === 'running' && reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
     if (step.outcome === 'running' && reason === LEAVE.VMEXIT) {
       this.#exit.store(vmcb);

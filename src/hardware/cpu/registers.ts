@@ -23,6 +23,8 @@ export class Registers {
   readonly state: number;
   /** True once the save area's mirror may differ from the VMCB. */
   changed = false;
+  /** RFLAGS as the last entry or exit left them both here and in the VMCB. */
+  storedFlags: number = RFLAGS.FIXED;
   readonly #word: number;
   readonly #long: number;
 

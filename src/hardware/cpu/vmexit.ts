@@ -69,13 +69,15 @@ export class GuestExit {
       registers.changed = false;
     }
     const at = save >>> 2;
-    words[at + (SAVE.RIP >> 2)] = registers.word(STATE.RIP);
-    words[at + (SAVE.RIP >> 2) + 1] = registers.word(STATE.RIP + 4);
-    words[at + (SAVE.RSP >> 2)] = registers.word(RSP);
-    words[at + (SAVE.RSP >> 2) + 1] = registers.word(RSP + 4);
-    words[at + (SAVE.RAX >> 2)] = registers.word(STATE.GPR);
-    words[at + (SAVE.RAX >> 2) + 1] = registers.word(STATE.GPR + 4);
+    const state = registers.state >>> 2;
+    words[at + (SAVE.RIP >> 2)] = words[state + (STATE.RIP >> 2)]!;
+    words[at + (SAVE.RIP >> 2) + 1] = words[state + (STATE.RIP >> 2) + 1]!;
+    words[at + (SAVE.RSP >> 2)] = words[state + (RSP >> 2)]!;
+    words[at + (SAVE.RSP >> 2) + 1] = words[state + (RSP >> 2) + 1]!;
+    words[at + (SAVE.RAX >> 2)] = words[state + (STATE.GPR >> 2)]!;
+    words[at + (SAVE.RAX >> 2) + 1] = words[state + (STATE.GPR >> 2) + 1]!;
     const flags = registers.rflags;
+    registers.storedFlags = flags;
     words[at + (SAVE.RFLAGS >> 2)] = flags;
     words[at + (SAVE.RFLAGS >> 2) + 1] = 0;
     const interruptsOn = (flags & RFLAGS.IF) !== 0 ? GUEST_INTERRUPT_MASK : 0;
@@ -94,7 +96,11 @@ export class GuestExit {
 
   #storeBytes(vmcb: number, wanted: boolean): void {
     const { bytes } = this.#parts.memory;
-    const count = wanted ? peekCode(this.#parts, this.#code) : 0;
+    if (!wanted) {
+      bytes[vmcb + VMCB.BYTES_FETCHED] = 0;
+      return;
+    }
+    const count = peekCode(this.#parts, this.#code);
     bytes[vmcb + VMCB.BYTES_FETCHED] = count;
     for (let i = 0; i < count; i++) bytes[vmcb + VMCB.GUEST_BYTES + i] = this.#code[i]!;
   }

@@ -1,11 +1,14 @@
 /**
  * VMRUN: from the VMCB into the core (APM volume 2, 15.5.1; the checks in the order of the reference's table of VMEXIT_INVALID causes). What the
- * host would do by VMLOAD around it (FS, GS, TR, LDTR, system-call MSRs) is done here as well. Clean bits are ignored: everything is loaded.
+ * host would do by VMLOAD around it (FS, GS, TR, LDTR, system-call MSRs) is done here as well.
+ *
+ * Clean bits (15.15): where the VMCB is the one that ran last and all bits of CACHED are set, only what has no clean bit is checked and loaded;
+ * any clear bit makes it load and check everything. SEGMENTS stands for VMLOAD's fields too. Intercepts are read from the VMCB in any case.
  *
  * Left out: SEV, AVIC, virtual interrupts and NMIs, LBR virtualisation, guests without nested paging, modes other than 64-bit (the last
  * three throw by name).
  */
-import { EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, TLB_CONTROL, VMCB } from '../../abi/vmcb.ts';
+import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, TLB_CONTROL, VMCB } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { CoreParts } from './parts.ts';
@@ -26,6 +29,17 @@ const WRITE_TRAPS = 0xffff8000 | 0;
 const TYPE_MASK = 0x700;
 const NOT_IN_LONG_MODE = new Set<number>([VECTOR.BR, VECTOR.OF]);
 const PAT_TYPES = 0b11110011;
+/** Groups of which the core keeps a copy. */
+const CACHED =
+  CLEAN.INTERCEPTS |
+  CLEAN.PERMISSIONS |
+  CLEAN.ASID |
+  CLEAN.NESTED |
+  CLEAN.CR |
+  CLEAN.DR |
+  CLEAN.TABLES |
+  CLEAN.SEGMENTS |
+  CLEAN.LBR;
 
 export class GuestEntry {
   readonly #parts: CoreParts;
@@ -34,6 +48,8 @@ export class GuestEntry {
   #asid = 0;
   #nestedRoot = -1;
   #vmcb = -1;
+  /** The VMCB whose checked copy the core has. */
+  #held = -1;
 
   constructor(parts: CoreParts) {
     this.#parts = parts;
@@ -42,20 +58,49 @@ export class GuestEntry {
 
   /** Loads the guest. False: a check failed, nothing is loaded. */
   load(vmcb: number): boolean {
-    const { intercepts } = this.#parts;
+    const { intercepts, registers } = this.#parts;
+    const words = this.#words;
+    const control = vmcb >>> 2;
     intercepts.vmcb = vmcb;
-    if (!this.#controlIsValid() || !this.#guestIsValid(vmcb + VMCB.SAVE_AREA)) return false;
+    if (vmcb !== this.#held || (words[control + (VMCB.CLEAN >> 2)]! & CACHED) !== CACHED)
+      return this.#loadAll(vmcb);
+    const flush = words[control + (VMCB.TLB_CONTROL >> 2)]! & 7;
+    const event = words[control + (VMCB.EVENTINJ >> 2)]!;
+    if ((flush !== 0 && !isLegalFlush(flush)) || (event < 0 && !isLegalEvent(event))) return this.#refuse();
+    if (flush !== 0) this.#flush();
+    const save = control + (VMCB.SAVE_AREA >> 2);
+    const held = (registers.state + STATE.SAVE) >>> 2;
+    words[held + (SAVE.CR2 >> 2)] = words[save + (SAVE.CR2 >> 2)]!;
+    words[held + (SAVE.CR2 >> 2) + 1] = words[save + (SAVE.CR2 >> 2) + 1]!;
+    this.#loadUncached(save);
+    return true;
+  }
+
+  #loadAll(vmcb: number): boolean {
+    if (!this.#controlIsValid() || !this.#guestIsValid(vmcb + VMCB.SAVE_AREA)) return this.#refuse();
     this.#loadControl(vmcb);
     this.#loadGuest(vmcb + VMCB.SAVE_AREA);
+    this.#held = vmcb;
     return true;
+  }
+
+  #refuse(): boolean {
+    this.#held = -1;
+    return false;
   }
 
   /** Loads the guest for an instruction of the host's emulator: nothing is checked, and no stale translation is used. */
   reload(vmcb: number): void {
     this.#parts.intercepts.vmcb = vmcb;
+    if (vmcb !== this.#held) this.#held = -1;
     this.#loadControl(vmcb);
     this.#loadGuest(vmcb + VMCB.SAVE_AREA);
     this.#flush();
+  }
+
+  /** What the core holds is not what was stored: the next VMRUN loads everything. */
+  forget(): void {
+    this.#held = -1;
   }
 
   #flush(): void {
@@ -69,10 +114,7 @@ export class GuestEntry {
     if (intercepts.has(INTERCEPT.IOIO) && !this.#mapFits(VMCB.IOPM_BASE_PA, IOPM_BYTES)) return false;
     if (intercepts.has(INTERCEPT.MSR) && !this.#mapFits(VMCB.MSRPM_BASE_PA, MSRPM_BYTES)) return false;
     if (intercepts.word(VMCB.ASID) === 0) return false;
-    const flush = intercepts.word(VMCB.TLB_CONTROL) & 7;
-    const { NOTHING, FLUSH_ALL, FLUSH_ASID, FLUSH_ASID_NON_GLOBAL } = TLB_CONTROL;
-    if (flush !== NOTHING && flush !== FLUSH_ALL && flush !== FLUSH_ASID && flush !== FLUSH_ASID_NON_GLOBAL)
-      return false;
+    if (!isLegalFlush(intercepts.word(VMCB.TLB_CONTROL) & 7)) return false;
     if (!isLegalEvent(intercepts.word(VMCB.EVENTINJ))) return false;
     return (intercepts.word(VMCB.NCR3 + 4) & ABOVE_PHYSICAL) === 0;
   }
@@ -134,7 +176,7 @@ export class GuestEntry {
   }
 
   #loadGuest(save: number): void {
-    const { registers, intercepts, tlb } = this.#parts;
+    const { registers, tlb } = this.#parts;
     const words = this.#words;
     const mirror = registers.state + STATE.SAVE;
     const at = save >>> 2;
@@ -158,23 +200,48 @@ export class GuestEntry {
     const cpl = (words[held + ((SAVE.CPL & ~3) >> 2)]! >>> 24) & 3;
     registers.setWord(STATE.CPL, cpl);
     registers.setWord(STATE.TLB_SET, cpl === 3 ? USER_TLB : 0);
-    registers.setWord(STATE.RIP, words[at + (SAVE.RIP >> 2)]!);
-    registers.setWord(STATE.RIP + 4, words[at + (SAVE.RIP >> 2) + 1]!);
-    registers.setWord(RSP, words[at + (SAVE.RSP >> 2)]!);
-    registers.setWord(RSP + 4, words[at + (SAVE.RSP >> 2) + 1]!);
-    registers.setWord(STATE.GPR, words[at + (SAVE.RAX >> 2)]!);
-    registers.setWord(STATE.GPR + 4, words[at + (SAVE.RAX >> 2) + 1]!);
     registers.rflags = words[at + (SAVE.RFLAGS >> 2)]!;
-    const shadow = intercepts.word(VMCB.INT_STATE) & 1;
-    registers.setWord(STATE.INTERRUPT_SHADOW, shadow);
+    registers.storedFlags = words[at + (SAVE.RFLAGS >> 2)]!;
+    this.#loadUncached(at);
+  }
+
+  /** RIP, RSP, RAX, RFLAGS and the interrupt shadow. `save`: word index of the save area. */
+  #loadUncached(save: number): void {
+    const { registers } = this.#parts;
+    const words = this.#words;
+    const state = registers.state >>> 2;
+    const rip = words[save + (SAVE.RIP >> 2)]!;
+    const ripHigh = words[save + (SAVE.RIP >> 2) + 1]!;
+    words[state + (STATE.RIP >> 2)] = rip;
+    words[state + (STATE.RIP >> 2) + 1] = ripHigh;
+    words[state + (RSP >> 2)] = words[save + (SAVE.RSP >> 2)]!;
+    words[state + (RSP >> 2) + 1] = words[save + (SAVE.RSP >> 2) + 1]!;
+    words[state + (STATE.GPR >> 2)] = words[save + (SAVE.RAX >> 2)]!;
+    words[state + (STATE.GPR >> 2) + 1] = words[save + (SAVE.RAX >> 2) + 1]!;
+    const flags = words[save + (SAVE.RFLAGS >> 2)]!;
+    if (flags !== registers.storedFlags) registers.rflags = flags;
+    const shadow = words[save + INT_STATE_FROM_SAVE]! & 1;
+    words[state + (STATE.INTERRUPT_SHADOW >> 2)] = shadow;
     if (shadow !== 0) {
-      registers.setWord(STATE.SHADOW_RIP, registers.word(STATE.RIP));
-      registers.setWord(STATE.SHADOW_RIP + 4, registers.word(STATE.RIP + 4));
+      words[state + (STATE.SHADOW_RIP >> 2)] = rip;
+      words[state + (STATE.SHADOW_RIP >> 2) + 1] = ripHigh;
     }
   }
 }
 
+/** In words, from the save area's start. */
+const INT_STATE_FROM_SAVE = (VMCB.INT_STATE - VMCB.SAVE_AREA) >> 2;
 const RSP = STATE.GPR + 8 * 4;
+
+function isLegalFlush(control: number): boolean {
+  const { NOTHING, FLUSH_ALL, FLUSH_ASID, FLUSH_ASID_NON_GLOBAL } = TLB_CONTROL;
+  return (
+    control === NOTHING ||
+    control === FLUSH_ALL ||
+    control === FLUSH_ASID ||
+    control === FLUSH_ASID_NON_GLOBAL
+  );
+}
 
 /** Types of EVENTINJ: an exception is no NMI, one of 32, and one that 64-bit mode has. */
 function isLegalEvent(event: number): boolean {

@@ -334,6 +334,7 @@ export class Vcpu implements KvmVcpu {
       const before = this.instructions;
       const code = core.vmrun(vmcb.spa, limited ? this.#sliceLeft : UNLIMITED);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
+      vmcb.markAllClean();
       if (code !== VMEXIT.INVALID) vmcb.requeueEvent();
       const result = handleExit(this, code);
       if (limited) this.#sliceLeft -= this.instructions - before;

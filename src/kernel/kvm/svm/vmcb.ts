@@ -8,9 +8,9 @@
  *
  * Left out: AVIC, virtual GIF and NMI, LBR virtualisation, PAUSE filter, SEV.
  */
-import { EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, VMCB } from '../../../abi/vmcb.ts';
+import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, VMCB } from '../../../abi/vmcb.ts';
 import { PAT_DEFAULT, VECTOR } from '../../../abi/x86.ts';
-import type { Spa } from '../../../base/address.ts';
+import { pfnOf, type Spa } from '../../../base/address.ts';
 import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
 
 const INTERCEPTED = [
@@ -48,27 +48,72 @@ const INTERRUPT_SHADOW = 1;
 const at = (field: number): number => VMCB.SAVE_AREA + field;
 const RIP = at(SAVE.RIP);
 
-/** One VMCB page. Offsets are those of abi/vmcb.ts, from the page's start. */
+/** vmcb_mark_all_clean: all bits but the two that KVM always leaves clear. */
+const ALL_CLEAN =
+  CLEAN.INTERCEPTS |
+  CLEAN.PERMISSIONS |
+  CLEAN.ASID |
+  CLEAN.NESTED |
+  CLEAN.CR |
+  CLEAN.DR |
+  CLEAN.TABLES |
+  CLEAN.SEGMENTS |
+  CLEAN.LBR |
+  CLEAN.AVIC;
+const CLEAN_WORD = VMCB.CLEAN >>> 2;
+const PAGE_BYTES = 4096;
+
+/** Which clean bit a write to each word of the page clears. Words without a bit of their own (RIP, EVENTINJ, …) are read at each VMRUN. */
+const DIRTIED = new Int32Array(PAGE_BYTES / 4);
+const dirties = (bit: number, first: number, bytes: number): void => {
+  DIRTIED.fill(bit, first >>> 2, (first + bytes) >>> 2);
+};
+dirties(CLEAN.INTERCEPTS, VMCB.INTERCEPT_CR, 0x40);
+dirties(CLEAN.PERMISSIONS, VMCB.IOPM_BASE_PA, 16);
+dirties(CLEAN.INTERCEPTS, VMCB.TSC_OFFSET, 8);
+dirties(CLEAN.ASID, VMCB.ASID, 4);
+dirties(CLEAN.NESTED, VMCB.NESTED_CTL, 8);
+dirties(CLEAN.NESTED, VMCB.NCR3, 8);
+dirties(CLEAN.LBR, VMCB.VIRT_EXT, 8);
+// What VMLOAD loads (FS, GS, LDTR, TR, system-call MSRs) has no bit: SEGMENTS stands for it, since the core does VMLOAD's work at VMRUN.
+dirties(CLEAN.SEGMENTS, at(SAVE.ES), 0xd0);
+dirties(CLEAN.TABLES, at(SAVE.GDTR), 16);
+dirties(CLEAN.TABLES, at(SAVE.IDTR), 16);
+dirties(CLEAN.CR, at(SAVE.EFER), 8);
+dirties(CLEAN.CR, at(SAVE.CR4), 0x18);
+dirties(CLEAN.DR, at(SAVE.DR7), 0x10);
+dirties(CLEAN.SEGMENTS, at(SAVE.STAR), SAVE.CR2 - SAVE.STAR);
+dirties(CLEAN.NESTED, at(SAVE.G_PAT), 8);
+dirties(CLEAN.LBR, at(SAVE.DBGCTL), 0x28);
+
+/** One VMCB page. Offsets are those of abi/vmcb.ts, from the page's start. Setters clear the clean bit of what they write. */
 export class Vmcb {
   readonly spa: Spa;
-  readonly #memory: HostMemory;
+  readonly #words: Int32Array;
+  readonly #longs: BigUint64Array;
 
   constructor(memory: HostMemory, spa: Spa) {
-    this.#memory = memory;
     this.spa = spa;
+    const { buffer, byteOffset } = memory.page(pfnOf(spa));
+    this.#words = new Int32Array(buffer, byteOffset, PAGE_BYTES / 4);
+    this.#longs = new BigUint64Array(buffer, byteOffset, PAGE_BYTES / 8);
   }
 
   word(offset: number): number {
-    return this.#memory.load32((this.spa + offset) as Spa);
+    return this.#words[offset >>> 2]!;
   }
   setWord(offset: number, value: number): void {
-    this.#memory.store32((this.spa + offset) as Spa, value);
+    const words = this.#words;
+    words[offset >>> 2] = value;
+    const dirty = DIRTIED[offset >>> 2]!;
+    if (dirty !== 0) words[CLEAN_WORD]! &= ~dirty;
   }
   long(offset: number): bigint {
-    return this.#memory.load64((this.spa + offset) as Spa);
+    return this.#longs[offset >>> 3]!;
   }
   setLong(offset: number, value: bigint): void {
-    this.#memory.store64((this.spa + offset) as Spa, value);
+    this.#longs[offset >>> 3] = value;
+    this.#words[CLEAN_WORD]! &= ~DIRTIED[offset >>> 2]!;
   }
   /** A field of the save area. */
   save(field: number): bigint {
@@ -82,6 +127,10 @@ export class Vmcb {
   }
   setSaveWord(field: number, value: number): void {
     this.setWord(VMCB.SAVE_AREA + field, value);
+  }
+  /** After VMRUN: what is in the VMCB is what the processor has. */
+  markAllClean(): void {
+    this.#words[CLEAN_WORD] = ALL_CLEAN;
   }
   /** A u64 below 2^53. */
   number(offset: number): number {
@@ -107,10 +156,10 @@ export class Vmcb {
 
   /** RIP goes behind the intercepted instruction; a shadow of STI or MOV SS ends (svm_skip_emulated_instruction). */
   skipInstruction(): void {
-    this.setWord(RIP, this.word(VMCB.NEXT_RIP));
-    this.setWord(RIP + 4, this.word(VMCB.NEXT_RIP + 4));
-    const state = this.word(VMCB.INT_STATE);
-    if ((state & INTERRUPT_SHADOW) !== 0) this.setWord(VMCB.INT_STATE, state & ~INTERRUPT_SHADOW);
+    const words = this.#words;
+    words[RIP >>> 2] = words[VMCB.NEXT_RIP >>> 2]!;
+    words[(RIP >>> 2) + 1] = words[(VMCB.NEXT_RIP >>> 2) + 1]!;
+    words[VMCB.INT_STATE >>> 2]! &= ~INTERRUPT_SHADOW;
   }
 
   /** Has the exception delivered at the next VMRUN. */
