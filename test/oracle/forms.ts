@@ -19,7 +19,7 @@ export interface Form {
   readonly name: string;
 }
 
-/** Every form of the mnemonics that exists in 64-bit mode and has legacy encoding; for another vendor than AMD, those that all agree on. */
+/** Every form of the mnemonics that exists in 64-bit mode and has legacy encoding, or VEX for general registers alone; for another vendor than AMD, those that all agree on. */
 export function formsOf(mnemonics: readonly string[], vendor = 'AMD'): Form[] {
   const wanted = new Set(mnemonics.map((name) => (Mnemonic as unknown as Record<string, number>)[name]));
   const forms: Form[] = [];
@@ -29,8 +29,11 @@ export function formsOf(mnemonics: readonly string[], vendor = 'AMD'): Form[] {
     probe.code = code;
     const info = probe.opCode;
     if (EXCLUDED.test(name) || (vendor !== 'AMD' && AMD_ONLY.test(name))) continue;
-    if (wanted.has(info.mnemonic) && info.mode64 && info.encoding === iced.EncodingKind.Legacy) {
-      const operands = Array.from({ length: info.opCount }, (_, k) => OpCodeOperandKind[info.opKind(k)]!);
+    const operands = Array.from({ length: info.opCount }, (_, k) => OpCodeOperandKind[info.opKind(k)]!);
+    const { Legacy, VEX } = iced.EncodingKind;
+    const encoded =
+      info.encoding === Legacy || (info.encoding === VEX && operands.every((kind) => /^(r|imm)/.test(kind)));
+    if (wanted.has(info.mnemonic) && info.mode64 && encoded) {
       if (!operands.some((kind) => /^(mm_|br|far|seg_reg|cr_|dr_|[ecsdfg]s$)/.test(kind)))
         forms.push({ code, operands, name });
     }

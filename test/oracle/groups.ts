@@ -12,6 +12,8 @@ export const GROUPS: Readonly<Record<string, readonly string[]>> = {
   conditions: [...perCondition('Cmov'), ...perCondition('Set')],
   stack: 'Push Pop Pushfq Leave Enter'.split(' '),
   shifts: 'Shl Shr Sar Sal Rol Ror Rcl Rcr Shld Shrd'.split(' '),
+  bitManipulation: 'Andn Bextr Blsi Blsmsk Blsr Bzhi Mulx Pdep Pext Rorx Sarx Shlx Shrx'.split(' '),
+  byteOrder: 'Movbe Crc32 Adcx Adox'.split(' '),
   bits: 'Bt Bts Btr Btc Bsf Bsr Tzcnt Lzcnt Popcnt'.split(' '),
   multiplication: 'Mul Imul Div Idiv'.split(' '),
   exchange: 'Xadd Cmpxchg Cmpxchg8b Cmpxchg16b'.split(' '),

@@ -221,7 +221,7 @@ class Composition {
 
   #operand(instruction: Iced.Instruction, k: number, kind: string): boolean {
     const random = this.#random;
-    const sized = /^r(8|16|32|64)_(or_mem|reg|opcode|rm|reg_mem)$/.exec(kind);
+    const sized = /^r(8|16|32|64)_(or_mem|reg|opcode|rm|reg_mem|vvvv)$/.exec(kind);
     if (kind === 'xmm_reg' || kind === 'xmm_rm')
       this.#setRegister(instruction, k, registerName(128, random.below(16)));
     else if (kind === 'xmm_or_mem' && random.oneIn(2))

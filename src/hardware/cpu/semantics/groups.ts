@@ -1,10 +1,13 @@
 /** All groups of instructions that the core has. A new group is a file here and a line in this list. */
 import { arithmetic } from './arithmetic.ts';
 import { bits } from './bit.ts';
+import { bitManipulation } from './bit-manipulation.ts';
 import { branch } from './branch.ts';
+import { checksum } from './checksum.ts';
 import { exchange } from './exchange.ts';
 import { flagRegister } from './flag-register.ts';
 import { move } from './move.ts';
+import { multiPrecision } from './multi-precision.ts';
 import { multiplication } from './multiply.ts';
 import type { Group } from './operation.ts';
 import { shifts } from './shift.ts';
@@ -22,7 +25,10 @@ export const GROUPS: readonly Group[] = [
   flagRegister,
   shifts,
   bits,
+  bitManipulation,
+  checksum,
   multiplication,
+  multiPrecision,
   exchange,
   strings,
   sse2,

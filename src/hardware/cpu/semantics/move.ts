@@ -1,6 +1,6 @@
-/** Data movement (APM volume 3: MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CMOVcc, SETcc, CBW family, XLAT, MOVNTI). */
+/** Data movement (APM volume 3: MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, MOVBE, CMOVcc, SETcc, CBW family, XLAT, MOVNTI). */
 import { GPR } from '../state.ts';
-import { i64, select } from '../wasm/value.ts';
+import { type I64, i64, select } from '../wasm/value.ts';
 import { CONDITIONS, condition } from './flags.ts';
 import {
   ADDRESS,
@@ -38,17 +38,17 @@ function exchange(c: OperandContext): void {
 
 /** With 16 bits the manual says undefined; AMD's cores clear them. */
 function byteSwap(c: OperandContext): void {
-  if (c.size === 16) {
-    c.write(0, i64.const(0));
-    return;
-  }
-  const a = c.readUnsigned(0);
+  c.write(0, c.size === 16 ? i64.const(0) : reversedBytes(c, c.readUnsigned(0)));
+}
+
+/** The bytes of a zero-extended operand in reverse order. */
+function reversedBytes(c: OperandContext, a: I64): I64 {
   const swapBytes = (v: typeof a) =>
     i64.or(i64.and(i64.shl(v, 8), 0xff00ff00ff00ff00n), i64.and(i64.shrU(v, 8), 0x00ff00ff00ff00ffn));
   const swapWords = (v: typeof a) =>
     i64.or(i64.and(i64.shl(v, 16), 0xffff0000ffff0000n), i64.and(i64.shrU(v, 16), 0x0000ffff0000ffffn));
   const reversed = c.code.let(i64.rotl(swapWords(swapBytes(a)), 32));
-  c.write(0, c.size === 32 ? i64.shrU(reversed, 32) : reversed);
+  return c.size === 64 ? reversed : i64.shrU(reversed, 64 - c.size);
 }
 
 /** The source is read, and a 32-bit destination zero-extended, whether the condition holds or not. */
@@ -121,6 +121,7 @@ export const move: Group = {
     },
     xchg: { sizes: INTEGER_SIZES, forms: ['registers', 'memory0'], emit: exchange },
     bswap: { sizes: WIDE, flags: 'keep', emit: byteSwap },
+    movbe: { sizes: WIDE, flags: 'keep', emit: (c) => c.write(0, reversedBytes(c, c.readUnsigned(1))) },
     widen: { sizes: WIDE, hot: [64], flags: 'keep', emit: widenAccumulator },
     spread: { sizes: WIDE, hot: HOT, flags: 'keep', emit: spreadSign },
     xlat: { sizes: [8], emit: translateByte },
@@ -140,6 +141,7 @@ export const move: Group = {
     Lea: { operation: 'lea', roles: [WRITE, ADDRESS] },
     Xchg: { operation: 'xchg', roles: [UPDATE, UPDATE] },
     Bswap: { operation: 'bswap', roles: [UPDATE] },
+    Movbe: { operation: 'movbe', roles: [WRITE, READ] },
     Cbw: implicit('widen', 16),
     Cwde: implicit('widen', 32),
     Cdqe: implicit('widen', 64),
