@@ -8,6 +8,7 @@
 import { EVENT, INTERCEPT, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
 import { pfnOf, type Spa } from '../../base/address.ts';
+import { type Entropy, seededEntropy } from '../../base/entropy.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import { FRAME_FLAG, type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
@@ -42,6 +43,8 @@ export interface CoreOptions {
   readonly owner?: FrameOwner;
   /** The time stamp counter; when absent, it counts retired instructions, so that runs repeat. */
   readonly tsc?: () => bigint;
+  /** What RDRAND and RDSEED give; when absent, the same numbers in every run, others for each core. */
+  readonly entropy?: Entropy;
   /** Most bytes of host memory for decoded code. */
   readonly codeBytes?: number;
 }
@@ -97,7 +100,20 @@ export class Core {
       this.#codeWritten(frame, offset, bytes);
     const access = new MemoryAccess({ memory, registers, events, walker, tlb, codeWritten });
     const intercepts = new Intercepts(memory);
-    this.#parts = { id, memory, trace, registers, events, intercepts, nested, walker, tlb, access };
+    const entropy = options.entropy ?? seededEntropy(id);
+    this.#parts = {
+      id,
+      memory,
+      trace,
+      registers,
+      events,
+      intercepts,
+      nested,
+      walker,
+      tlb,
+      access,
+      entropy,
+    };
     const segments = new Segmentation(this.#parts);
     this.#exceptions = new Exceptions(this.#parts, segments);
     const msrs = new MsrFile(this.#parts, options.tsc ?? (() => registers.long(STATE.RETIRED)));

@@ -25,13 +25,14 @@ const bits = (...numbers: number[]): number => numbers.reduce((sum, bit) => sum 
 
 /** DE PSE TSC MSR PAE MCE CX8 PGE CMOV PAT CLFSH FXSR SSE SSE2. */
 const STANDARD_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 19, 24, 25, 26);
-/** CX16. */
-const STANDARD_ECX = bits(13);
-/** FSGSBASE, SMEP, CLFLUSHOPT, SMAP. */
-const STRUCTURED_EBX = bits(0, 7, 20, 23);
-const STRUCTURED_ECX_UMIP = bits(2);
-/** LAHF in 64-bit mode. */
-const EXTENDED_ECX = bits(0);
+/** CX16, MOVBE, POPCNT, RDRAND. */
+const STANDARD_ECX = bits(13, 22, 23, 30);
+/** FSGSBASE, BMI1, SMEP, BMI2, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB. */
+const STRUCTURED_EBX = bits(0, 3, 7, 8, 18, 19, 20, 23, 24);
+/** UMIP, RDPID. */
+const STRUCTURED_ECX = bits(2, 22);
+/** LAHF in 64-bit mode, LZCNT, PREFETCHW. */
+const EXTENDED_ECX = bits(0, 5, 8);
 /** The AMD copies of STANDARD_EDX; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode. */
 const EXTENDED_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 24) | bits(11, 20, 26, 27, 29);
 const CLFLUSH_SIZE = 8 << 8;
@@ -60,7 +61,7 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
     case 7:
       if (subleaf !== 0) break;
       result.ebx = STRUCTURED_EBX;
-      result.ecx = STRUCTURED_ECX_UMIP;
+      result.ecx = STRUCTURED_ECX;
       break;
     case 0x8000_0001:
       result.eax = MILAN_SIGNATURE;

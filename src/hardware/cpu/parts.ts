@@ -1,4 +1,5 @@
 /** What a core is made of, as its parts know each other. */
+import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../memory/host-memory.ts';
 import type { Events } from './events.ts';
@@ -20,4 +21,6 @@ export interface CoreParts {
   readonly walker: PageWalker;
   readonly tlb: CoreTlb;
   readonly access: MemoryAccess;
+  /** What RDRAND and RDSEED give. */
+  readonly entropy: Entropy;
 }

@@ -151,6 +151,7 @@ export const SYSTEM = {
   RDRAND: 83,
   RDSEED: 84,
   PAUSE: 85,
+  RDPID: 86,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

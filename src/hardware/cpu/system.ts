@@ -141,8 +141,9 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     INVPCID: absent('INVPCID'),
     XSAVE: absent('XSAVE'),
     XRSTOR: absent('XRSTOR'),
-    RDRAND: absent('RDRAND'),
-    RDSEED: absent('RDSEED'),
+    RDRAND: processor.randomNumber,
+    RDSEED: processor.randomNumber,
+    RDPID: processor.readProcessorId(msrs),
     PVALIDATE: absent('PVALIDATE'),
     RMPADJUST: absent('RMPADJUST'),
   };

@@ -151,12 +151,16 @@ const bitsOf = (...numbers: readonly number[]): number =>
   numbers.reduce((word, bit) => word | (1 << bit), 0) >>> 0;
 /** DE PSE TSC MSR PAE CX8 APIC SEP PGE CMOV PAT PSE36 CLFSH FXSR SSE SSE2 */
 const LEAF1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 24, 25, 26);
-/** CX16 POPCNT */
-const LEAF1_ECX = bitsOf(13, 23);
+/** CX16 MOVBE POPCNT RDRAND */
+const LEAF1_ECX = bitsOf(13, 22, 23, 30);
+/** FSGSBASE BMI1 SMEP BMI2 RDSEED ADX SMAP CLFLUSHOPT CLWB */
+const LEAF7_EBX = bitsOf(0, 3, 7, 8, 18, 19, 20, 23, 24);
+/** UMIP RDPID */
+const LEAF7_ECX = bitsOf(2, 22);
 /** The bits of leaf 1 that AMD repeats, and SYSCALL NX PAGE1GB RDTSCP LM */
 const EXTENDED1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 24, 26, 27, 29);
-/** LAHF in long mode */
-const EXTENDED1_ECX = bitsOf(0);
+/** LAHF in long mode, ABM (LZCNT), 3DNOWPREFETCH */
+const EXTENDED1_ECX = bitsOf(0, 5, 8);
 const LEAF_1 = 1;
 const PHYSICAL_AND_LINEAR_BITS = 48 | (48 << 8) | (48 << 16);
 const NAME = 'SoftCVM virtual processor';
@@ -185,7 +189,7 @@ export function supportedCpuid(): CpuidEntry[] {
   return [
     entry(0, 7, vendorB, vendorC, vendorD),
     entry(LEAF_1, MILAN_SIGNATURE, 8 << 8, LEAF1_ECX, LEAF1_EDX),
-    entry(7, 0, 0, 0, 0, 0),
+    entry(7, 0, LEAF7_EBX, LEAF7_ECX, 0, 0),
     entry(0x8000_0000, 0x8000_0008, vendorB, vendorC, vendorD),
     entry(0x8000_0001, MILAN_SIGNATURE, 0, EXTENDED1_ECX, EXTENDED1_EDX),
     nameLeaf(0x8000_0002, 0),

@@ -176,6 +176,12 @@ export class GuestBench {
     this.setWord(0x5c, 0);
     return code;
   }
+  /** Runs `bytes` at CODE, with a HLT behind them. */
+  runBytes(...bytes: readonly number[]): number {
+    this.memory.write(this.spa(CODE), Uint8Array.from([...bytes, 0xf4]));
+    this.setLong(RIP, BigInt(CODE));
+    return this.run();
+  }
   /** Goes on behind the intercepted instruction. */
   skip(budget = UNLIMITED): number {
     this.setLong(RIP, this.long(NEXT_RIP));

@@ -1,12 +1,13 @@
 /** Instructions about the processor itself: CPUID, MSRs, time stamps, HLT, caches and TLB, MONITOR and MWAIT (APM volume 3). */
 import { INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
-import { CR4 } from '../../../abi/x86.ts';
+import { CR4, RFLAGS } from '../../../abi/x86.ts';
 import { type CpuidResult, chipCpuid } from '../cpuid.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
 import type { MsrFile } from '../msr.ts';
 import { GPR, STATE } from '../state.ts';
 import type { SystemInstruction, SystemOperation } from './instruction.ts';
 
+const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
 const U32 = 0xffffffffn;
 const CPUID_RESULT: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 /** How many bytes a data access of CLFLUSH counts as. */
@@ -135,3 +136,21 @@ export function wait(i: SystemInstruction): number {
   if (!i.privileged) return i.undefined();
   return i.parts.intercepts.has(INTERCEPT.MWAIT) ? i.exit(VMEXIT.MWAIT) : i.undefined();
 }
+
+/** RDRAND and RDSEED always have a number: CF is set, the other arithmetic flags are clear. */
+export function randomNumber(i: SystemInstruction): number {
+  const { registers, entropy } = i.parts;
+  const bytes = new Uint8Array(8);
+  entropy.fill(bytes.subarray(0, i.size));
+  i.setOperand(new DataView(bytes.buffer).getBigUint64(0, true), i.size);
+  registers.rflags = (registers.rflags & ~ARITHMETIC) | RFLAGS.CF;
+  return 0;
+}
+
+/** RDPID: TSC_AUX, at any privilege. */
+export const readProcessorId =
+  (msrs: MsrFile): SystemOperation =>
+  (i) => {
+    i.setOperand(msrs.tscAux & U32, 8);
+    return 0;
+  };

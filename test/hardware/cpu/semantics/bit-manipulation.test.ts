@@ -16,12 +16,7 @@ beforeEach(() => {
 });
 afterEach(() => bench.close());
 
-/** Runs the bytes and a HLT behind them. */
-function run(...bytes: number[]): number {
-  bench.memory.write(bench.spa(CODE), Uint8Array.from([...bytes, 0xf4]));
-  bench.setLong(RIP, BigInt(CODE));
-  return bench.run();
-}
+const run = (...bytes: number[]): number => bench.runBytes(...bytes);
 
 describe('VEX-encoded integer instructions', () => {
   const andn = [0xc4, 0xe2, 0x60, 0xf2, 0xc1]; // andn eax, ebx, ecx
