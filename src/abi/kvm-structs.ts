@@ -1,6 +1,6 @@
 /**
  * Structures that KVM's ioctls take on x86-64 (linux/kvm.h, asm/kvm.h; 7.2). Member names are C's. `struct kvm_run` is in
- * `kvm-run.ts`. Left out: what no code here passes yet (irqchip, clocks, MSR filters).
+ * `kvm-run.ts`. Left out: what no code here passes yet (irqchip, clocks).
  */
 import { array, bytes, pad, s32, struct, u8, u16, u32, u64, union } from './layout.ts';
 
@@ -170,6 +170,49 @@ export const kvm_debugregs = struct('kvm_debugregs', {
   flags: u64,
   reserved: array(u64, 9),
 });
+
+/** KVM_GET_XSAVE, KVM_SET_XSAVE; GET_XSAVE2 may give more than this. */
+export const kvm_xsave = struct('kvm_xsave', { region: bytes(4096) });
+
+/** KVM_GET_XCRS, KVM_SET_XCRS */
+export const kvm_xcr = struct('kvm_xcr', { xcr: u32, reserved: u32, value: u64 });
+export const kvm_xcrs = struct('kvm_xcrs', {
+  nr_xcrs: u32,
+  flags: u32,
+  xcrs: array(kvm_xcr, 16),
+  padding: bytes(128),
+});
+
+/** KVM_TRANSLATE; written back */
+export const kvm_translation = struct('kvm_translation', {
+  linear_address: u64,
+  physical_address: u64,
+  valid: u8,
+  writeable: u8,
+  usermode: u8,
+  pad: pad(5),
+});
+
+/** KVM_INTERRUPT */
+export const kvm_interrupt = struct('kvm_interrupt', { irq: u32 });
+
+/** KVM_SET_GUEST_DEBUG */
+export const kvm_guest_debug = struct('kvm_guest_debug', { control: u32, pad: u32, debugreg: array(u64, 8) });
+
+/** KVM_X86_SET_MSR_FILTER; `bitmap` is a user pointer. */
+export const kvm_msr_filter_range = struct('kvm_msr_filter_range', {
+  flags: u32,
+  nmsrs: u32,
+  base: u32,
+  bitmap: u64,
+});
+export const kvm_msr_filter = struct('kvm_msr_filter', {
+  flags: u32,
+  ranges: array(kvm_msr_filter_range, 16),
+});
+
+/** Header of KVM_GET_MSR_INDEX_LIST and …_FEATURE_INDEX_LIST; `nmsrs` numbers follow. */
+export const kvm_msr_list = struct('kvm_msr_list', { nmsrs: u32 });
 
 /** KVM_GET_MP_STATE, KVM_SET_MP_STATE */
 export const kvm_mp_state = struct('kvm_mp_state', { mp_state: u32 });
