@@ -5,25 +5,39 @@
  * |---|---|
  * | 0 | reserved, always zero (`CORE.md`: an empty page map) |
  * | 1 | words that cores and host share: `codeGeneration` |
- * | 2… | `frameFlags`, one byte a frame |
+ * | 2… | `frameFlags`, one byte a frame; then the frames' tags (memory-encryption.ts), a word a frame; then the RMP, where the machine has one |
  * | the rest | handed out by the buddy allocator |
  *
  * Cores reach memory through `wasm`, `bytes`, `words`, `longs`; those are for `hardware/` alone. Everybody else goes through
- * `read`, `write`, `clear`, `copy`, `load…`, `store…`: what a host's software sees of DRAM. Left out so far: the keys of
- * encrypted guests and the RMP.
+ * `read`, `write`, `clear`, `copy`, `load…`, `store…`: what a host's software sees of DRAM, which is ciphertext where a frame belongs to an
+ * encrypted guest. Its writes to frames that the RMP gives to somebody else throw RmpViolation.
  */
 import { PAGE_SIZE, type Pfn, pfn, type Spa } from '../../base/address.ts';
 import type { Trace } from '../../base/trace.ts';
 import { BuddyAllocator, MAX_ORDER, NO_FRAME } from './buddy.ts';
 import type { BulkOperations } from './bulk.ts';
 import { type FrameOwner, FrameOwners } from './frame-owner.ts';
+import { MemoryEncryption } from './memory-encryption.ts';
 import { MAX_WASM_PAGES, type MemoryPool, type PooledMemory, processPool, WASM_PAGE } from './pool.ts';
+import { Rmp, rmpFrames } from './rmp.ts';
+import { RmpViolation } from './rmp-violation.ts';
 
 export { NO_FRAME } from './buddy.ts';
 export type { FrameOwner } from './frame-owner.ts';
 
-/** Bits of `frameFlags`. CODE: a core has decoded instructions of the frame. */
-export const FRAME_FLAG = { CODE: 1 } as const;
+/**
+ * Bits of `frameFlags`. CODE: a core has decoded instructions of the frame. ENCRYPTED: it has a tag, its bytes are plaintext under some key.
+ * ASSIGNED: it is assigned in the RMP, which firmware has initialised.
+ */
+export const FRAME_FLAG = { CODE: 1, ENCRYPTED: 2, ASSIGNED: 4 } as const;
+/** Frames that are more than DRAM to the host's software. */
+const GUARDED = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.ASSIGNED;
+
+/** Who keeps translations to frames, and is told when they hold no longer: a core. */
+export interface TranslationCache {
+  /** `frames` frames from `frame` on belong to somebody else, or are to be seen otherwise. */
+  forgetFrames(frame: number, frames: number): void;
+}
 
 const MIN_BYTES = 1 << 20;
 const MAX_BYTES = MAX_WASM_PAGES * WASM_PAGE;
@@ -51,6 +65,10 @@ export class HostMemory {
   /** Where `frameFlags` and `codeGeneration` lie, for cores. */
   readonly frameFlagsAddress = (FLAGS_FRAME * PAGE_SIZE) as Spa;
   readonly codeGenerationAddress = (CODE_GENERATION * 4) as Spa;
+  readonly encryption: MemoryEncryption;
+  /** The reverse map table; undefined on a machine without SNP. */
+  readonly rmp: Rmp | undefined;
+  readonly translationCaches = new Set<TranslationCache>();
 
   readonly #pooled: PooledMemory;
   readonly #pool: MemoryPool;
@@ -60,9 +78,12 @@ export class HostMemory {
   readonly #trace: Trace;
   /** 1: the frame was handed out since the memory was last all zero. */
   readonly #touched: Uint8Array;
+  readonly #tags: Int32Array;
+  /** Frames that are never handed out. */
+  readonly #reserved: number;
   #closed = false;
 
-  private constructor(bytes: number, trace: Trace, pool: MemoryPool) {
+  private constructor(bytes: number, trace: Trace, pool: MemoryPool, withRmp: boolean) {
     this.#trace = trace;
     this.#pool = pool;
     this.#pooled = pool.take(Math.ceil(bytes / WASM_PAGE));
@@ -75,19 +96,30 @@ export class HostMemory {
     this.frameCount = Math.floor(bytes / PAGE_SIZE);
     this.frameFlags = new Uint8Array(buffer, this.frameFlagsAddress, this.frameCount);
     this.#touched = new Uint8Array(this.frameCount);
-    this.#buddy = new BuddyAllocator(this.frameCount, FLAGS_FRAME + Math.ceil(this.frameCount / PAGE_SIZE));
+    const tagFrame = FLAGS_FRAME + Math.ceil(this.frameCount / PAGE_SIZE);
+    const tableFrame = tagFrame + Math.ceil((this.frameCount * 4) / PAGE_SIZE);
+    this.#reserved = tableFrame + (withRmp ? rmpFrames(this.frameCount) : 0);
+    this.#buddy = new BuddyAllocator(this.frameCount, this.#reserved);
+    this.encryption = new MemoryEncryption({
+      bytes: this.bytes,
+      tags: new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount),
+      noteTag: (frame, tag) => this.#noteTag(frame, tag),
+      changed: (frame) => this.#changed(frame),
+    });
+    this.#tags = new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount);
+    this.rmp = withRmp ? new Rmp(this.#rmpMemory(), pfn(tableFrame)) : undefined;
   }
 
   /**
    * A host's RAM of `bytes` bytes, 1 MiB to 4 GiB, a multiple of 4096; all zero. Throws RangeError for another size.
-   * `pool` is where the memory comes from and goes back to.
+   * `pool` is where the memory comes from and goes back to. `rmp`: the machine has SNP, and sets frames aside for a reverse map table.
    */
-  static create(options: { bytes: number; trace: Trace; pool?: MemoryPool }): HostMemory {
+  static create(options: { bytes: number; trace: Trace; pool?: MemoryPool; rmp?: boolean }): HostMemory {
     const { bytes } = options;
     if (!(bytes >= MIN_BYTES && bytes <= MAX_BYTES && bytes % PAGE_SIZE === 0)) {
       throw new RangeError(`host memory of ${bytes} bytes: must be a multiple of 4096 from 1 MiB to 4 GiB`);
     }
-    return new HostMemory(bytes, options.trace, options.pool ?? processPool);
+    return new HostMemory(bytes, options.trace, options.pool ?? processPool, options.rmp ?? false);
   }
 
   /** The owner of that name, to account frames to. */
@@ -156,7 +188,9 @@ export class HostMemory {
   read(at: Spa, into: Uint8Array): void {
     const { length } = into;
     this.#check(at, length);
-    if (length <= SMALL) {
+    if (this.#meets(at, length, FRAME_FLAG.ENCRYPTED)) {
+      this.#readEncrypted(at, into);
+    } else if (length <= SMALL) {
       const { bytes } = this;
       for (let i = 0; i < length; i++) into[i] = bytes[at + i]!;
     } else {
@@ -167,6 +201,7 @@ export class HostMemory {
   write(at: Spa, from: Uint8Array): void {
     const { length } = from;
     this.#check(at, length);
+    this.#beforeWrite(at, length);
     if (length <= SMALL) {
       const { bytes } = this;
       for (let i = 0; i < length; i++) bytes[at + i] = from[i]!;
@@ -179,6 +214,7 @@ export class HostMemory {
   /** Zeroes `length` bytes from `at` on. */
   clear(at: Spa, length: number): void {
     this.#check(at, length);
+    this.#beforeWrite(at, length);
     this.#bulk.clear(at, length);
     this.#wrote(at, length);
   }
@@ -187,13 +223,23 @@ export class HostMemory {
   copy(to: Spa, from: Spa, length: number): void {
     this.#check(to, length);
     this.#check(from, length);
-    this.#bulk.copy(to, from, length);
+    this.#beforeWrite(to, length);
+    if (this.#meets(from, length, FRAME_FLAG.ENCRYPTED)) {
+      const seen = new Uint8Array(length);
+      this.#readEncrypted(from, seen);
+      this.bytes.set(seen, to);
+    } else this.#bulk.copy(to, from, length);
     this.#wrote(to, length);
   }
 
   /** The signed 32-bit word at `at`. */
   load32(at: Spa): number {
     this.#check(at, 4);
+    if (this.#meets(at, 4, FRAME_FLAG.ENCRYPTED)) {
+      const seen = new Uint8Array(4);
+      this.#readEncrypted(at, seen);
+      return seen[0]! | (seen[1]! << 8) | (seen[2]! << 16) | (seen[3]! << 24);
+    }
     if ((at & 3) === 0) return this.words[at / 4]!;
     const { bytes } = this;
     return bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24);
@@ -201,6 +247,7 @@ export class HostMemory {
 
   store32(at: Spa, value: number): void {
     this.#check(at, 4);
+    this.#beforeWrite(at, 4);
     if ((at & 3) === 0) {
       this.words[at / 4] = value;
     } else {
@@ -215,6 +262,7 @@ export class HostMemory {
     const index = at >>> 2;
     if ((at & 3) !== 0 || !(at >= 0 && at < MAX_BYTES) || index >= words.length)
       throw new RangeError(`host memory: no aligned word at 0x${at.toString(16)}`);
+    if ((this.frameFlags[at >>> 12]! & GUARDED) !== 0) this.#beforeWrite(at, 4);
     const word = words[index]!;
     if ((word & bits) !== 0) {
       words[index] = word & ~bits;
@@ -225,7 +273,7 @@ export class HostMemory {
 
   load64(at: Spa): bigint {
     this.#check(at, 8);
-    if ((at & 7) === 0) return this.longs[at / 8]!;
+    if ((at & 7) === 0 && !this.#meets(at, 8, FRAME_FLAG.ENCRYPTED)) return this.longs[at / 8]!;
     const low = BigInt.asUintN(32, BigInt(this.load32(at)));
     return low | (BigInt.asUintN(32, BigInt(this.load32((at + 4) as Spa))) << 32n);
   }
@@ -233,6 +281,7 @@ export class HostMemory {
   store64(at: Spa, value: bigint): void {
     this.#check(at, 8);
     if ((at & 7) === 0) {
+      this.#beforeWrite(at, 8);
       this.longs[at / 8] = value;
       this.#wrote(at, 8);
     } else {
@@ -244,6 +293,7 @@ export class HostMemory {
   /** A view of one frame, for frames that the host's software owns (kvm_run pages). A guest's frames are not read so. */
   page(frame: Pfn): Uint8Array {
     this.#check((frame * PAGE_SIZE) as Spa, PAGE_SIZE);
+    if ((this.frameFlags[frame]! & GUARDED) !== 0) throw new RmpViolation(frame * PAGE_SIZE);
     return new Uint8Array(this.wasm.buffer, frame * PAGE_SIZE, PAGE_SIZE);
   }
 
@@ -269,7 +319,7 @@ export class HostMemory {
     let frames = 0;
     for (let frame = 0; frame < touched.length; frame++) frames += touched[frame]!;
     if (frames > SCRUB_LIMIT_FRAMES) return false;
-    this.#bulk.clear(CONTROL_FRAME * PAGE_SIZE, PAGE_SIZE + this.frameCount);
+    this.#bulk.clear(CONTROL_FRAME * PAGE_SIZE, (this.#reserved - CONTROL_FRAME) * PAGE_SIZE);
     for (let start = touched.indexOf(1); start >= 0; ) {
       const end = touched.indexOf(0, start);
       const stop = end < 0 ? this.frameCount : end;
@@ -282,6 +332,7 @@ export class HostMemory {
   /** Zeroes those of the frames that were handed out before, and marks them all as handed out. */
   #zero(frame: number, frames: number): void {
     const touched = this.#touched;
+    this.#leaveEncryption(frame, frames);
     if (frames === 1) {
       if (touched[frame] === 1) this.#bulk.clear(frame * PAGE_SIZE, PAGE_SIZE);
       touched[frame] = 1;
@@ -312,8 +363,8 @@ export class HostMemory {
 
   #wrote(at: number, length: number): void {
     if (length === 0) return;
-    const last = Math.floor((at + length - 1) / PAGE_SIZE);
-    for (let frame = Math.floor(at / PAGE_SIZE); frame <= last; frame++) {
+    const last = (at + length - 1) >>> 12;
+    for (let frame = at >>> 12; frame <= last; frame++) {
       if ((this.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0) {
         Atomics.add(this.words, CODE_GENERATION, 1);
         return;
@@ -325,10 +376,84 @@ export class HostMemory {
     const flags = this.frameFlags;
     let found = 0;
     for (let i = frame; i < frame + frames; i++) {
-      found |= flags[i]!;
-      if (flags[i] !== 0) flags[i] = 0;
+      const flag = flags[i]!;
+      found |= flag;
+      if ((flag & FRAME_FLAG.CODE) !== 0) flags[i] = flag & ~FRAME_FLAG.CODE;
     }
     if ((found & FRAME_FLAG.CODE) !== 0) Atomics.add(this.words, CODE_GENERATION, 1);
+  }
+
+  /** Whether one of the frames of a range has one of these flags. */
+  #meets(at: number, length: number, flags: number): boolean {
+    const { frameFlags } = this;
+    if ((frameFlags[at >>> 12]! & flags) !== 0) return length > 0;
+    const last = (at + length - 1) >>> 12;
+    for (let frame = (at >>> 12) + 1; frame <= last; frame++)
+      if ((frameFlags[frame]! & flags) !== 0) return true;
+    return false;
+  }
+
+  /** The host's software is about to write: not to somebody else's pages, and over what DRAM holds. Nothing has changed when it throws. */
+  #beforeWrite(at: number, length: number): void {
+    if (!this.#meets(at, length, GUARDED)) return;
+    const first = at >>> 12;
+    const last = (at + length - 1) >>> 12;
+    for (let frame = first; frame <= last; frame++)
+      if ((this.frameFlags[frame]! & FRAME_FLAG.ASSIGNED) !== 0)
+        throw new RmpViolation(Math.max(at, frame * PAGE_SIZE));
+    for (let frame = first; frame <= last; frame++) this.encryption.seal(frame);
+  }
+
+  #readEncrypted(at: number, into: Uint8Array): void {
+    const { length } = into;
+    for (let from = 0; from < length; ) {
+      const frame = (at + from) >>> 12;
+      const offset = (at + from) % PAGE_SIZE;
+      const count = Math.min(PAGE_SIZE - offset, length - from);
+      const page =
+        this.#tags[frame] === 0
+          ? this.bytes.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE)
+          : this.encryption.ciphertext(frame);
+      into.set(page.subarray(offset, offset + count), from);
+      from += count;
+    }
+  }
+
+  /** Frames that are handed out anew: nothing of what stood in them is left. Throws RmpViolation when one is still assigned. */
+  #leaveEncryption(frame: number, frames: number): void {
+    const flags = this.frameFlags;
+    for (let i = frame; i < frame + frames; i++) {
+      if ((flags[i]! & GUARDED) === 0) continue;
+      if ((flags[i]! & FRAME_FLAG.ASSIGNED) !== 0) throw new RmpViolation(i * PAGE_SIZE);
+      this.encryption.adopt(i as Pfn, 0);
+    }
+  }
+
+  #noteTag(frame: number, tag: number): void {
+    this.#tags[frame] = tag;
+    const flags = this.frameFlags;
+    flags[frame] = tag === 0 ? flags[frame]! & ~FRAME_FLAG.ENCRYPTED : flags[frame]! | FRAME_FLAG.ENCRYPTED;
+  }
+
+  #changed(frame: number): void {
+    this.#forgetTranslations(frame, 1);
+    if ((this.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0) Atomics.add(this.words, CODE_GENERATION, 1);
+  }
+
+  #forgetTranslations(frame: number, frames: number): void {
+    for (const cache of this.translationCaches) cache.forgetFrames(frame, frames);
+  }
+
+  #rmpMemory(): ConstructorParameters<typeof Rmp>[0] {
+    return {
+      words: this.words,
+      frameCount: this.frameCount,
+      noteAssigned: (frame, assigned) => {
+        const flags = this.frameFlags;
+        flags[frame] = assigned ? flags[frame]! | FRAME_FLAG.ASSIGNED : flags[frame]! & ~FRAME_FLAG.ASSIGNED;
+      },
+      forgetTranslations: (frame, frames) => this.#forgetTranslations(frame, frames),
+    };
   }
 
   #traceFrames(what: string, frame: number, order: number, owner: FrameOwner): void {
