@@ -6,10 +6,9 @@ const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 const { Code, Instruction, Mnemonic, OpCodeOperandKind } = iced;
 
 /**
- * ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name; a
- * form of SSE4.1.
+ * ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name.
  */
-const EXCLUDED = /^Enterw|^(Movsd|Cmpsd)_xmm|^Pextrw_r(32|64)m16/;
+const EXCLUDED = /^Enterw|^Cmpsd_xmm/;
 /** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
 const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
 

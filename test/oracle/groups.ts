@@ -2,6 +2,8 @@
 
 import { CONDITIONS } from '../../src/hardware/cpu/semantics/flags.ts';
 import { sse2 } from '../../src/hardware/cpu/semantics/sse2.ts';
+import { sse41 } from '../../src/hardware/cpu/semantics/sse4-1.ts';
+import { ssse3 } from '../../src/hardware/cpu/semantics/ssse3.ts';
 
 const perCondition = (prefix: string): string[] =>
   CONDITIONS.map(([name]) => `${prefix}${name.toLowerCase()}`);
@@ -22,5 +24,7 @@ export const GROUPS: Readonly<Record<string, readonly string[]>> = {
       ' ',
     ),
   sse2: Object.keys(sse2.instructions),
+  ssse3: Object.keys(ssse3.instructions),
+  sse41: Object.keys(sse41.instructions),
   flags: 'Lahf Sahf Clc Stc Cmc Cld Std'.split(' '),
 };

@@ -233,6 +233,7 @@ class Composition {
     else if (kind.startsWith('imm')) return this.#immediate(instruction, k, kind);
     else if (kind === 'es_rDI') return this.#stringOperand(instruction, k, OpKind.MemoryESRDI, 7);
     else if (kind === 'seg_rSI') return this.#stringOperand(instruction, k, OpKind.MemorySegRSI, 6);
+    else if (kind === 'seg_rDI') return this.#stringOperand(instruction, k, OpKind.MemorySegRDI, 7);
     else if (kind === 'seg_rBX_al') {
       if (!this.#fix(3, this.#window + 128n)) return false;
       instruction.setOpKind(k, OpKind.Memory);
@@ -342,7 +343,7 @@ class Composition {
     instruction.setOpKind(k, kind);
     if (!this.#fix(register, this.#window + 512n + BigInt(this.#random.below(64) - 32))) return false;
     const random = this.#random;
-    if (!random.oneIn(3)) return true;
+    if (kind === OpKind.MemorySegRDI || !random.oneIn(3)) return true;
     if (!this.#fix(1, BigInt(random.below(9)))) return false;
     if (random.oneIn(2)) instruction.hasRepePrefix = true;
     else if (/^(cmps|scas)/i.test(Mnemonic[instruction.mnemonic]!)) instruction.hasRepnePrefix = true;

@@ -2,14 +2,14 @@
  * From one instruction to its records: the operation by the groups' tables, its operands by their roles, and loads and stores
  * around it where the operation has no form for the memory operand.
  */
-import { RECORD } from '../record.ts';
+import { RECORD, SYSTEM } from '../record.ts';
 import { GROUPS } from '../semantics/groups.ts';
 import type { Instruction as Description, Role } from '../semantics/operation.ts';
 import { STATE } from '../state.ts';
 import { type Instruction, iced } from './iced.ts';
 import type { AddressParts, Line } from './line.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand, operandSizes } from './operands.ts';
-import { registers } from './registers.ts';
+import { registers, SEGMENT_BASE } from './registers.ts';
 
 const DESCRIPTIONS: Readonly<Record<string, Description>> = Object.assign(
   {},
@@ -35,6 +35,7 @@ export function planDescribed(
   const memory = memoryOperand(instruction);
   const role = memory < 0 ? undefined : description.roles[memory];
   const plan = { operation: `${operation}.${size}`, size, description, instruction, line, handler };
+  if (operation === 'maskmovdqu') return planMaskedStore(plan);
   if (role === undefined || role.access === 'none') return planRegisters(plan);
   if (operation === 'cmpxchg16b') return planWideExchange(plan);
   if (BIT_TEST.test(name) && indexedByRegister(instruction)) return planFarBit(plan, role);
@@ -43,7 +44,8 @@ export function planDescribed(
   if (direct === undefined) return planAround(plan, role);
   if (description.aligned) return planAround(plan, role);
   line.add(direct, effectiveAddress(instruction, line, handler));
-  setOperands(plan, undefined);
+  setOperands(plan, description.float ? STATE.XTEMP0 : undefined);
+  setFloat(plan);
   return true;
 }
 
@@ -86,6 +88,7 @@ function planRegisters(plan: Plan): boolean {
   if (number === undefined) return false;
   plan.line.add(number);
   setOperands(plan, undefined);
+  setFloat(plan);
   return true;
 }
 
@@ -121,6 +124,24 @@ function planWideExchange({ instruction, line, handler }: Plan): boolean {
   return true;
 }
 
+/** MASKMOVDQU: its memory operand is implied, at rDI with a segment. */
+function planMaskedStore({ instruction, line, handler }: Plan): boolean {
+  const { OpKind, Register } = iced();
+  const short = instruction.opKind(0) === OpKind.MemorySegEDI;
+  let address: AddressParts = { base: RDI, index: STATE.ZERO, scale: 0, displacement: 0n };
+  if (short) {
+    line.add(handler('ea.32')!, address);
+    address = AT_TEMP_EA;
+  }
+  const { memorySegment: segment } = instruction;
+  if (segment === Register.FS) address = { ...address, index: SEGMENT_BASE.FS };
+  if (segment === Register.GS) address = { ...address, index: SEGMENT_BASE.GS };
+  line.add(handler('maskmovdqu.128.memory0')!, address);
+  for (const k of [1, 2]) line.operand(k, registers().places.get(instruction.opRegister(k))!.offset);
+  return true;
+}
+const RDI = STATE.GPR + 8 * 7;
+
 /** A load before, a store after, and a temporary in the place of the memory operand. */
 function planAround(plan: Plan, role: Role, at?: AddressParts): boolean {
   const { line, handler, description } = plan;
@@ -140,10 +161,18 @@ function planAround(plan: Plan, role: Role, at?: AddressParts): boolean {
   }
   line.add(number);
   setOperands(plan, place);
+  setFloat(plan);
   if (role.access === 'read') return true;
   line.add(handler(vector ? `storeVector${aligned}.128.memory0` : `store.${size}.memory0`)!, address);
   line.operand(1, place);
   return true;
+}
+
+/** What the slow path is asked if the operation leaves the instruction to it; a memory operand is in XTEMP0 then. */
+function setFloat({ description, instruction, line }: Plan): void {
+  if (!description.float) return;
+  line.word(RECORD.SYSTEM, SYSTEM.FLOAT);
+  line.word(RECORD.SIZE, description.float(operandSizes(instruction)) << 8);
 }
 
 /** Addresses of the operands of the record just added; a memory operand is at `temporary`, or found by its address. */

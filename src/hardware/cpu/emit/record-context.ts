@@ -80,7 +80,10 @@ export class RecordContext implements OperandContext {
   }
 
   writeVector(operand: OperandIndex, what: V128): void {
-    if (operand === this.#memory) {
+    if (operand === this.#memory && this.#update) {
+      this.code.storeV128(this.#update.host, 0, what);
+      finishUpdate(this.#place, this.#update.host, this.#update.linear, 16);
+    } else if (operand === this.#memory) {
       const linear = this.effectiveAddress();
       writeMemory(this.#place, linear, 16, (host, offset) => this.code.storeV128(host, offset, what));
     } else {
@@ -158,6 +161,11 @@ export class RecordContext implements OperandContext {
 
   restart(): void {
     this.#place.leave(i32.const(LAYER.RESTART));
+  }
+
+  leaveToSystem(): void {
+    if (this.#place.misses) this.#place.leave(i32.const(LAYER.SYSTEM));
+    else this.#place.goCold();
   }
 
   branchInPage(): void {

@@ -11,7 +11,10 @@ import { multiPrecision } from './multi-precision.ts';
 import { multiplication } from './multiply.ts';
 import type { Group } from './operation.ts';
 import { shifts } from './shift.ts';
+import { sseFloat } from './sse-float.ts';
 import { sse2 } from './sse2.ts';
+import { sse41 } from './sse4-1.ts';
+import { ssse3 } from './ssse3.ts';
 import { stack } from './stack.ts';
 import { strings } from './string.ts';
 import { transfer } from './transfer.ts';
@@ -32,4 +35,7 @@ export const GROUPS: readonly Group[] = [
   exchange,
   strings,
   sse2,
+  sseFloat,
+  ssse3,
+  sse41,
 ];

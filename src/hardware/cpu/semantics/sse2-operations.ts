@@ -9,7 +9,7 @@ import { type I32, type I64, i32, i64, select, type V128 } from '../wasm/value.t
 export type VectorOperation = (destination: V128, source: V128) => V128;
 
 /** Byte lanes of a shuffle that takes `width`-byte elements by index; elements from 16/width on are the second operand's. */
-const elements = (width: number, ...indices: readonly number[]): number[] =>
+export const elements = (width: number, ...indices: readonly number[]): number[] =>
   indices.flatMap((index) => Array.from({ length: width }, (_, byte) => index * width + byte));
 
 const interleave = (width: number, first: number): number[] => {
@@ -28,10 +28,11 @@ const unpackHigh =
 /** High halves of eight 32-bit products that lie in two vectors. */
 const highHalves = (low: V128, high: V128): V128 =>
   i8x16.shuffle(low, high, elements(2, 1, 3, 5, 7, 9, 11, 13, 15));
-const EVEN_DWORDS = elements(4, 0, 2, 0, 2);
+export const EVEN_DWORDS = elements(4, 0, 2, 0, 2);
 
 /** |a − b| of unsigned bytes. */
-const absoluteDifference: VectorOperation = (a, b) => v128.or(i8x16.subSatU(a, b), i8x16.subSatU(b, a));
+export const absoluteDifference: VectorOperation = (a, b) =>
+  v128.or(i8x16.subSatU(a, b), i8x16.subSatU(b, a));
 
 /** Both sums of eight unsigned bytes, each in the low 16 bits of a quadword. */
 const sumOfQuadwords = (bytes: V128): V128 => {
@@ -111,6 +112,12 @@ export const VECTOR_OPERATIONS: Readonly<Record<string, VectorOperation>> = {
   Movlhps: (a, b) => i8x16.shuffle(a, b, elements(8, 0, 2)),
 };
 
+/** Copies with lanes doubled (SSE3), by mnemonic. */
+export const VECTOR_COPIES: Readonly<Record<string, (source: V128) => V128>> = {
+  Movsldup: (a) => i8x16.shuffle(a, a, elements(4, 0, 0, 2, 2)),
+  Movshdup: (a) => i8x16.shuffle(a, a, elements(4, 1, 1, 3, 3)),
+};
+
 /** value, count (any 64-bit number) → shifted; counts of at least the lane's width clear it, or fill it with the sign. */
 export type VectorShift = (value: V128, count: I64) => V128;
 
@@ -137,16 +144,16 @@ export const VECTOR_SHIFTS: Readonly<Record<string, VectorShift>> = {
 
 /** The index of each byte in its vector. */
 const BYTE_NUMBERS = Array.from({ length: 16 }, (_, byte) => byte);
-const byteNumbers = (): V128 => v128.const(BYTE_NUMBERS);
+export const byteNumbers = (): V128 => v128.const(BYTE_NUMBERS);
 
 /** destination, source, immediate byte → result, for what an immediate steers at run time. */
 export type ImmediateOperation = (destination: V128, source: V128, immediate: I32) => V128;
 
-const selector = (immediate: I32, lane: number, bits: number): I32 =>
+export const selector = (immediate: I32, lane: number, bits: number): I32 =>
   i32.and(i32.shrU(immediate, lane * bits), (1 << bits) - 1);
 
 /** Bytes of dwords whose numbers are the four 2-bit fields of `immediate`: an index vector for a swizzle. */
-const dwordIndices = (immediate: I32): V128 => {
+export const dwordIndices = (immediate: I32): V128 => {
   let index = i32x4.splat(i32.mul(selector(immediate, 0, 2), 0x04040404));
   for (let lane = 1; lane < 4; lane++) {
     index = i32x4.replace(index, lane, i32.mul(selector(immediate, lane, 2), 0x04040404));

@@ -1,34 +1,28 @@
 /**
- * SSE and SSE2: moves, logic, packed integers, shuffles (AMD APM volume 4). `sse2-operations.ts` says what they compute, this
- * group where their operands lie. Left out: floating point, MASKMOVDQU, and all that touches MMX registers.
+ * SSE and SSE2, and the moves of SSE3: moves, logic, packed integers, shuffles (AMD APM volume 4). `sse2-operations.ts` says what they
+ * compute, this group where their operands lie. Left out: floating-point arithmetic, and all that touches MMX registers.
  */
-import { i64x2, v128 } from '../wasm/simd.ts';
-import { type I32, type I64, i32, i64, select, type V128 } from '../wasm/value.ts';
+import { i8x16, i32x4, i64x2, v128 } from '../wasm/simd.ts';
+import { type I64, i32, i64, select, type V128 } from '../wasm/value.ts';
 import {
   type Group,
   type Instruction,
+  NONE,
   type OperandContext,
   type Operation,
   READ,
-  type Role,
   UPDATE,
   WRITE,
 } from './operation.ts';
+import { byte, each, READ_DWORD, READ_QUADWORD, READ_WORD, together, VECTOR } from './packed-rows.ts';
 import {
   BYTE_SHIFTS,
   SIGN_MASKS,
+  VECTOR_COPIES,
   VECTOR_IMMEDIATE_OPERATIONS,
   VECTOR_OPERATIONS,
   VECTOR_SHIFTS,
 } from './sse2-operations.ts';
-
-const VECTOR = [128] as const;
-const READ_DWORD: Role = { access: 'read', size: 32 };
-const READ_QUADWORD: Role = { access: 'read', size: 64 };
-const READ_WORD: Role = { access: 'read', size: 16 };
-
-const name = (mnemonic: string): string => mnemonic.toLowerCase();
-const byte = (c: OperandContext, operand: 1 | 2): I32 => i32.wrap(c.readUnsigned(operand, 8));
 
 /** What gcc's vectorised loops and its memory functions are made of. */
 const FREQUENT: ReadonlySet<string> = new Set(
@@ -37,48 +31,38 @@ const FREQUENT: ReadonlySet<string> = new Set(
   ),
 );
 
-/** One operation and one row for each entry of a table of `sse2-operations.ts`. */
-function each<T>(
-  table: Readonly<Record<string, T>>,
-  emit: (c: OperandContext, entry: T) => void,
-  roles: readonly Role[],
-  sizes: Operation['sizes'] = VECTOR,
-): Group {
-  const destination = roles[0] === WRITE ? 'write' : 'update';
-  const row = (mnemonic: string): Instruction => ({ operation: name(mnemonic), roles, aligned: true });
-  return {
-    operations: Object.fromEntries(
-      Object.entries(table).map(([mnemonic, entry]) => [
-        name(mnemonic),
-        {
-          sizes,
-          destination,
-          hot: FREQUENT.has(mnemonic) ? sizes : undefined,
-          emit: (c: OperandContext) => emit(c, entry),
-        },
-      ]),
-    ),
-    instructions: Object.fromEntries(Object.keys(table).map((mnemonic) => [mnemonic, row(mnemonic)])),
-  };
-}
-
-const TABLES: readonly Group[] = [
-  each(VECTOR_OPERATIONS, (c, compute) => c.writeVector(0, compute(c.readVector(0), c.readVector(1))), [
-    UPDATE,
-    READ,
-  ]),
-  each(VECTOR_SHIFTS, (c, shift) => c.writeVector(0, shift(c.readVector(0), c.readUnsigned(1, 64))), [
-    UPDATE,
-    READ,
-  ]),
-  each(BYTE_SHIFTS, (c, shift) => c.writeVector(0, shift(c.readVector(0), byte(c, 1))), [UPDATE, READ]),
+const frequent = { frequent: FREQUENT };
+const TABLES = together(
+  each(
+    VECTOR_OPERATIONS,
+    (c, compute) => c.writeVector(0, compute(c.readVector(0), c.readVector(1))),
+    [UPDATE, READ],
+    frequent,
+  ),
+  each(VECTOR_COPIES, (c, copy) => c.writeVector(0, copy(c.readVector(1))), [WRITE, READ]),
+  each(
+    VECTOR_SHIFTS,
+    (c, shift) => c.writeVector(0, shift(c.readVector(0), c.readUnsigned(1, 64))),
+    [UPDATE, READ],
+    frequent,
+  ),
+  each(
+    BYTE_SHIFTS,
+    (c, shift) => c.writeVector(0, shift(c.readVector(0), byte(c, 1))),
+    [UPDATE, READ],
+    frequent,
+  ),
   each(
     VECTOR_IMMEDIATE_OPERATIONS,
     (c, compute) => c.writeVector(0, compute(c.readVector(0), c.readVector(1), byte(c, 2))),
     [UPDATE, READ, READ],
+    frequent,
   ),
-  each(SIGN_MASKS, (c, mask) => c.write(0, i64.fromI32U(mask(c.readVector(1)))), [WRITE, READ], [32, 64]),
-];
+  each(SIGN_MASKS, (c, mask) => c.write(0, i64.fromI32U(mask(c.readVector(1)))), [WRITE, READ], {
+    sizes: [32, 64],
+    ...frequent,
+  }),
+);
 
 /** A quadword alone in a vector. */
 const alone = (quadword: I64): V128 => i64x2.replace(v128.zero(), 0, quadword);
@@ -91,6 +75,22 @@ const outOfHalf =
   (lane: 0 | 1): Operation['emit'] =>
   (c) =>
     c.write(0, i64x2.extract(c.readVector(1), lane));
+
+/** MOVSS and MOVSD between registers: the lowest lane alone changes. */
+const lowLane = (c: OperandContext, old: V128, bits: 32 | 64): V128 =>
+  bits === 32
+    ? i32x4.replace(old, 0, i32.wrap(c.readUnsigned(1, 32)))
+    : i64x2.replace(old, 0, c.readUnsigned(1, 64));
+
+/**
+ * MASKMOVDQU: the bytes of operand 1 for which operand 2 has its top bit, to memory that is read and checked first. Whether bytes that
+ * the mask leaves out may fault is up to the processor; here all 16 count.
+ */
+function storeSelected(c: OperandContext): void {
+  const old = c.readVector(0);
+  const mask = i8x16.gtS(v128.zero(), c.readVector(2));
+  c.writeVector(0, v128.select(c.readVector(1), old, mask));
+}
 
 function extractWord(c: OperandContext): void {
   const source = c.readVector(1);
@@ -114,7 +114,7 @@ function insertWord(c: OperandContext): void {
 }
 
 const ALIGNED_MOVES = ['Movdqa', 'Movaps', 'Movapd', 'Movntdq', 'Movntps', 'Movntpd'];
-const UNALIGNED_MOVES = ['Movdqu', 'Movups', 'Movupd'];
+const UNALIGNED_MOVES = ['Movdqu', 'Movups', 'Movupd', 'Lddqu'];
 
 /** Moves between a vector register's low or high half and memory; the other direction has the vector second. */
 const halfMove = (half: 'Low' | 'High'): Instruction => ({
@@ -122,9 +122,19 @@ const halfMove = (half: 'Low' | 'High'): Instruction => ({
   roles: [UPDATE, READ_QUADWORD],
 });
 
+/** MOVSS, MOVSD: between registers one lane, from memory all of the register. */
+const scalarMove = (bits: 32 | 64): Instruction => {
+  const name = bits === 32 ? 'dword' : 'quadword';
+  return {
+    operation: ([to, from]) =>
+      to !== 128 ? `${name}FromVector` : from === 128 ? `${name}IntoVector` : `${name}ToVector`,
+    roles: [WRITE, bits === 32 ? READ_DWORD : READ_QUADWORD],
+  };
+};
+
 export const sse2: Group = {
   operations: {
-    ...Object.assign({}, ...TABLES.map(({ operations }) => operations)),
+    ...TABLES.operations,
     movVector: {
       sizes: VECTOR,
       forms: ['registers', 'memory0', 'memory1'],
@@ -134,33 +144,50 @@ export const sse2: Group = {
     },
     dwordToVector: {
       sizes: VECTOR,
+      forms: ['registers', 'memory1'],
       destination: 'write',
+      hot: VECTOR,
       emit: (c) => c.writeVector(0, alone(c.readUnsigned(1, 32))),
     },
     quadwordToVector: {
       sizes: VECTOR,
+      forms: ['registers', 'memory1'],
       destination: 'write',
+      hot: VECTOR,
       emit: (c) => c.writeVector(0, alone(c.readUnsigned(1, 64))),
     },
     dwordFromVector: {
       sizes: [32],
+      forms: ['registers', 'memory0'],
       destination: 'write',
+      hot: [32],
       emit: (c) => c.write(0, c.readUnsigned(1, 32)),
     },
     quadwordFromVector: {
       sizes: [64],
+      forms: ['registers', 'memory0'],
       destination: 'write',
+      hot: [64],
       emit: (c) => c.write(0, c.readUnsigned(1, 64)),
+    },
+    dwordIntoVector: { sizes: VECTOR, emit: (c) => c.writeVector(0, lowLane(c, c.readVector(0), 32)) },
+    quadwordIntoVector: { sizes: VECTOR, emit: (c) => c.writeVector(0, lowLane(c, c.readVector(0), 64)) },
+    maskmovdqu: { sizes: VECTOR, forms: ['memory0'], emit: storeSelected },
+    /** MOVDDUP: the low quadword twice. */
+    movddup: {
+      sizes: VECTOR,
+      destination: 'write',
+      emit: (c) => c.writeVector(0, i64x2.splat(c.readUnsigned(1, 64))),
     },
     intoLow: { sizes: VECTOR, emit: intoHalf(0) },
     intoHigh: { sizes: VECTOR, emit: intoHalf(1) },
     outOfLow: { sizes: [64], destination: 'write', emit: outOfHalf(0) },
     outOfHigh: { sizes: [64], destination: 'write', emit: outOfHalf(1) },
-    pextrw: { sizes: [32, 64], destination: 'write', emit: extractWord },
+    pextrw: { sizes: [16, 32, 64], destination: 'write', emit: extractWord },
     pinsrw: { sizes: VECTOR, emit: insertWord },
   },
   instructions: {
-    ...Object.assign({}, ...TABLES.map(({ instructions }) => instructions)),
+    ...TABLES.instructions,
     ...Object.fromEntries(
       ALIGNED_MOVES.map((mnemonic): [string, Instruction] => [
         mnemonic,
@@ -181,6 +208,10 @@ export const sse2: Group = {
       operation: (sizes) => (sizes[0] === 128 ? 'quadwordToVector' : 'quadwordFromVector'),
       roles: [WRITE, READ_QUADWORD],
     },
+    Movss: scalarMove(32),
+    Movsd: scalarMove(64),
+    Movddup: { operation: 'movddup', roles: [WRITE, READ_QUADWORD] },
+    Maskmovdqu: { operation: 'maskmovdqu', roles: [NONE, READ, READ], size: 128 },
     Movlps: halfMove('Low'),
     Movlpd: halfMove('Low'),
     Movhps: halfMove('High'),
