@@ -152,6 +152,8 @@ export const SYSTEM = {
   RDSEED: 84,
   PAUSE: 85,
   RDPID: 86,
+  /** A floating-point instruction: NUMBER says which (float/instructions.ts), A0, A1, A2 are its operands. */
+  FLOAT: 87,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

@@ -11,6 +11,7 @@ import { SYSTEM, type SystemName } from './record.ts';
 import type { Segmentation } from './segments.ts';
 import * as control from './system/control-registers.ts';
 import * as tables from './system/descriptor-tables.ts';
+import { floatInstruction } from './system/float.ts';
 import { SystemInstruction, type SystemOperation } from './system/instruction.ts';
 import * as ports from './system/ports.ts';
 import * as processor from './system/processor.ts';
@@ -138,6 +139,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     FXRSTOR: vector.restoreVectorState,
     LDMXCSR: vector.loadMxcsr,
     STMXCSR: vector.storeMxcsr,
+    FLOAT: floatInstruction,
     INVPCID: absent('INVPCID'),
     XSAVE: absent('XSAVE'),
     XRSTOR: absent('XRSTOR'),

@@ -147,7 +147,7 @@ function planAround(plan: Plan, role: Role, at?: AddressParts): boolean {
   const { line, handler, description } = plan;
   const number = handler(plan.operation);
   if (number === undefined) return false;
-  const size = role.size ?? plan.size;
+  const size = role.size === 'own' ? operandSizes(plan.instruction)[1]! : (role.size ?? plan.size);
   const vector = size === 128;
   const place = vector ? STATE.XTEMP0 : STATE.TEMP0;
   const aligned = description.aligned ? 'Aligned' : '';

@@ -10,6 +10,8 @@ export const LAYER = {
   COLD: 8,
   /** A cold handler has branched to RIP; RUN_BUDGET is what is left. */
   BRANCHED: 9,
+  /** A cold handler has done nothing: the record is a `system` record. */
+  SYSTEM: 10,
   /** A cold handler wants its record to run again, later: LEAVE.BUDGET at the instruction. */
   RESTART: 16,
   /** Plus a LEAVE code: stopped at the page map's word RUN_SLOT, before there is a record. */

@@ -52,6 +52,7 @@ class Run {
         code.set(this.#record, i32.load(state, STATE.RUN_RECORD));
         code.brIf(leave, i32.ne(this.#reason, LAYER.COLD));
         this.#callCold();
+        code.if(i32.eq(this.#reason, LAYER.SYSTEM), () => this.#callSystem());
         this.#goOn(leave, again);
       });
     });

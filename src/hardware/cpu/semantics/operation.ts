@@ -55,6 +55,8 @@ export interface OperandContext {
   raise(vector: number, errorCode?: number): void;
   /** Ends the instruction to be run again from what is committed. */
   restart(): void;
+  /** Hands the instruction to the slow path, as the `float` of its table row says; nothing of it may be committed yet. */
+  leaveToSystem(): void;
 
   /** Goes to the instruction's branch target (inside its page, or anywhere), or to a linear address. Ends the operation. */
   branchInPage(): void;
@@ -88,10 +90,13 @@ export interface Operation {
   readonly emit: (context: OperandContext) => void;
 }
 
-/** An operand's role; the size in bits where it is not the operation's; `none` for one that the operation does not look at. */
+/**
+ * An operand's role; the size in bits where it is not the operation's, `own` for what the operand itself says; `none` for one that the
+ * operation does not look at.
+ */
 export interface Role {
   readonly access: 'read' | 'write' | 'update' | 'address' | 'none';
-  readonly size?: Size;
+  readonly size?: Size | 'own';
 }
 
 /** One row of a group's table: a mnemonic without odd forms. */
@@ -103,6 +108,8 @@ export interface Instruction {
   readonly size?: Size;
   /** Vector memory operands must be aligned to 16 bytes, or #GP. */
   readonly aligned?: true;
+  /** Number under which SYSTEM.FLOAT has it (float/instructions.ts), where the operation may leave it to the slow path. */
+  readonly float?: (sizes: readonly number[]) => number;
 }
 
 export interface Group {

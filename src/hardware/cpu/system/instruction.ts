@@ -33,6 +33,11 @@ export class SystemInstruction {
     return this.#words[(record + RECORD.SYSTEM) >>> 2]!;
   }
 
+  /** Its address. */
+  get record(): number {
+    return this.#record;
+  }
+
   /** Operand size in bytes. */
   get size(): number {
     return this.#bytes[(this.#record >>> 0) + RECORD.SIZE]!;
