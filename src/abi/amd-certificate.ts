@@ -1,0 +1,89 @@
+/**
+ * Numbers and names of AMD's certificates for SNP (AMD 57230, VCEK certificate and KDS interface; X.509 as RFC 5280 and 4055 have it), and
+ * the mark that tells SoftCVM's certificates from AMD's.
+ */
+import type { Product, TcbComponent } from './tcb-version.ts';
+
+export const OID = {
+  RSA_ENCRYPTION: '1.2.840.113549.1.1.1',
+  RSASSA_PSS: '1.2.840.113549.1.1.10',
+  MGF1: '1.2.840.113549.1.1.8',
+  SHA384: '2.16.840.1.101.3.4.2.2',
+  EC_PUBLIC_KEY: '1.2.840.10045.2.1',
+  P384: '1.3.132.0.34',
+  COMMON_NAME: '2.5.4.3',
+  COUNTRY: '2.5.4.6',
+  LOCALITY: '2.5.4.7',
+  STATE: '2.5.4.8',
+  ORGANIZATION: '2.5.4.10',
+  ORGANIZATIONAL_UNIT: '2.5.4.11',
+  SUBJECT_KEY_ID: '2.5.29.14',
+  KEY_USAGE: '2.5.29.15',
+  BASIC_CONSTRAINTS: '2.5.29.19',
+  CRL_NUMBER: '2.5.29.20',
+  CRL_DISTRIBUTION_POINTS: '2.5.29.31',
+  AUTHORITY_KEY_ID: '2.5.29.35',
+} as const;
+
+/** AMD's own extensions. */
+export const AMD_OID = {
+  STRUCT_VERSION: '1.3.6.1.4.1.3704.1.1',
+  PRODUCT_NAME: '1.3.6.1.4.1.3704.1.2',
+  BL_SPL: '1.3.6.1.4.1.3704.1.3.1',
+  TEE_SPL: '1.3.6.1.4.1.3704.1.3.2',
+  SNP_SPL: '1.3.6.1.4.1.3704.1.3.3',
+  SPL4: '1.3.6.1.4.1.3704.1.3.4',
+  SPL5: '1.3.6.1.4.1.3704.1.3.5',
+  SPL6: '1.3.6.1.4.1.3704.1.3.6',
+  SPL7: '1.3.6.1.4.1.3704.1.3.7',
+  UCODE_SPL: '1.3.6.1.4.1.3704.1.3.8',
+  FMC_SPL: '1.3.6.1.4.1.3704.1.3.9',
+  HWID: '1.3.6.1.4.1.3704.1.4',
+  CSP_ID: '1.3.6.1.4.1.3704.1.5',
+} as const;
+
+/** Where a certificate says a component's level. */
+export const TCB_OID: Readonly<Record<TcbComponent, string>> = {
+  fmc: AMD_OID.FMC_SPL,
+  bootloader: AMD_OID.BL_SPL,
+  tee: AMD_OID.TEE_SPL,
+  snp: AMD_OID.SNP_SPL,
+  microcode: AMD_OID.UCODE_SPL,
+};
+
+/** A distinguished name of AMD's, but for the common name: attribute and value in AMD's order. */
+export const AMD_NAME: readonly (readonly [oid: string, value: string])[] = [
+  [OID.ORGANIZATIONAL_UNIT, 'Engineering'],
+  [OID.COUNTRY, 'US'],
+  [OID.LOCALITY, 'Santa Clara'],
+  [OID.STATE, 'CA'],
+  [OID.ORGANIZATION, 'Advanced Micro Devices'],
+];
+
+/** ARK signs ASK and ASVK, ASK signs VCEK, ASVK signs VLEK. */
+export type CertificateKind = 'ARK' | 'ASK' | 'ASVK' | 'VCEK' | 'VLEK';
+
+/** Subject common names. */
+export const commonName = (kind: CertificateKind, product: Product): string =>
+  ({
+    ARK: `ARK-${product}`,
+    ASK: `SEV-${product}`,
+    ASVK: `SEV-VLEK-${product}`,
+    VCEK: 'SEV-VCEK',
+    VLEK: 'SEV-VLEK',
+  })[kind];
+
+/** The key distribution server's host. */
+export const AMD_KDS = 'https://kdsintf.amd.com';
+
+/** Where the ARK's revocation list is. */
+export const crlUrl = (endpoint: 'vcek' | 'vlek', product: Product): string =>
+  `${AMD_KDS}/${endpoint}/v1/${product}/crl`;
+
+/**
+ * SoftCVM's mark. CA certificates carry it as an extension under OID, below the arc that X.660 keeps for examples, since nobody owns it.
+ * VCEK and VLEK carry it as a URI in their AuthorityKeyIdentifier: go-sev-guest refuses any other extension there that is not AMD's.
+ */
+export const MARK_OID = '2.999.83.111.102.116.67.86.77';
+export const MARK_TEXT = 'Made by SoftCVM, a confidential-VM host in software. Not by AMD.';
+export const MARK_URI = 'urn:softcvm:made-in-software-not-by-amd';
