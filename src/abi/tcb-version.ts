@@ -1,76 +1,95 @@
 /**
- * TCB_VERSION: eight bytes, one security patch level each. Which byte is whose depends on the chip's generation (AMD 56860, TCB_VERSION
- * and its form from Turin on). Names of generations are those in AMD's certificates: Bergamo and Siena are Genoa there. Leaves out
- * Venice, which has Turin's layout.
+ * TCB_VERSION: the security version numbers (SVN, or SPL) of what a chip runs, a byte each in a u64. Milan and Genoa have one layout; Turin moved the bytes and
+ * added the FMC (SNP ABI specification, TCB_VERSION; Linux psp-sev.h, sev_snp_tcb_version_*). Reserved bytes are 0.
+ *
+ * | byte | Milan, Genoa | Turin |
+ * |---|---|---|
+ * | 0 | boot loader | FMC |
+ * | 1 | TEE | boot loader |
+ * | 2 | | TEE |
+ * | 3 | | SNP |
+ * | 6 | SNP | |
+ * | 7 | microcode | microcode |
  */
+export type ChipGeneration = 'milan' | 'genoa' | 'turin';
 
-export const PRODUCTS = ['Milan', 'Genoa', 'Turin'] as const;
-export type Product = (typeof PRODUCTS)[number];
-
-export const TCB_COMPONENTS = ['fmc', 'bootloader', 'tee', 'snp', 'microcode'] as const;
-export type TcbComponent = (typeof TCB_COMPONENTS)[number];
-
-/** Security patch levels, 0 to 255. `fmc` is absent before Turin. */
-export interface Tcb {
+/** SVNs, 0 to 255. `fmc` is Turin's. */
+export interface TcbVersion {
   readonly fmc?: number;
-  readonly bootloader: number;
+  readonly bootLoader: number;
   readonly tee: number;
   readonly snp: number;
   readonly microcode: number;
 }
 
-/** Byte of TCB_VERSION that holds a component. */
-const MILAN_BYTES = { bootloader: 0, tee: 1, snp: 6, microcode: 7 };
-const TURIN_BYTES = { fmc: 0, bootloader: 1, tee: 2, snp: 3, microcode: 7 };
+export type TcbComponent = keyof TcbVersion;
 
-const bytesOf = (product: Product): Partial<Record<TcbComponent, number>> =>
-  product === 'Turin' ? TURIN_BYTES : MILAN_BYTES;
+/** Components with their byte, the most significant for security first: each rests on those before it. */
+const BYTES: Readonly<Record<ChipGeneration, readonly (readonly [TcbComponent, number])[]>> = {
+  milan: [
+    ['bootLoader', 0],
+    ['tee', 1],
+    ['snp', 6],
+    ['microcode', 7],
+  ],
+  genoa: [
+    ['bootLoader', 0],
+    ['tee', 1],
+    ['snp', 6],
+    ['microcode', 7],
+  ],
+  turin: [
+    ['fmc', 0],
+    ['bootLoader', 1],
+    ['tee', 2],
+    ['snp', 3],
+    ['microcode', 7],
+  ],
+};
 
-/** Components that a generation has, in the order of TCB_COMPONENTS. */
-export const tcbComponents = (product: Product): readonly TcbComponent[] =>
-  TCB_COMPONENTS.filter((component) => bytesOf(product)[component] !== undefined);
+/** The components of a generation, in the order in which one rests on the other. */
+export const tcbComponents = (generation: ChipGeneration): readonly TcbComponent[] =>
+  BYTES[generation].map(([component]) => component);
 
-/** The components of a TCB_VERSION; its reserved bytes are dropped. */
-export function decodeTcb(product: Product, version: bigint): Tcb {
-  const level = (component: TcbComponent): number =>
-    Number((version >> BigInt(8 * bytesOf(product)[component]!)) & 0xffn);
-  const tcb = {
-    bootloader: level('bootloader'),
-    tee: level('tee'),
-    snp: level('snp'),
-    microcode: level('microcode'),
-  };
-  return product === 'Turin' ? { fmc: level('fmc'), ...tcb } : tcb;
-}
-
-/** RangeError: a level that is no byte, or one that the generation does not have. */
-export function encodeTcb(product: Product, tcb: Tcb): bigint {
-  let version = 0n;
-  for (const component of TCB_COMPONENTS) {
-    const level = tcb[component];
-    const at = bytesOf(product)[component];
-    if (level === undefined && (at === undefined || component === 'fmc')) continue;
-    if (level === undefined || at === undefined) {
-      throw new RangeError(
-        `${component}: got ${level}, want ${at === undefined ? 'none' : '0 to 255'} for ${product}`,
-      );
-    }
-    if (!Number.isInteger(level) || level < 0 || level > 255) {
-      throw new RangeError(`${component}: got ${level}, want 0 to 255`);
-    }
-    version |= BigInt(level) << BigInt(8 * at);
+/** The u64. Components that the generation lacks are left out. RangeError: an SVN is no byte. */
+export function encodeTcb(generation: ChipGeneration, tcb: TcbVersion): bigint {
+  let value = 0n;
+  for (const [component, byte] of BYTES[generation]) {
+    const svn = tcb[component] ?? 0;
+    if (!Number.isInteger(svn) || svn < 0 || svn > 255)
+      throw new RangeError(`TCB ${component}: got ${svn}, want 0 to 255`);
+    value |= BigInt(svn) << BigInt(byte * 8);
   }
-  return version;
+  return value;
 }
 
-/** Bytes of CHIP_ID that name the chip: eight from Turin on, the rest is zero. */
-export const chipIdBytes = (product: Product): 8 | 64 => (product === 'Turin' ? 8 : 64);
+/** The components of a u64; reserved bytes are not looked at. */
+export function decodeTcb(generation: ChipGeneration, value: bigint): TcbVersion {
+  const tcb: Partial<Record<TcbComponent, number>> = {};
+  for (const [component, byte] of BYTES[generation])
+    tcb[component] = Number((value >> BigInt(byte * 8)) & 0xffn);
+  return tcb as TcbVersion;
+}
 
-/** The generation by CPUID Fn0000_0001: families and models as go-sev-guest and virtee/sev have them. */
-export function productOfCpuid(family: number, model: number): Product | undefined {
-  if (family === 0x19 && model <= 0x0f) return 'Milan';
-  if (family === 0x19 && ((model >= 0x10 && model <= 0x1f) || (model >= 0xa0 && model <= 0xaf)))
-    return 'Genoa';
-  if (family === 0x1a && model <= 0x11) return 'Turin';
-  return undefined;
+/** Whether no component of `a` is above its counterpart in `b`: how verifiers compare. */
+export function tcbAtMost(generation: ChipGeneration, a: bigint, b: bigint): boolean {
+  return BYTES[generation].every(([, byte]) => {
+    const shift = BigInt(byte * 8);
+    return ((a >> shift) & 0xffn) <= ((b >> shift) & 0xffn);
+  });
+}
+
+/** How firmware orders versions: as one number with the first component most significant. Negative, 0 or positive. */
+export function compareTcb(generation: ChipGeneration, a: bigint, b: bigint): number {
+  for (const [, byte] of BYTES[generation]) {
+    const shift = BigInt(byte * 8);
+    const difference = Number((a >> shift) & 0xffn) - Number((b >> shift) & 0xffn);
+    if (difference !== 0) return difference;
+  }
+  return 0;
+}
+
+/** Whether a byte that the generation reserves is set. */
+export function hasReservedTcbBytes(generation: ChipGeneration, value: bigint): boolean {
+  return encodeTcb(generation, decodeTcb(generation, value)) !== value;
 }
