@@ -5,6 +5,7 @@
 import { RECORD, SYSTEM } from '../record.ts';
 import { GROUPS } from '../semantics/groups.ts';
 import type { Instruction as Description, Role } from '../semantics/operation.ts';
+import { stringCompareSteps } from '../semantics/string-compare.ts';
 import { STATE } from '../state.ts';
 import { type Instruction, iced } from './iced.ts';
 import type { AddressParts, Line } from './line.ts';
@@ -31,6 +32,7 @@ export function planDescribed(
       ? description.operation
       : description.operation(sizes, lastByte(instruction));
   const size = description.size ?? operationSize(instruction, sizes);
+  if (operation === 'compareStrings') return planStringCompare(name, instruction, line, handler);
   if (!registersKnown(instruction, description)) return false;
   const memory = memoryOperand(instruction);
   const role = memory < 0 ? undefined : description.roles[memory];
@@ -142,12 +144,34 @@ function planMaskedStore({ instruction, line, handler }: Plan): boolean {
 }
 const RDI = STATE.GPR + 8 * 7;
 
+/** PCMPESTRI and its like: a load, and three records on the same operands. Memory need not be aligned. */
+function planStringCompare(
+  name: string,
+  instruction: Instruction,
+  line: Line,
+  handler: HandlerNumber,
+): boolean {
+  const { places } = registers();
+  const inMemory = memoryOperand(instruction) >= 0;
+  if (inMemory) {
+    line.add(handler('loadVector.128.memory1')!, effectiveAddress(instruction, line, handler));
+    line.operand(0, STATE.XTEMP0);
+  }
+  for (const step of stringCompareSteps(name, lastByte(instruction))) {
+    line.add(handler(step)!);
+    line.operand(0, places.get(instruction.opRegister(0))!.offset);
+    line.operand(1, inMemory ? STATE.XTEMP0 : places.get(instruction.opRegister(1))!.offset);
+    line.immediate(instruction.immediate(2));
+  }
+  return true;
+}
+
 /** A load before, a store after, and a temporary in the place of the memory operand. */
 function planAround(plan: Plan, role: Role, at?: AddressParts): boolean {
   const { line, handler, description } = plan;
   const number = handler(plan.operation);
   if (number === undefined) return false;
-  const size = role.size === 'own' ? operandSizes(plan.instruction)[1]! : (role.size ?? plan.size);
+  const size = role.own ? operandSizes(plan.instruction)[1]! : (role.size ?? plan.size);
   const vector = size === 128;
   const place = vector ? STATE.XTEMP0 : STATE.TEMP0;
   const aligned = description.aligned ? 'Aligned' : '';

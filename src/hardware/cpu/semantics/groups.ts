@@ -1,8 +1,10 @@
 /** All groups of instructions that the core has. A new group is a file here and a line in this list. */
+import { aes } from './aes.ts';
 import { arithmetic } from './arithmetic.ts';
 import { bits } from './bit.ts';
 import { bitManipulation } from './bit-manipulation.ts';
 import { branch } from './branch.ts';
+import { carryless } from './carryless.ts';
 import { checksum } from './checksum.ts';
 import { exchange } from './exchange.ts';
 import { flagRegister } from './flag-register.ts';
@@ -17,6 +19,7 @@ import { sse41 } from './sse4-1.ts';
 import { ssse3 } from './ssse3.ts';
 import { stack } from './stack.ts';
 import { strings } from './string.ts';
+import { stringCompare } from './string-compare.ts';
 import { transfer } from './transfer.ts';
 
 export const GROUPS: readonly Group[] = [
@@ -38,4 +41,7 @@ export const GROUPS: readonly Group[] = [
   sseFloat,
   ssse3,
   sse41,
+  stringCompare,
+  aes,
+  carryless,
 ];

@@ -111,20 +111,22 @@ function smallestWord(c: OperandContext): void {
 }
 
 /** PMOVSX and PMOVZX: as many lanes as fit, from the low bytes of a register or from that much memory. */
-const WIDENING: Readonly<Record<string, readonly [Role, (low: V128) => V128]>> = {
-  Pmovsxbw: [READ_QUADWORD, i16x8.extendLowS],
-  Pmovsxbd: [READ_DWORD, (a) => i32x4.extendLowS(i16x8.extendLowS(a))],
-  Pmovsxbq: [READ_WORD, (a) => i64x2.extendLowS(i32x4.extendLowS(i16x8.extendLowS(a)))],
-  Pmovsxwd: [READ_QUADWORD, i32x4.extendLowS],
-  Pmovsxwq: [READ_DWORD, (a) => i64x2.extendLowS(i32x4.extendLowS(a))],
-  Pmovsxdq: [READ_QUADWORD, i64x2.extendLowS],
-  Pmovzxbw: [READ_QUADWORD, i16x8.extendLowU],
-  Pmovzxbd: [READ_DWORD, (a) => i32x4.extendLowU(i16x8.extendLowU(a))],
-  Pmovzxbq: [READ_WORD, (a) => i64x2.extendLowU(i32x4.extendLowU(i16x8.extendLowU(a)))],
-  Pmovzxwd: [READ_QUADWORD, i32x4.extendLowU],
-  Pmovzxwq: [READ_DWORD, (a) => i64x2.extendLowU(i32x4.extendLowU(a))],
-  Pmovzxdq: [READ_QUADWORD, i64x2.extendLowU],
+const WIDENING: Readonly<Record<string, readonly [16 | 32 | 64, (low: V128) => V128]>> = {
+  Pmovsxbw: [64, i16x8.extendLowS],
+  Pmovsxbd: [32, (a) => i32x4.extendLowS(i16x8.extendLowS(a))],
+  Pmovsxbq: [16, (a) => i64x2.extendLowS(i32x4.extendLowS(i16x8.extendLowS(a)))],
+  Pmovsxwd: [64, i32x4.extendLowS],
+  Pmovsxwq: [32, (a) => i64x2.extendLowS(i32x4.extendLowS(a))],
+  Pmovsxdq: [64, i64x2.extendLowS],
+  Pmovzxbw: [64, i16x8.extendLowU],
+  Pmovzxbd: [32, (a) => i32x4.extendLowU(i16x8.extendLowU(a))],
+  Pmovzxbq: [16, (a) => i64x2.extendLowU(i32x4.extendLowU(i16x8.extendLowU(a)))],
+  Pmovzxwd: [64, i32x4.extendLowU],
+  Pmovzxwq: [32, (a) => i64x2.extendLowU(i32x4.extendLowU(a))],
+  Pmovzxdq: [64, i64x2.extendLowU],
 };
+
+const READ_BITS = { 16: READ_WORD, 32: READ_DWORD, 64: READ_QUADWORD } as const;
 
 /** Numbers of the lanes of `width` bytes, in their low bytes. */
 const laneNumbers = (width: 4 | 8): V128 =>
@@ -165,11 +167,11 @@ const TABLES = together(
     (c, compute) => c.writeVector(0, compute(c.readVector(0), c.readVector(1), byte(c, 2))),
     [UPDATE, READ, READ],
   ),
-  ...Object.entries(WIDENING).map(([mnemonic, [role, widen]]) =>
+  ...Object.entries(WIDENING).map(([mnemonic, [bits, widen]]) =>
     each(
       { [mnemonic]: widen },
-      (c, compute) => c.writeVector(0, compute(i64x2.splat(c.readUnsigned(1, role.size)))),
-      [WRITE, role],
+      (c, compute) => c.writeVector(0, compute(i64x2.splat(c.readUnsigned(1, bits)))),
+      [WRITE, READ_BITS[bits]],
     ),
   ),
   each({ Phminposuw: smallestWord }, (c, emit) => emit(c), [WRITE, READ]),
