@@ -13,6 +13,7 @@ import { NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import { FRAME_FLAG, type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
 import { ACCESS } from './access.ts';
+import { EncryptedGuest } from './encrypted-guest.ts';
 import { Events } from './events.ts';
 import { Exceptions } from './exceptions.ts';
 import { Intercepts } from './intercepts.ts';
@@ -25,6 +26,7 @@ import { PageWalker } from './page-walk.ts';
 import type { CoreParts } from './parts.ts';
 import { peekCode } from './peek-code.ts';
 import { Registers } from './registers.ts';
+import { RmpCheck } from './rmp-check.ts';
 import { Segmentation } from './segments.ts';
 import { LEAVE, STATE, STATE_ORDER } from './state.ts';
 import { SystemOperations } from './system.ts';
@@ -61,8 +63,14 @@ export class Core {
   readonly gpr: BigUint64Array;
   /** The same as words, low word first. */
   readonly gprWords: Int32Array;
+  /** XMM0 to XMM15, 16 bytes each. */
+  readonly xmm: Uint8Array;
+  /** DR0 to DR3, which VMRUN does not move. */
+  readonly debugAddresses: BigUint64Array;
   readonly interpreter: Interpreter;
   readonly #parts: CoreParts;
+  readonly #msrs: MsrFile;
+  readonly #tsc: () => bigint;
   readonly #exceptions: Exceptions;
   readonly #entry: GuestEntry;
   readonly #exit: GuestExit;
@@ -89,12 +97,14 @@ export class Core {
     const registers = new Registers(memory, this.#state);
     registers.setWord(STATE.MXCSR, MXCSR_RESET);
     const events = new Events(registers);
-    const nested = new NestedWalker(memory, events);
+    const guest = new EncryptedGuest();
+    const rmp = new RmpCheck(memory, guest, events, registers);
+    const nested = new NestedWalker(memory, events, guest, rmp);
     const tableWritten = (frame: number) => {
       if ((memory.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0)
         this.#forEach((core) => core.interpreter.invalidateFrame(frame));
     };
-    const walker = new PageWalker(registers, events, nested, tableWritten);
+    const walker = new PageWalker(registers, events, nested, guest, tableWritten);
     const tlb = new CoreTlb(memory.words, this.#state);
     const codeWritten = (frame: number, offset: number, bytes: number) =>
       this.#codeWritten(frame, offset, bytes);
@@ -112,12 +122,15 @@ export class Core {
       walker,
       tlb,
       access,
+      guest,
+      rmp,
       entropy,
     };
     const segments = new Segmentation(this.#parts);
     this.#exceptions = new Exceptions(this.#parts, segments);
-    const msrs = new MsrFile(this.#parts, options.tsc ?? (() => registers.long(STATE.RETIRED)));
-    const system = new SystemOperations(this.#parts, segments, this.#exceptions, msrs);
+    this.#tsc = options.tsc ?? (() => registers.long(STATE.RETIRED));
+    this.#msrs = new MsrFile(this.#parts, this.#tsc);
+    const system = new SystemOperations(this.#parts, segments, this.#exceptions, this.#msrs);
     this.#entry = new GuestEntry(this.#parts);
     this.#exit = new GuestExit(this.#parts);
     this.interpreter = new Interpreter({
@@ -136,15 +149,43 @@ export class Core {
     });
     this.gpr = memory.longs.subarray(this.#state >>> 3, (this.#state >>> 3) + 16);
     this.gprWords = memory.words.subarray(this.#state >>> 2, (this.#state >>> 2) + 32);
+    this.xmm = memory.bytes.subarray(this.#state + STATE.XMM, this.#state + STATE.XMM + 256);
+    const dr0 = (this.#state + STATE.DR0) >>> 3;
+    this.debugAddresses = memory.longs.subarray(dr0, dr0 + 4);
     this.#generation = memory.codeGeneration;
     this.#cores = coresOf.get(memory) ?? new Set();
     coresOf.set(memory, this.#cores.add(this));
+    memory.translationCaches.add(tlb);
   }
 
   /** Instructions retired so far, of all guests. */
   get retired(): number {
     const { words } = this.#parts.memory;
     return (words[this.#retired + 1]! >>> 0) * 0x1_0000_0000 + (words[this.#retired]! >>> 0);
+  }
+
+  /** The SSE control and status register. */
+  get mxcsr(): number {
+    return this.#parts.registers.word(STATE.MXCSR);
+  }
+  set mxcsr(value: number) {
+    this.#parts.registers.setWord(STATE.MXCSR, value);
+  }
+  get xcr0(): bigint {
+    return this.#parts.registers.long(STATE.XCR0);
+  }
+  set xcr0(value: bigint) {
+    this.#parts.registers.setLong(STATE.XCR0, value);
+  }
+  get tscAux(): bigint {
+    return this.#msrs.tscAux;
+  }
+  set tscAux(value: bigint) {
+    this.#msrs.tscAux = value;
+  }
+  /** The time stamp counter, without a guest's offset. */
+  get timeStamp(): bigint {
+    return this.#tsc();
   }
 
   /**
@@ -206,6 +247,7 @@ export class Core {
   /** Gives back host memory. */
   close(): void {
     this.#cores.delete(this);
+    this.#parts.memory.translationCaches.delete(this.#parts.tlb);
     this.interpreter.close();
     this.#parts.memory.free(pfnOf(this.#state as Spa), STATE_ORDER);
   }

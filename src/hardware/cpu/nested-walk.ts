@@ -2,7 +2,7 @@
  * Nested page tables (APM volume 2, 15.25; reference: AMD's "nested paging"): guest physical frame to system physical frame, with
  * rights, accessed and dirty bits, and the exit information of a nested page fault. 4 levels in the host's long-mode format; leaves
  * of 4 KiB, 2 MiB, 1 GiB. Translations are kept in a small cache until `flush`, as a TLB may: the host flushes by TLB_CONTROL when it
- * takes something away.
+ * takes something away. What the RMP says of the page is asked at each translation (rmp-check.ts).
  *
  * Left out: 5 levels, GMET, memory types.
  */
@@ -10,7 +10,9 @@ import { NPF } from '../../abi/vmcb.ts';
 import { PTE } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import { ACCESS } from './access.ts';
+import type { EncryptedGuest } from './encrypted-guest.ts';
 import type { Events } from './events.ts';
+import type { RmpCheck } from './rmp-check.ts';
 
 const LEVELS = 4;
 const CACHE_ENTRIES = 1024;
@@ -26,6 +28,8 @@ const GPA_FRAMES = 2 ** 36;
 /** Rights of a nested translation. WRITE: writable and dirty, so that nothing has to be noted for a write. */
 export const NESTED_WRITE = 1;
 export const NESTED_NX = 2;
+/** The leaf is larger than 4 KiB. */
+export const NESTED_LARGE = 4;
 
 export interface NestedMemory {
   readonly words: Int32Array;
@@ -40,21 +44,34 @@ export class NestedWalker {
   root = 0;
   readonly #memory: NestedMemory;
   readonly #events: Events;
+  readonly #guest: EncryptedGuest;
+  readonly #rmp: RmpCheck;
   readonly #tags = new Float64Array(CACHE_ENTRIES).fill(-1);
   readonly #frames = new Int32Array(CACHE_ENTRIES);
   readonly #rights = new Uint8Array(CACHE_ENTRIES);
   #used = false;
 
-  constructor(memory: NestedMemory, events: Events) {
+  constructor(memory: NestedMemory, events: Events, guest: EncryptedGuest, rmp: RmpCheck) {
     this.#memory = memory;
     this.#events = events;
+    this.#guest = guest;
+    this.#rmp = rmp;
   }
 
   /**
    * Translates the guest physical frame `gfn` for an access (ACCESS.READ, WRITE, FETCH) at `offset` of it. `stage` is
-   * NPF.HIGH_GUEST_FINAL or NPF.HIGH_GUEST_PAGE. Returns 0, with `frame` and `rights` set, or LEAVE.VMEXIT.
+   * NPF.HIGH_GUEST_FINAL or NPF.HIGH_GUEST_PAGE, `encrypted` the effective C-bit. Returns 0, with `frame` and `rights` set; LEAVE.VMEXIT; or
+   * LEAVE.EXCEPTION with #VC pending, where an SNP guest's page is not validated.
    */
-  translate(gfn: number, offset: number, access: number, stage: number): number {
+  translate(gfn: number, offset: number, access: number, stage: number, encrypted: boolean): number {
+    const reason = this.translateNested(gfn, offset, access, stage, encrypted);
+    if (reason !== 0) return reason;
+    const large = (this.rights & NESTED_LARGE) !== 0;
+    return this.#rmp.check(this.frame, large, gfn, offset, access, stage, encrypted);
+  }
+
+  /** The same by the nested tables alone, without the RMP's say (PVALIDATE, RMPADJUST). */
+  translateNested(gfn: number, offset: number, access: number, stage: number, encrypted: boolean): number {
     const at = gfn & (CACHE_ENTRIES - 1);
     if (this.#tags[at] === gfn) {
       const rights = this.#rights[at]!;
@@ -68,7 +85,10 @@ export class NestedWalker {
       }
     }
     const error = this.#walk(gfn, access);
-    if (error !== 0) return this.#events.nestedFault(error, stage, gfn, offset);
+    if (error !== 0) {
+      const enc = encrypted && this.#guest.snp ? NPF.HIGH_ENC : 0;
+      return this.#events.nestedFault(error, stage | enc, gfn, offset);
+    }
     this.#tags[at] = gfn;
     this.#frames[at] = this.frame;
     this.#rights[at] = this.rights;
@@ -126,7 +146,8 @@ export class NestedWalker {
           `an access to system physical frame 0x${this.frame.toString(16)}, where no host memory is`,
         );
       }
-      this.rights = (writable && dirty ? NESTED_WRITE : 0) | (noExecute ? NESTED_NX : 0);
+      this.rights =
+        (writable && dirty ? NESTED_WRITE : 0) | (noExecute ? NESTED_NX : 0) | (level > 0 ? NESTED_LARGE : 0);
       return 0;
     }
   }

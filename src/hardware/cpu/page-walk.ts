@@ -4,15 +4,19 @@
  * nested tables (nested-walk.ts), in the order in which the hardware does it: nested faults of a level come before guest faults of
  * deeper ones. Accessed and dirty bits are set when the guest's checks have passed, before the final nested walk.
  *
+ * In an encrypted guest the C-bit (bit 51) of the leaf says under which key data is accessed; fetches, table pages, and everything without paging are always encrypted
+ * (15.34.5).
+ *
  * Left out: LA57, legacy and PAE paging (throw by name where such a mode is entered), protection keys.
  */
 import { NPF, SAVE } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, PF, PTE, RFLAGS } from '../../abi/x86.ts';
 import { ACCESS, PRIVILEGE } from './access.ts';
+import { C_BIT_HIGH, type EncryptedGuest } from './encrypted-guest.ts';
 import type { Events } from './events.ts';
 import { NESTED_NX, NESTED_WRITE, type NestedWalker } from './nested-walk.ts';
 import type { Registers } from './registers.ts';
-import { STATE } from './state.ts';
+import { LEAVE, STATE } from './state.ts';
 
 const CR3 = STATE.SAVE + SAVE.CR3;
 const NX = 1 << 31;
@@ -31,10 +35,15 @@ export class PageWalker {
   global = false;
   /** The guest's page is larger than 4 KiB. */
   large = false;
+  /** The leaf's C-bit, in an encrypted guest. */
+  leafEncrypted = false;
+  /** Guest physical frame. */
+  gfn = 0;
   readonly #words: Int32Array;
   readonly #registers: Registers;
   readonly #events: Events;
   readonly #nested: NestedWalker;
+  readonly #guest: EncryptedGuest;
   /** Index into `words` of the entry used at each level. */
   readonly #entries = new Int32Array(4);
   readonly #entryGfns = new Float64Array(4);
@@ -45,28 +54,46 @@ export class PageWalker {
     registers: Registers,
     events: Events,
     nested: NestedWalker,
+    guest: EncryptedGuest,
     onTableWrite: (frame: number) => void,
   ) {
     this.#words = registers.words;
     this.#registers = registers;
     this.#events = events;
     this.#nested = nested;
+    this.#guest = guest;
     this.#onTableWrite = onTableWrite;
   }
 
   /**
-   * Translates the (canonical) linear address `high:low`. Returns 0 with the results set; LEAVE.EXCEPTION with a page fault
-   * pending; or LEAVE.VMEXIT with a nested page fault begun.
+   * Translates the (canonical) linear address `high:low`. Returns 0 with the results set; LEAVE.EXCEPTION with a page fault (or #VC of a page that is not
+   * validated) pending; or LEAVE.VMEXIT with a nested page fault begun.
    */
   translate(low: number, high: number, access: number, privilege: number): number {
+    const reason = this.locate(low, high, access, privilege);
+    if (reason !== 0) return reason;
+    const nested = this.#nested;
+    const encrypted = this.#guest.sev && (this.leafEncrypted || access === ACCESS.FETCH);
+    const final = nested.translate(this.gfn, low & 0xfff, access, NPF.HIGH_GUEST_FINAL, encrypted);
+    if (final !== 0) return this.#failed(final, low, high);
+    this.frame = nested.frame;
+    this.writable &&= (nested.rights & NESTED_WRITE) !== 0;
+    this.executable &&= (nested.rights & NESTED_NX) === 0;
+    return 0;
+  }
+
+  /** The guest's own part of it: all results but `frame`, and rights without the nested tables'. */
+  locate(low: number, high: number, access: number, privilege: number): number {
     const registers = this.#registers;
-    if ((registers.saveWord(SAVE.CR0) & CR0.PG) === 0) return this.#withoutPaging(low, access);
+    if ((registers.saveWord(SAVE.CR0) & CR0.PG) === 0) return this.#withoutPaging(low);
+    const encrypted = this.#guest.sev;
     const noExecuteOn = (registers.saveWord(SAVE.EFER) & EFER.NXE) !== 0;
     const smep = (registers.saveWord(SAVE.CR4) & CR4.SMEP) !== 0;
     const fault =
       (access === ACCESS.WRITE ? PF.WRITE : 0) |
       (privilege === PRIVILEGE.USER ? PF.USER : 0) |
       (access === ACCESS.FETCH && (noExecuteOn || smep) ? PF.FETCH : 0);
+    const reserved = (encrypted ? RESERVED_HIGH & ~C_BIT_HIGH : RESERVED_HIGH) | (noExecuteOn ? 0 : NX);
     const words = this.#words;
     let gfn = (registers.word(CR3 + 4) & 0xffff) * 0x100000 + (registers.word(CR3) >>> 12);
     let writable = true;
@@ -77,8 +104,8 @@ export class PageWalker {
     let entryHigh = 0;
     for (; ; level--) {
       const slot = slotOf(low, high, level);
-      const reason = this.#nested.translate(gfn, slot * 8, ACCESS.READ, NPF.HIGH_GUEST_PAGE);
-      if (reason !== 0) return reason;
+      const reason = this.#nested.translate(gfn, slot * 8, ACCESS.READ, NPF.HIGH_GUEST_PAGE, encrypted);
+      if (reason !== 0) return this.#failed(reason, low, high);
       const entry = this.#nested.frame * 1024 + slot * 2;
       this.#entries[level] = entry;
       this.#entryGfns[level] = gfn;
@@ -86,7 +113,7 @@ export class PageWalker {
       entryHigh = words[entry + 1]!;
       if ((entryLow & PTE.P) === 0) return this.#events.raisePageFault(fault, low, high);
       const leaf = level === 0 || (level < 3 && (entryLow & PTE.PS) !== 0);
-      if (isReserved(entryLow, entryHigh, level, leaf, noExecuteOn)) {
+      if ((entryHigh & reserved) !== 0 || (entryLow & reservedLow(level, leaf)) !== 0) {
         return this.#events.raisePageFault(fault | PF.PRESENT | PF.RESERVED, low, high);
       }
       writable &&= (entryLow & PTE.W) !== 0;
@@ -99,33 +126,36 @@ export class PageWalker {
       return this.#events.raisePageFault(fault | PF.PRESENT, low, high);
     }
     const reason = this.#noteUse(level, access, low, high);
-    if (reason !== 0) return reason;
-    if (level > 0) gfn = this.#insideLargePage(gfn, level, low);
+    if (reason !== 0) return this.#failed(reason, low, high);
+    this.gfn = level > 0 ? this.#insideLargePage(gfn, level, low) : gfn;
     const dirty = (words[this.#entries[level]!]! & PTE.D) !== 0;
-    const final = this.#nested.translate(gfn, low & 0xfff, access, NPF.HIGH_GUEST_FINAL);
-    if (final !== 0) return final;
     const wp = (registers.saveWord(SAVE.CR0) & CR0.WP) !== 0;
-    this.frame = this.#nested.frame;
-    this.writable =
-      dirty &&
-      (writable || (privilege !== PRIVILEGE.USER && !wp)) &&
-      (this.#nested.rights & NESTED_WRITE) !== 0;
-    this.executable = !noExecute && (this.#nested.rights & NESTED_NX) === 0;
+    this.writable = dirty && (writable || (privilege !== PRIVILEGE.USER && !wp));
+    this.executable = !noExecute;
     this.user = user;
     this.global = (entryLow & PTE.G) !== 0 && (registers.saveWord(SAVE.CR4) & CR4.PGE) !== 0;
     this.large = level > 0;
+    this.leafEncrypted = (entryHigh & C_BIT_HIGH) !== 0;
     return 0;
   }
 
-  #withoutPaging(low: number, access: number): number {
-    const reason = this.#nested.translate(low >>> 12, low & 0xfff, access, NPF.HIGH_GUEST_FINAL);
-    if (reason !== 0) return reason;
-    this.frame = this.#nested.frame;
-    this.writable = (this.#nested.rights & NESTED_WRITE) !== 0;
-    this.executable = (this.#nested.rights & NESTED_NX) === 0;
+  /** CR2 has the address where #VC says that a page is not validated. */
+  #failed(reason: number, low: number, high: number): number {
+    if (reason === LEAVE.EXCEPTION) {
+      this.#events.faultAddress = low;
+      this.#events.faultAddressHigh = high;
+    }
+    return reason;
+  }
+
+  #withoutPaging(low: number): number {
+    this.gfn = low >>> 12;
+    this.writable = true;
+    this.executable = true;
     this.user = true;
     this.global = false;
     this.large = false;
+    this.leafEncrypted = true;
     return 0;
   }
 
@@ -156,6 +186,7 @@ export class PageWalker {
         slotOf(low, high, level) * 8,
         ACCESS.WRITE,
         NPF.HIGH_GUEST_PAGE,
+        this.#guest.sev,
       );
       if (reason !== 0) return reason;
       this.#onTableWrite(this.#nested.frame);
@@ -178,9 +209,9 @@ function slotOf(low: number, high: number, level: number): number {
   return (high >>> 7) & 511;
 }
 
-function isReserved(low: number, high: number, level: number, leaf: boolean, noExecuteOn: boolean): boolean {
-  if ((high & RESERVED_HIGH) !== 0 || (!noExecuteOn && (high & NX) !== 0)) return true;
-  if (level === 3) return (low & RESERVED_TOP) !== 0;
-  if (!leaf || level === 0) return false;
-  return (low & (level === 1 ? RESERVED_2M : RESERVED_1G)) !== 0;
+/** Bits of an entry's low word that must be 0. */
+function reservedLow(level: number, leaf: boolean): number {
+  if (level === 3) return RESERVED_TOP;
+  if (!leaf || level === 0) return 0;
+  return level === 1 ? RESERVED_2M : RESERVED_1G;
 }

@@ -2,12 +2,14 @@
 import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../memory/host-memory.ts';
+import type { EncryptedGuest } from './encrypted-guest.ts';
 import type { Events } from './events.ts';
 import type { Intercepts } from './intercepts.ts';
 import type { MemoryAccess } from './memory-access.ts';
 import type { NestedWalker } from './nested-walk.ts';
 import type { PageWalker } from './page-walk.ts';
 import type { Registers } from './registers.ts';
+import type { RmpCheck } from './rmp-check.ts';
 import type { CoreTlb } from './tlb.ts';
 
 export interface CoreParts {
@@ -21,6 +23,8 @@ export interface CoreParts {
   readonly walker: PageWalker;
   readonly tlb: CoreTlb;
   readonly access: MemoryAccess;
+  readonly guest: EncryptedGuest;
+  readonly rmp: RmpCheck;
   /** What RDRAND and RDSEED give. */
   readonly entropy: Entropy;
 }

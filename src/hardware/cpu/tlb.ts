@@ -105,6 +105,29 @@ export class CoreTlb {
     }
   }
 
+  /** Drops the entries that lead to `count` frames of host memory from `frame` on. */
+  forgetFrames(frame: number, count: number): void {
+    if (this.#count <= FEW) {
+      for (let i = 0; i < this.#count; i++) this.#forgetEntry(this.#filled[i]!, frame, count);
+      return;
+    }
+    for (const table of TABLES) {
+      const start = this.#state + table;
+      for (let at = start; at < start + 2 * USER_TLB; at += 16) this.#forgetEntry(at, frame, count);
+    }
+  }
+
+  #forgetEntry(at: number, frame: number, count: number): void {
+    const words = this.#words;
+    const tag = words[at >>> 2]!;
+    if (tag === EMPTY) return;
+    const isFetch = at >= this.#state + STATE.FETCH_TLB;
+    const to = isFetch
+      ? words[(at + TLB.EXTRA) >>> 2]! >>> 12
+      : (tag + words[(at + TLB.ADDEND) >>> 2]!) >>> 12;
+    if (to >= frame && to < frame + count) words[at >>> 2] = EMPTY;
+  }
+
   #fillData(table: number, low: number, high: number, set: number, walked: PageWalker): void {
     const addend = ((walked.frame << 12) - (low & ~0xfff)) | 0;
     this.#fill(table, low, high, set, addend, walked.global ? TLB_GLOBAL : 0, walked.large);
