@@ -2,7 +2,25 @@
  * Numbers and names of AMD's certificates for SNP (AMD 57230, VCEK certificate and KDS interface; X.509 as RFC 5280 and 4055 have it), and
  * the mark that tells SoftCVM's certificates from AMD's.
  */
-import type { Product, TcbComponent } from './tcb-version.ts';
+import type { ChipGeneration, TcbComponent } from './tcb-version.ts';
+
+/** Generations as AMD's certificates and URLs name them; Bergamo and Siena are Genoa there. */
+export const PRODUCTS = ['Milan', 'Genoa', 'Turin'] as const;
+export type Product = (typeof PRODUCTS)[number];
+
+export const generationOf = (product: Product): ChipGeneration => product.toLowerCase() as ChipGeneration;
+
+/** Bytes of CHIP_ID that name the chip: eight from Turin on, the rest is zero. */
+export const hwidBytes = (product: Product): 8 | 64 => (product === 'Turin' ? 8 : 64);
+
+/** The generation by family and model of CPUID Fn0000_0001, as go-sev-guest and virtee/sev have them; undefined: none of ours. */
+export function productOfCpuid(family: number, model: number): Product | undefined {
+  if (family === 0x19 && model <= 0x0f) return 'Milan';
+  if (family === 0x19 && ((model >= 0x10 && model <= 0x1f) || (model >= 0xa0 && model <= 0xaf)))
+    return 'Genoa';
+  if (family === 0x1a && model <= 0x11) return 'Turin';
+  return undefined;
+}
 
 export const OID = {
   RSA_ENCRYPTION: '1.2.840.113549.1.1.1',
@@ -45,7 +63,7 @@ export const AMD_OID = {
 /** Where a certificate says a component's level. */
 export const TCB_OID: Readonly<Record<TcbComponent, string>> = {
   fmc: AMD_OID.FMC_SPL,
-  bootloader: AMD_OID.BL_SPL,
+  bootLoader: AMD_OID.BL_SPL,
   tee: AMD_OID.TEE_SPL,
   snp: AMD_OID.SNP_SPL,
   microcode: AMD_OID.UCODE_SPL,

@@ -61,7 +61,8 @@ export class DerReader {
     return this.#bytes[this.#at];
   }
 
-  #fail(field: string, what: string): never {
+  /** Throws DerError about a field of what is read. */
+  fail(field: string, what: string): never {
     throw new DerError(`${this.path}.${field}: ${what}`);
   }
 
@@ -70,28 +71,36 @@ export class DerReader {
     const bytes = this.#bytes;
     const start = this.#at;
     const got = bytes[start];
-    if (got === undefined) this.#fail(field, `got the end, want ${tagName(tag)}`);
-    if (got !== tag) this.#fail(field, `got ${tagName(got)}, want ${tagName(tag)}`);
+    if (got === undefined) this.fail(field, `got the end, want ${tagName(tag)}`);
+    if (got !== tag) this.fail(field, `got ${tagName(got)}, want ${tagName(tag)}`);
     const first = bytes[start + 1];
-    if (first === undefined) this.#fail(field, 'got the end, want a length');
+    if (first === undefined) this.fail(field, 'got the end, want a length');
     let length = first;
     let content = start + 2;
     if (first >= 0x80) {
       const count = first & 0x7f;
-      if (count === 0 || count > 4) this.#fail(field, `got a length of ${count} bytes, want 1 to 4`);
+      if (count === 0 || count > 4) this.fail(field, `got a length of ${count} bytes, want 1 to 4`);
       length = 0;
       for (let i = 0; i < count; i++) length = length * 256 + (bytes[content + i] ?? 0);
       content += count;
       if (length < 0x80 || length < 2 ** (8 * (count - 1))) {
-        this.#fail(field, `got length ${length} in ${count} bytes, want it in as few as possible`);
+        this.fail(field, `got length ${length} in ${count} bytes, want it in as few as possible`);
       }
     }
     const end = content + length;
     if (end > bytes.length) {
-      this.#fail(field, `got ${Math.max(0, bytes.length - content)} bytes, want ${length} (truncated)`);
+      this.fail(field, `got ${Math.max(0, bytes.length - content)} bytes, want ${length} (truncated)`);
     }
     this.#at = end;
     return { tag: got, bytes: bytes.subarray(start, end), content: bytes.subarray(content, end) };
+  }
+
+  /** The next element, whatever it is, without taking it. */
+  nextElement(field: string): DerElement {
+    const at = this.#at;
+    const element = this.element(field, this.nextTag ?? TAG.SEQUENCE);
+    this.#at = at;
+    return element;
   }
 
   /** A reader of the next element's inside. */
@@ -107,13 +116,13 @@ export class DerReader {
   /** Big-endian two's complement, minimal. */
   integerBytes(field: string): Uint8Array {
     const { content } = this.element(field, TAG.INTEGER);
-    if (content.length === 0) this.#fail(field, 'got an INTEGER without bytes, want at least one');
+    if (content.length === 0) this.fail(field, 'got an INTEGER without bytes, want at least one');
     if (
       content.length > 1 &&
       (content[0] === 0 || content[0] === 0xff) &&
       content[0] >> 7 === content[1]! >> 7
     ) {
-      this.#fail(field, 'got an INTEGER with a superfluous byte, want it minimal');
+      this.fail(field, 'got an INTEGER with a superfluous byte, want it minimal');
     }
     return content;
   }
@@ -122,7 +131,7 @@ export class DerReader {
   integer(field: string): number {
     const content = this.integerBytes(field);
     if (content[0]! >= 0x80 || content.length > 6) {
-      this.#fail(field, `got ${toHex(content)}, want an INTEGER from 0 to 2^47 - 1`);
+      this.fail(field, `got ${toHex(content)}, want an INTEGER from 0 to 2^47 - 1`);
     }
     return content.reduce((value, byte) => value * 256 + byte, 0);
   }
@@ -132,17 +141,17 @@ export class DerReader {
     const arcs: number[] = [];
     let arc = 0;
     for (const [at, byte] of content.entries()) {
-      if (arc === 0 && byte === 0x80) this.#fail(field, 'got an OID arc with a leading zero');
-      if (arc > 2 ** 44) this.#fail(field, 'got an OID arc above 2^51, want a smaller one');
+      if (arc === 0 && byte === 0x80) this.fail(field, 'got an OID arc with a leading zero');
+      if (arc > 2 ** 44) this.fail(field, 'got an OID arc above 2^51, want a smaller one');
       arc = arc * 128 + (byte & 0x7f);
       if (byte < 0x80) {
         if (arcs.length === 0)
           arcs.push(Math.min(2, Math.floor(arc / 40)), arc - 40 * Math.min(2, Math.floor(arc / 40)));
         else arcs.push(arc);
         arc = 0;
-      } else if (at === content.length - 1) this.#fail(field, 'got an OID that ends within an arc');
+      } else if (at === content.length - 1) this.fail(field, 'got an OID that ends within an arc');
     }
-    if (arcs.length === 0) this.#fail(field, 'got an empty OID');
+    if (arcs.length === 0) this.fail(field, 'got an empty OID');
     return arcs.join('.');
   }
 
@@ -153,7 +162,7 @@ export class DerReader {
   /** A BIT STRING of whole bytes. */
   bits(field: string): Uint8Array {
     const { content } = this.element(field, TAG.BIT_STRING);
-    if (content[0] !== 0) this.#fail(field, `got ${content[0] ?? 'no'} unused bits, want 0`);
+    if (content[0] !== 0) this.fail(field, `got ${content[0] ?? 'no'} unused bits, want 0`);
     return content.subarray(1);
   }
 
@@ -162,7 +171,7 @@ export class DerReader {
     const { content } = this.element(field, TAG.BIT_STRING);
     const unused = content[0];
     if (unused === undefined || unused > 7 || (unused > 0 && content.length === 1)) {
-      this.#fail(field, `got ${unused ?? 'no'} unused bits, want 0 to 7`);
+      this.fail(field, `got ${unused ?? 'no'} unused bits, want 0 to 7`);
     }
     return Array.from(
       { length: 8 * (content.length - 1) - unused },
@@ -173,7 +182,7 @@ export class DerReader {
   boolean(field: string): boolean {
     const { content } = this.element(field, TAG.BOOLEAN);
     if (content.length !== 1 || (content[0] !== 0 && content[0] !== 0xff)) {
-      this.#fail(field, `got BOOLEAN ${toHex(content)}, want 00 or ff`);
+      this.fail(field, `got BOOLEAN ${toHex(content)}, want 00 or ff`);
     }
     return content[0] === 0xff;
   }
@@ -182,13 +191,13 @@ export class DerReader {
   text(field: string): string {
     const tag = this.nextTag;
     if (tag !== TAG.UTF8_STRING && tag !== TAG.PRINTABLE_STRING && tag !== TAG.IA5_STRING) {
-      this.#fail(field, `got ${tag === undefined ? 'the end' : tagName(tag)}, want a string`);
+      this.fail(field, `got ${tag === undefined ? 'the end' : tagName(tag)}, want a string`);
     }
     const { content } = this.element(field, tag);
     try {
       return utf8.decode(content);
     } catch {
-      return this.#fail(field, `got ${toHex(content)}, want UTF-8`);
+      return this.fail(field, `got ${toHex(content)}, want UTF-8`);
     }
   }
 
@@ -198,7 +207,7 @@ export class DerReader {
     const text = String.fromCharCode(...this.element(field, tag).content.subarray(0, 20));
     const match = /^(\d{2}|\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(text);
     if (match === null || match[1]!.length !== (tag === TAG.UTC_TIME ? 2 : 4)) {
-      this.#fail(
+      this.fail(
         field,
         `got time ${JSON.stringify(text)}, want ${tag === TAG.UTC_TIME ? 'YY' : 'YYYY'}MMDDHHMMSSZ`,
       );
@@ -214,7 +223,7 @@ export class DerReader {
       minute > 59 ||
       second > 59
     ) {
-      this.#fail(field, `got time ${JSON.stringify(text)}, want one that exists`);
+      this.fail(field, `got time ${JSON.stringify(text)}, want one that exists`);
     }
     return date;
   }

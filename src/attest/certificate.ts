@@ -1,0 +1,273 @@
+/**
+ * X.509 certificates of AMD's kind (RFC 5280; AMD 57230 for the extensions of VCEK and VLEK): what is in one, and nothing of whether it
+ * may be believed. Extensions that AMD's certificates do not have are kept as bytes.
+ */
+import {
+  AMD_OID,
+  type CertificateKind,
+  MARK_OID,
+  MARK_URI,
+  OID,
+  PRODUCTS,
+  type Product,
+} from '../abi/amd-certificate.ts';
+import { contextPrimitiveTag, DerReader, TAG } from '../abi/der.ts';
+import { toHex } from './bytes.ts';
+import { EvidenceError } from './evidence-error.ts';
+import { isPem, readPem } from './pem.ts';
+import {
+  commonNameOf,
+  type Extension,
+  type Name,
+  readExtensions,
+  readName,
+  readSignatureAlgorithm,
+  type SignatureAlgorithm,
+} from './x509.ts';
+
+export interface PublicKey {
+  readonly kind: 'RSA' | 'P-384' | 'unknown';
+  /** SubjectPublicKeyInfo. */
+  readonly spki: Uint8Array;
+  /** Bits of an RSA modulus. */
+  readonly bits: number;
+  /** RSA's public exponent. */
+  readonly exponent: number;
+}
+
+/** Extensions of VCEK and VLEK; what a certificate lacks is undefined. */
+export interface AmdExtensions {
+  readonly structVersion: number | undefined;
+  readonly productName: string | undefined;
+  /** Security patch level by OID. */
+  readonly levels: ReadonlyMap<string, number>;
+  readonly hwid: Uint8Array | undefined;
+  readonly cspId: string | undefined;
+}
+
+export interface Certificate {
+  readonly bytes: Uint8Array;
+  /** What is signed. */
+  readonly tbs: Uint8Array;
+  readonly signature: Uint8Array;
+  readonly signatureAlgorithm: SignatureAlgorithm;
+  /** False if the two places that name the algorithm differ. */
+  readonly namesOneAlgorithm: boolean;
+  readonly version: number;
+  /** In hex. */
+  readonly serial: string;
+  readonly issuer: Name;
+  readonly subject: Name;
+  readonly notBefore: Date;
+  readonly notAfter: Date;
+  readonly publicKey: PublicKey;
+  readonly extensions: ReadonlyMap<string, Extension>;
+  readonly isCa: boolean;
+  readonly pathLength: number | undefined;
+  /** Bits of KeyUsage; undefined without that extension. */
+  readonly keyUsage: readonly boolean[] | undefined;
+  readonly crlUrls: readonly string[];
+  readonly amd: AmdExtensions;
+  /** Kind and generation by the subject's and issuer's common names; undefined for other names. */
+  readonly kind: CertificateKind | undefined;
+  readonly product: Product | undefined;
+  /** True if SoftCVM's authority marked it as its own. */
+  readonly isSoftware: boolean;
+}
+
+/** Bits of KeyUsage. */
+export const KEY_CERT_SIGN = 5;
+export const CRL_SIGN = 6;
+
+/** Reads one certificate in DER, which messages call `name`. Throws DerError. */
+export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certificate {
+  const outer = new DerReader(bytes, name);
+  const whole = outer.inside('Certificate');
+  outer.end();
+  const tbsBytes = whole.nextElement('tbsCertificate').bytes;
+  const tbs = whole.inside('tbsCertificate');
+  const signatureAlgorithm = readSignatureAlgorithm(whole, 'signatureAlgorithm');
+  const signature = whole.bits('signatureValue');
+  whole.end();
+
+  const versionField = tbs.optional('version', 0);
+  const version = (versionField?.integer('value') ?? 0) + 1;
+  versionField?.end();
+  const serial = toHex(tbs.integerBytes('serialNumber'));
+  const tbsAlgorithm = readSignatureAlgorithm(tbs, 'signature');
+  const issuer = readName(tbs, 'issuer');
+  const validity = tbs.inside('validity');
+  const notBefore = validity.time('notBefore');
+  const notAfter = validity.time('notAfter');
+  validity.end();
+  const subject = readName(tbs, 'subject');
+  const publicKey = readPublicKey(tbs);
+  const wrapper = tbs.optional('extensions', 3);
+  const extensions = wrapper === undefined ? new Map<string, Extension>() : readExtensions(wrapper);
+  tbs.end();
+
+  const inside = (oid: string, field: string): DerReader | undefined => {
+    const extension = extensions.get(oid);
+    return extension && new DerReader(extension.value, `${name}.${field}`);
+  };
+  const { isCa, pathLength } = readBasicConstraints(inside(OID.BASIC_CONSTRAINTS, 'basicConstraints'));
+  const usage = inside(OID.KEY_USAGE, 'keyUsage');
+  const keyUsage = usage?.flags('bits');
+  usage?.end();
+  return {
+    bytes,
+    tbs: tbsBytes,
+    signature,
+    signatureAlgorithm,
+    namesOneAlgorithm: toHex(tbsAlgorithm.bytes) === toHex(signatureAlgorithm.bytes),
+    version,
+    serial,
+    issuer,
+    subject,
+    notBefore,
+    notAfter,
+    publicKey,
+    extensions,
+    isCa,
+    pathLength,
+    keyUsage,
+    crlUrls: readDistributionPoints(inside(OID.CRL_DISTRIBUTION_POINTS, 'crlDistributionPoints')),
+    amd: readAmdExtensions(extensions, name),
+    ...kindByNames(commonNameOf(subject), commonNameOf(issuer)),
+    isSoftware:
+      extensions.has(MARK_OID) ||
+      new TextDecoder('latin1').decode(extensions.get(OID.AUTHORITY_KEY_ID)?.value).includes(MARK_URI),
+  };
+}
+
+/**
+ * Certificates of a file: PEM with any number of them, or one in DER. PEM blocks of other kinds are passed over. Throws DerError or
+ * EvidenceError.
+ */
+export function readCertificates(bytes: Uint8Array, name = 'certificates'): Certificate[] {
+  if (!isPem(bytes)) return [parseCertificate(bytes, name)];
+  const blocks = readPem(new TextDecoder('latin1').decode(bytes), name).filter(
+    ({ label }) => label === 'CERTIFICATE',
+  );
+  if (blocks.length === 0)
+    throw new EvidenceError(`${name}: got PEM without a CERTIFICATE, want at least one`);
+  return blocks.map((block, index) => parseCertificate(block.bytes, `${name}, certificate ${index}`));
+}
+
+function readPublicKey(tbs: DerReader): PublicKey {
+  const { bytes: spki } = tbs.nextElement('subjectPublicKeyInfo');
+  const info = tbs.inside('subjectPublicKeyInfo');
+  const algorithm = info.inside('algorithm');
+  const oid = algorithm.oid('algorithm');
+  let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0 };
+  if (oid === OID.RSA_ENCRYPTION) {
+    if (!algorithm.isAtEnd) algorithm.element('parameters', TAG.NULL);
+    algorithm.end();
+    const holder = new DerReader(info.bits('subjectPublicKey'), `${info.path}.subjectPublicKey`);
+    const rsa = holder.inside('RSAPublicKey');
+    holder.end();
+    const modulus = rsa.integerBytes('modulus');
+    const first = modulus[0] === 0 ? modulus.subarray(1) : modulus;
+    key = {
+      kind: 'RSA',
+      spki,
+      bits: 8 * first.length - Math.clz32(first[0] ?? 0) + 24,
+      exponent: rsa.integer('publicExponent'),
+    };
+    rsa.end();
+  } else {
+    if (oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve') === OID.P384) {
+      key = { kind: 'P-384', spki, bits: 384, exponent: 0 };
+    }
+    info.bits('subjectPublicKey');
+  }
+  info.end();
+  return key;
+}
+
+function readBasicConstraints(extension: DerReader | undefined): Pick<Certificate, 'isCa' | 'pathLength'> {
+  if (extension === undefined) return { isCa: false, pathLength: undefined };
+  const constraints = extension.inside('BasicConstraints');
+  extension.end();
+  const isCa = constraints.nextTag === TAG.BOOLEAN && constraints.boolean('cA');
+  const pathLength = constraints.isAtEnd ? undefined : constraints.integer('pathLenConstraint');
+  constraints.end();
+  return { isCa, pathLength };
+}
+
+/** URIs of full names; other forms are passed over. */
+function readDistributionPoints(extension: DerReader | undefined): string[] {
+  if (extension === undefined) return [];
+  const urls: string[] = [];
+  const points = extension.inside('CRLDistributionPoints');
+  extension.end();
+  while (!points.isAtEnd) {
+    const fullName = points.inside('point').optional('distributionPoint', 0)?.optional('fullName', 0);
+    while (fullName !== undefined && !fullName.isAtEnd) {
+      const { tag, content } = fullName.nextElement('name');
+      fullName.element('name', tag);
+      if (tag === contextPrimitiveTag(6)) urls.push(new TextDecoder('latin1').decode(content));
+    }
+  }
+  return urls;
+}
+
+const LEVELS = [
+  AMD_OID.BL_SPL,
+  AMD_OID.TEE_SPL,
+  AMD_OID.SNP_SPL,
+  AMD_OID.SPL4,
+  AMD_OID.SPL5,
+  AMD_OID.SPL6,
+  AMD_OID.SPL7,
+  AMD_OID.UCODE_SPL,
+  AMD_OID.FMC_SPL,
+];
+
+function readAmdExtensions(extensions: ReadonlyMap<string, Extension>, name: string): AmdExtensions {
+  const read = <T>(oid: string, field: string, take: (reader: DerReader) => T): T | undefined => {
+    const extension = extensions.get(oid);
+    if (extension === undefined) return undefined;
+    const reader = new DerReader(extension.value, `${name}.${field}`);
+    const value = take(reader);
+    reader.end();
+    return value;
+  };
+  const levels = new Map<string, number>();
+  for (const oid of LEVELS) {
+    const level = read(oid, oid, (reader) => {
+      const value = reader.integer('SPL');
+      return value <= 255 ? value : reader.fail('SPL', `got ${value}, want 0 to 255`);
+    });
+    if (level !== undefined) levels.set(oid, level);
+  }
+  return {
+    structVersion: read(AMD_OID.STRUCT_VERSION, 'structVersion', (reader) => reader.integer('value')),
+    productName: read(AMD_OID.PRODUCT_NAME, 'productName', (reader) => reader.text('value')),
+    levels,
+    hwid: readHwid(extensions.get(AMD_OID.HWID)?.value, name),
+    cspId: read(AMD_OID.CSP_ID, 'cspID', (reader) => reader.text('value')),
+  };
+}
+
+/** Raw bytes, as AMD writes them; an OCTET STRING around them is accepted too, as other verifiers do. */
+function readHwid(value: Uint8Array | undefined, name: string): Uint8Array | undefined {
+  if (value === undefined || value.length === 64 || value.length === 8) return value;
+  const reader = new DerReader(value, `${name}.hwID`);
+  const hwid = reader.octets('value');
+  reader.end();
+  if (hwid.length !== 64 && hwid.length !== 8) reader.fail('value', `got ${hwid.length} bytes, want 64 or 8`);
+  return hwid;
+}
+
+function kindByNames(subject: string, issuer: string): Pick<Certificate, 'kind' | 'product'> {
+  for (const product of PRODUCTS) {
+    const vlek = issuer === `SEV-VLEK-${product}`;
+    if (subject === `ARK-${product}`) return { kind: 'ARK', product };
+    if (subject === `SEV-${product}`) return { kind: 'ASK', product };
+    if (subject === `SEV-VLEK-${product}`) return { kind: 'ASVK', product };
+    if (subject === 'SEV-VCEK' && issuer === `SEV-${product}`) return { kind: 'VCEK', product };
+    if (subject === 'SEV-VLEK' && vlek) return { kind: 'VLEK', product };
+  }
+  return { kind: undefined, product: undefined };
+}

@@ -1,0 +1,122 @@
+/**
+ * What certificates and revocation lists have in common (RFC 5280): algorithm, name, extensions. Left out: attributes and extensions that
+ * AMD's do not have are kept as bytes.
+ */
+import { OID } from '../abi/amd-certificate.ts';
+import { type DerReader, TAG } from '../abi/der.ts';
+
+/** Parameters of RSASSA-PSS (RFC 4055); `undefined` for another signature algorithm. */
+export interface PssParameters {
+  readonly hash: string;
+  readonly maskHash: string;
+  readonly saltLength: number;
+  readonly trailer: number;
+}
+
+export interface SignatureAlgorithm {
+  readonly oid: string;
+  readonly pss: PssParameters | undefined;
+  readonly bytes: Uint8Array;
+}
+
+/** A distinguished name. */
+export interface Name {
+  readonly bytes: Uint8Array;
+  /** Attribute and value, in order. */
+  readonly attributes: readonly (readonly [oid: string, value: string])[];
+}
+
+export interface Extension {
+  readonly isCritical: boolean;
+  readonly value: Uint8Array;
+}
+
+/** RFC 4055's defaults, SHA-1 and a salt of 20 bytes; nothing may be signed so. */
+const SHA1 = '1.3.14.3.2.26';
+
+/** An AlgorithmIdentifier with parameters absent or NULL. */
+function plainAlgorithm(reader: DerReader, field: string): string {
+  const algorithm = reader.inside(field);
+  const oid = algorithm.oid('algorithm');
+  if (!algorithm.isAtEnd) algorithm.element('parameters', TAG.NULL);
+  algorithm.end();
+  return oid;
+}
+
+export function readSignatureAlgorithm(reader: DerReader, field: string): SignatureAlgorithm {
+  const element = reader.nextElement(field);
+  const algorithm = reader.inside(field);
+  const oid = algorithm.oid('algorithm');
+  if (oid !== OID.RSASSA_PSS) return { oid, pss: undefined, bytes: element.bytes };
+  const parameters = algorithm.inside('parameters');
+  const hash = parameters.optional('hashAlgorithm', 0);
+  const hashOid = hash === undefined ? SHA1 : plainAlgorithm(hash, 'algorithm');
+  hash?.end();
+  const mask = parameters.optional('maskGenAlgorithm', 1);
+  let maskHash = SHA1;
+  if (mask !== undefined) {
+    const generator = mask.inside('algorithm');
+    const generatorOid = generator.oid('algorithm');
+    maskHash = generatorOid === OID.MGF1 ? plainAlgorithm(generator, 'parameters') : generatorOid;
+    generator.end();
+    mask.end();
+  }
+  const salt = parameters.optional('saltLength', 2);
+  const saltLength = salt?.integer('value') ?? 20;
+  salt?.end();
+  // AMD writes this default value out in Milan's certificates, and leaves it out in Turin's.
+  const trailerField = parameters.optional('trailerField', 3);
+  const trailer = trailerField?.integer('value') ?? 1;
+  trailerField?.end();
+  parameters.end();
+  algorithm.end();
+  return { oid, pss: { hash: hashOid, maskHash, saltLength, trailer }, bytes: element.bytes };
+}
+
+export function readName(reader: DerReader, field: string): Name {
+  const { bytes } = reader.nextElement(field);
+  const name = reader.inside(field);
+  const attributes: (readonly [string, string])[] = [];
+  while (!name.isAtEnd) {
+    const set = name.inside('relativeDistinguishedName', TAG.SET);
+    do {
+      const attribute = set.inside('attribute');
+      attributes.push([attribute.oid('type'), attribute.text('value')]);
+      attribute.end();
+    } while (!set.isAtEnd);
+  }
+  return { bytes, attributes };
+}
+
+export const commonNameOf = (name: Name): string =>
+  name.attributes.find(([oid]) => oid === OID.COMMON_NAME)?.[1] ?? '';
+
+const SHORT: Readonly<Record<string, string>> = {
+  [OID.COMMON_NAME]: 'CN',
+  [OID.COUNTRY]: 'C',
+  [OID.LOCALITY]: 'L',
+  [OID.STATE]: 'ST',
+  [OID.ORGANIZATION]: 'O',
+  [OID.ORGANIZATIONAL_UNIT]: 'OU',
+};
+
+/** As openssl prints it. */
+export const nameText = (name: Name): string =>
+  name.attributes.map(([oid, value]) => `${SHORT[oid] ?? oid} = ${value}`).join(', ');
+
+/** The list inside [n] EXPLICIT Extensions. DerError: an extension twice. */
+export function readExtensions(wrapper: DerReader): Map<string, Extension> {
+  const list = wrapper.inside('list');
+  wrapper.end();
+  const extensions = new Map<string, Extension>();
+  while (!list.isAtEnd) {
+    const extension = list.inside('extension');
+    const oid = extension.oid('extnID');
+    const isCritical = extension.nextTag === TAG.BOOLEAN && extension.boolean('critical');
+    const value = extension.octets('extnValue');
+    extension.end();
+    if (extensions.has(oid)) list.fail(oid, 'got the extension twice, want it once');
+    extensions.set(oid, { isCritical, value });
+  }
+  return extensions;
+}
