@@ -8,7 +8,7 @@ const { Code, Instruction, Mnemonic, OpCodeOperandKind } = iced;
 /**
  * ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name.
  */
-const EXCLUDED = /^Enterw|^Cmpsd_xmm/;
+const EXCLUDED = /^Enterw/;
 /** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
 const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
 

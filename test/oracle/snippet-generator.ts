@@ -5,6 +5,7 @@
  */
 import { createRequire } from 'node:module';
 import type * as Iced from 'iced-x86';
+import { withFloats } from './float-values.ts';
 import type { Form } from './forms.ts';
 import { Random } from './random.ts';
 import { type CpuState, type Snippet, WINDOW_BYTES } from './snippet.ts';
@@ -69,26 +70,30 @@ const registerByName = Register as unknown as Record<string, number>;
 export class SnippetGenerator {
   readonly #random: Random;
   readonly #forms: readonly (readonly Form[])[];
-  readonly #options: { readonly longest: number; readonly branches: boolean };
+  readonly #options: { readonly longest: number; readonly branches: boolean; readonly floats: boolean };
 
   /**
    * Each group of forms is chosen from with the same probability. Snippets have up to `longest` instructions, and with `branches` jumps,
-   * calls and loops among them.
+   * calls and loops among them. With `floats` they begin with such numbers and any MXCSR.
    */
   constructor(
     seed: number,
     groups: readonly (readonly Form[])[],
-    options: { readonly longest?: number; readonly branches?: boolean } = {},
+    options: { readonly longest?: number; readonly branches?: boolean; readonly floats?: boolean } = {},
   ) {
     this.#random = new Random(seed);
     this.#forms = groups;
-    this.#options = { longest: options.longest ?? 3, branches: options.branches ?? false };
+    this.#options = {
+      longest: options.longest ?? 3,
+      branches: options.branches ?? false,
+      floats: options.floats ?? false,
+    };
   }
 
   next(n: number): Snippet {
-    const { longest, branches } = this.#options;
+    const { longest, branches, floats } = this.#options;
     const length = 1 + this.#random.below(longest);
-    return new Composition(this.#random, n).compose(this.#forms, { length, branches });
+    return new Composition(this.#random, n).compose(this.#forms, { length, branches, floats });
   }
 }
 
@@ -113,7 +118,10 @@ class Composition {
     this.#registers[RSP] = this.#window + 512n + BigInt(8 * random.below(8));
   }
 
-  compose(groups: readonly (readonly Form[])[], options: { length: number; branches: boolean }): Snippet {
+  compose(
+    groups: readonly (readonly Form[])[],
+    options: { length: number; branches: boolean; floats: boolean },
+  ): Snippet {
     const random = this.#random;
     for (let k = 0; k < options.length; k++) {
       const form = random.pick(random.pick(groups));
@@ -122,7 +130,7 @@ class Composition {
     }
     return {
       code: Uint8Array.from(this.#bytes),
-      before: this.#before(),
+      before: options.floats ? withFloats(this.#before(), random) : this.#before(),
       undefinedFlags: this.#undefined,
       everUndefined: this.#everUndefined,
       text: this.#texts.join('; '),
@@ -135,7 +143,13 @@ class Composition {
         this.#random.oneIn(4) ? this.#random.pick([0, 0xff, 0x80, 0x7f, 1]) : this.#random.below(256),
       );
     const flags = (this.#random.u64() & 0x8d5n) | 0x202n | (this.#random.oneIn(4) ? 0x400n : 0n);
-    return { registers: this.#registers, flags, vectors: bytes(256), window: bytes(WINDOW_BYTES) };
+    return {
+      registers: this.#registers,
+      flags,
+      vectors: bytes(256),
+      mxcsr: 0x1f80,
+      window: bytes(WINDOW_BYTES),
+    };
   }
 
   #value(): bigint {

@@ -13,6 +13,7 @@ const OUT_BYTES = 1024;
 /** Offsets in a block. */
 const FLAGS = 128;
 const SIGNAL = 136;
+const MXCSR = 144;
 const VECTORS = 256;
 const CONTEXT = 512;
 const CONTEXT_WORDS = 18;
@@ -20,6 +21,10 @@ const CONTEXT_WORDS = 18;
 const CONTEXT_ORDER = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
 const CONTEXT_RIP = 16;
 const CONTEXT_FLAGS = 17;
+/** The ucontext's pointer to the FXSAVE image, and MXCSR and the vectors in that. */
+const CONTEXT_FLOAT = 224;
+const FLOAT_MXCSR = 24;
+const FLOAT_VECTORS = 160;
 
 const SIGNALS = [4, 5, 7, 8, 11];
 const SYS_WRITE = 1;
@@ -94,6 +99,10 @@ class Assembly {
     this.u32(address);
   }
   /** mov qword [address], imm32 */
+  moveMxcsr(direction: 'load' | 'store', address: number): void {
+    this.put(0x0f, 0xae, direction === 'load' ? 0x14 : 0x1c, 0x25);
+    this.u32(address);
+  }
   storeConstant(address: number, value: number): void {
     this.put(0x48, 0xc7, 0x04, 0x25);
     this.u32(address);
@@ -142,6 +151,7 @@ export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
       put(block + 8 * r, value);
     });
     put(block + FLAGS, before.flags);
+    put(block + MXCSR, BigInt(before.mxcsr));
     image.set(before.vectors, block + VECTORS - IMAGE);
     image.set(before.window, windowAddress(n) - IMAGE);
   });
@@ -174,6 +184,7 @@ function emitSnippet(
   const patch = code.bytes.length - 4;
   code.setRegister(4, input + FLAGS);
   code.put(0x9d);
+  code.moveMxcsr('load', input + MXCSR);
   for (let r = 0; r < 16; r++) code.moveVector('load', r, input + VECTORS + 16 * r);
   for (let r = 0; r < 16; r++) code.loadRegister(r, input + 8 * r);
   code.put(...bytes);
@@ -181,6 +192,7 @@ function emitSnippet(
   for (let r = 0; r < 16; r++) code.moveVector('store', r, output + VECTORS + 16 * r);
   code.setRegister(4, output + FLAGS + 8);
   code.put(0x9c);
+  code.moveMxcsr('store', output + MXCSR);
   const next = code.here;
   for (let b = 0; b < 4; b++) code.bytes[patch + b] = (next >> (8 * b)) & 255;
 }
@@ -195,6 +207,17 @@ function emitHandler(code: Assembly, current: number, resume: number): void {
   code.u32(CONTEXT);
   code.setRegister(1, CONTEXT_WORDS);
   code.put(0xfc, 0xf3, 0x48, 0xa5); // cld; rep movsq
+  code.put(0x48, 0x8b, 0x92); // mov rdx, [rdx + CONTEXT_FLOAT]
+  code.u32(CONTEXT_FLOAT);
+  code.put(0x8b, 0x42, FLOAT_MXCSR); // mov eax, [rdx + FLOAT_MXCSR]
+  code.put(0x89, 0x83); // mov [rbx + MXCSR], eax
+  code.u32(MXCSR);
+  code.put(0x48, 0x8d, 0xb2); // lea rsi, [rdx + FLOAT_VECTORS]
+  code.u32(FLOAT_VECTORS);
+  code.put(0x48, 0x8d, 0xbb); // lea rdi, [rbx + VECTORS]
+  code.u32(VECTORS);
+  code.setRegister(1, 32);
+  code.put(0xf3, 0x48, 0xa5); // rep movsq
   code.put(0xff, 0x24, 0x25); // jmp [resume]
   code.u32(resume);
 }
@@ -206,7 +229,6 @@ function readOutcome(n: number, output: Uint8Array, outputBytes: number): Outcom
   const signal = Number(word(SIGNAL));
   const context = (k: number) => word(CONTEXT + 8 * k);
   const window = outputBytes + windowAddress(n) - WINDOWS;
-  const vectors = output.slice(block + VECTORS, block + VECTORS + 256);
   return {
     signal,
     rip: signal === 0 ? 0n : context(CONTEXT_RIP),
@@ -214,7 +236,8 @@ function readOutcome(n: number, output: Uint8Array, outputBytes: number): Outcom
       signal === 0 ? word(8 * r) : context(CONTEXT_ORDER[r]!),
     ),
     flags: signal === 0 ? word(FLAGS) : context(CONTEXT_FLAGS),
-    vectors: signal === 0 ? vectors : new Uint8Array(256),
+    vectors: output.slice(block + VECTORS, block + VECTORS + 256),
+    mxcsr: Number(word(MXCSR)),
     window: output.slice(window, window + WINDOW_BYTES),
   };
 }
@@ -241,4 +264,14 @@ function staticElf(image: Uint8Array, entry: number): Uint8Array {
   return image;
 }
 
-export const PROGRAM = { SYS_WRITE, SYS_EXIT, SIGNAL, CONTEXT, CONTEXT_ORDER, CONTEXT_RIP, CONTEXT_FLAGS };
+export const PROGRAM = {
+  SYS_WRITE,
+  SYS_EXIT,
+  SIGNAL,
+  MXCSR,
+  VECTORS,
+  CONTEXT,
+  CONTEXT_ORDER,
+  CONTEXT_RIP,
+  CONTEXT_FLAGS,
+};

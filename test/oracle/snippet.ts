@@ -8,6 +8,7 @@ export interface CpuState {
   readonly flags: bigint;
   /** 16 × 16 bytes. */
   readonly vectors: Uint8Array;
+  readonly mxcsr: number;
   /** The snippet's own WINDOW_BYTES of memory. */
   readonly window: Uint8Array;
 }
@@ -49,12 +50,11 @@ export function differences(snippet: Snippet, got: Outcome, want: Outcome): stri
   });
   const mask = COMPARED_FLAGS & ~(want.signal === 0 ? snippet.undefinedFlags : snippet.everUndefined);
   compare('flags', got.flags & mask, want.flags & mask);
+  compare('mxcsr', got.mxcsr, want.mxcsr);
   const bytes = (name: (n: number) => string, a: Uint8Array, b: Uint8Array) => {
     for (let n = 0; n < b.length; n++) if (a[n] !== b[n]) compare(name(n), a[n]!, b[n]!);
   };
-  if (want.signal === 0 && got.signal === 0) {
-    bytes((n) => `xmm${n >> 4}[${n & 15}]`, got.vectors, want.vectors);
-  }
+  bytes((n) => `xmm${n >> 4}[${n & 15}]`, got.vectors, want.vectors);
   bytes((n) => `memory[${n}]`, got.window, want.window);
   return found;
 }

@@ -1,10 +1,11 @@
 /** Runs a snippet program on our interpreter: its image, and of Linux the calls and signals that such a program meets. */
+import { executeFloat } from '../../src/hardware/cpu/float/instructions.ts';
 import { RECORD, SYSTEM } from '../../src/hardware/cpu/record.ts';
 import { LEAVE, STATE } from '../../src/hardware/cpu/state.ts';
 import { FlatMachine } from './flat-machine.ts';
 import { PROGRAM, type SnippetProgram } from './snippet-program.ts';
 
-const SIGNAL_OF_VECTOR: Readonly<Record<number, number>> = { 0: 8, 3: 5, 6: 4, 13: 11, 14: 11 };
+const SIGNAL_OF_VECTOR: Readonly<Record<number, number>> = { 0: 8, 3: 5, 6: 4, 13: 11, 14: 11, 19: 8 };
 const DIRECTION = 0x400n;
 const RSP = 4;
 
@@ -62,6 +63,8 @@ export class UserMachine {
     });
     put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_RIP, machine.rip);
     put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_FLAGS, machine.flags);
+    put(PROGRAM.MXCSR, BigInt(machine.word(STATE.MXCSR)));
+    for (let at = 0; at < 256; at += 8) put(PROGRAM.VECTORS + at, machine.get(STATE.XMM + at));
     machine.flags &= ~DIRECTION;
     machine.rip = this.#read(this.#program.resume);
   }
@@ -79,8 +82,23 @@ export class UserMachine {
       machine.setRegister(RSP, machine.register(RSP) + BigInt(bytes[record + RECORD.SIZE]!));
       return 0;
     }
+    if (code === SYSTEM.LDMXCSR) return this.#loadMxcsr(words[words[(record + RECORD.A0) >> 2]! >> 2]!);
+    if (code === SYSTEM.STMXCSR) {
+      longs[words[(record + RECORD.A0) >> 2]! >> 3] = BigInt(machine.word(STATE.MXCSR));
+      return 0;
+    }
+    if (code === SYSTEM.FLOAT) {
+      const number = bytes[record + RECORD.NUMBER]!;
+      return executeFloat(machine.memory, machine.state, { record, number }) ? 0 : machine.raise(19);
+    }
     if (code === SYSTEM.SYSCALL) return this.#systemCall();
     return machine.raise(code === SYSTEM.UD ? 6 : code === SYSTEM.INT3 ? 3 : 13);
+  }
+
+  #loadMxcsr(value: number): number {
+    if ((value & ~0xffff) !== 0) return this.machine.raise(13);
+    this.machine.setWord(STATE.MXCSR, value);
+    return 0;
   }
 
   #systemCall(): number {

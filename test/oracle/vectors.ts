@@ -4,7 +4,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { formsOf } from './forms.ts';
-import { GROUPS } from './groups.ts';
+import { FLOAT_GROUPS, GROUPS } from './groups.ts';
 import type { Outcome, Snippet } from './snippet.ts';
 import { SnippetGenerator } from './snippet-generator.ts';
 
@@ -20,6 +20,8 @@ export interface Vector {
   /** Changed bytes by offset: of the sixteen vectors, of the memory window. */
   readonly vectors?: Readonly<Record<string, string>>;
   readonly window?: Readonly<Record<string, string>>;
+  /** Where it changed. */
+  readonly mxcsr?: string;
   readonly signal?: number;
   readonly rip?: string;
 }
@@ -52,10 +54,11 @@ export function vectorSnippets(): Record<string, Snippet[]> {
     Array.from({ length: VECTORS_PER_GROUP }, (_, n) => generator.next(n));
   const all: Record<string, Snippet[]> = {};
   for (const [name, mnemonics] of Object.entries(GROUPS)) {
-    all[name] = take(new SnippetGenerator(VECTOR_SEED, [formsOf(mnemonics)]));
+    const floats = FLOAT_GROUPS.has(name);
+    all[name] = take(new SnippetGenerator(VECTOR_SEED, [formsOf(mnemonics)], { floats }));
   }
   const mixed = Object.values(GROUPS).map((mnemonics) => formsOf(mnemonics));
-  all['mixed'] = take(new SnippetGenerator(VECTOR_SEED, mixed, { longest: 8 }));
+  all['mixed'] = take(new SnippetGenerator(VECTOR_SEED, mixed, { longest: 8, floats: true }));
   const branches = ['arithmetic', 'move', 'shifts'].map((name) => formsOf(GROUPS[name]!));
   all['branches'] = take(new SnippetGenerator(VECTOR_SEED, branches, { longest: 6, branches: true }));
   return all;
@@ -73,7 +76,8 @@ export function vectorOf({ code, before }: Snippet, outcome: Outcome): Vector {
     code: Buffer.from(code).toString('hex'),
     flags: outcome.flags.toString(16),
     ...optional('registers', registers),
-    ...optional('vectors', faulted ? [] : bytes(before.vectors, outcome.vectors)),
+    ...optional('vectors', bytes(before.vectors, outcome.vectors)),
+    ...(outcome.mxcsr === before.mxcsr ? {} : { mxcsr: outcome.mxcsr.toString(16) }),
     ...optional('window', bytes(before.window, outcome.window)),
     ...(faulted ? { signal: outcome.signal, rip: outcome.rip.toString(16) } : {}),
   };
@@ -106,6 +110,7 @@ export function outcomeOf({ before }: Snippet, vector: Vector): Outcome {
     flags: BigInt(`0x${vector.flags}`),
     vectors: patched(before.vectors, vector.vectors),
     window: patched(before.window, vector.window),
+    mxcsr: vector.mxcsr === undefined ? before.mxcsr : Number.parseInt(vector.mxcsr, 16),
     signal: vector.signal ?? 0,
     rip: BigInt(`0x${vector.rip ?? '0'}`),
   };

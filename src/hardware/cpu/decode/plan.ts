@@ -7,10 +7,12 @@ import { GROUPS } from '../semantics/groups.ts';
 import type { Instruction as Description, Role } from '../semantics/operation.ts';
 import { stringCompareSteps } from '../semantics/string-compare.ts';
 import { STATE } from '../state.ts';
+import { VECTOR_MODE } from '../vector-mode.ts';
 import { type Instruction, iced } from './iced.ts';
 import type { AddressParts, Line } from './line.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand, operandSizes } from './operands.ts';
 import { registers, SEGMENT_BASE } from './registers.ts';
+import { addSystem } from './system.ts';
 
 const DESCRIPTIONS: Readonly<Record<string, Description>> = Object.assign(
   {},
@@ -49,6 +51,30 @@ export function planDescribed(
   setOperands(plan, description.float ? STATE.XTEMP0 : undefined);
   setFloat(plan);
   return true;
+}
+
+/** In a mode in which XMM registers are not to be used, the record of an instruction that does; false for all others. */
+export function planUnavailable(
+  name: string,
+  mode: number,
+  instruction: Instruction,
+  line: Line,
+  handler: HandlerNumber,
+): boolean {
+  if (mode === VECTOR_MODE.AVAILABLE || !DESCRIPTIONS[name]) return false;
+  if (!operandsInVectors(instruction)) return false;
+  addSystem(line, handler, mode === VECTOR_MODE.UNDEFINED ? 'UD' : 'NM', 0);
+  return true;
+}
+
+function operandsInVectors(instruction: Instruction): boolean {
+  const { OpKind, Register } = iced();
+  for (let k = 0; k < instruction.opCount; k++) {
+    if (instruction.opKind(k) !== OpKind.Register) continue;
+    const register = instruction.opRegister(k);
+    if (register >= Register.XMM0 && register <= Register.XMM15) return true;
+  }
+  return false;
 }
 
 /** The last operand if it is an 8-bit immediate, else 0. */

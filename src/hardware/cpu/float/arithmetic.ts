@@ -7,8 +7,8 @@ import {
   type FloatFormat,
   isDenormal,
   isInfinite,
-  isNaN,
   isNegative,
+  isNotANumber,
   isSignaling,
   isZero,
   signed,
@@ -31,7 +31,7 @@ export function propagated(
   f: FloatFormat,
   ...operands: bigint[]
 ): bigint | undefined {
-  const first = operands.find((x) => isNaN(f, x));
+  const first = operands.find((x) => isNotANumber(f, x));
   if (first === undefined) return undefined;
   if (operands.some((x) => isSignaling(f, x))) environment.foundBefore(INVALID);
   return first | f.quiet;
@@ -70,7 +70,7 @@ export const add: FloatOperation = onNumbers((environment, f, a, b) => {
 
 /** A NaN keeps its sign, so this is no addition of −b. */
 export const subtract: FloatOperation = (environment, f, a, b) =>
-  add(environment, f, a, isNaN(f, b) ? b : b ^ f.sign);
+  add(environment, f, a, isNotANumber(f, b) ? b : b ^ f.sign);
 
 export const multiply: FloatOperation = onNumbers((environment, f, a, b) => {
   const negative = isNegative(f, a) !== isNegative(f, b);

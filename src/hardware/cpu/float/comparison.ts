@@ -1,7 +1,7 @@
 /** Comparisons, and what is made of them: CMPxx's predicates, COMIS and UCOMIS, MIN and MAX (APM volume 4). */
 import { type FloatOperation, noteDenormals, taken } from './arithmetic.ts';
 import { FLOAT_EXCEPTION, type FloatEnvironment } from './environment.ts';
-import { type FloatFormat, isNaN, isNegative, isSignaling, magnitude } from './format.ts';
+import { type FloatFormat, isNegative, isNotANumber, isSignaling, magnitude } from './format.ts';
 
 const { INVALID } = FLOAT_EXCEPTION;
 
@@ -17,7 +17,7 @@ export function compare(
   [a, b]: readonly [bigint, bigint],
   quietNaN: 'silent' | 'invalid',
 ): Relation {
-  if (isNaN(f, a) || isNaN(f, b)) {
+  if (isNotANumber(f, a) || isNotANumber(f, b)) {
     if (quietNaN === 'invalid' || isSignaling(f, a) || isSignaling(f, b)) environment.foundBefore(INVALID);
     return 'unordered';
   }
@@ -56,7 +56,7 @@ const choice =
   (relation: Relation): FloatOperation =>
   (environment, f, a, b) => {
     const found = compare(environment, f, [a, b], 'invalid');
-    return found === relation ? taken(environment, f, a) : isNaN(f, b) ? b : taken(environment, f, b);
+    return found === relation ? taken(environment, f, a) : isNotANumber(f, b) ? b : taken(environment, f, b);
   };
 
 export const minimum: FloatOperation = choice('less');

@@ -5,7 +5,7 @@ import {
   DOUBLE,
   type FloatFormat,
   isInfinite,
-  isNaN,
+  isNotANumber,
   isSignaling,
   isZero,
   SINGLE,
@@ -23,7 +23,7 @@ export function convertFormat(
   { from, to }: { from: FloatFormat; to: FloatFormat },
 ): bigint {
   const negative = (x & from.sign) !== 0n;
-  if (isNaN(from, x)) {
+  if (isNotANumber(from, x)) {
     if (isSignaling(from, x)) environment.foundBefore(INVALID);
     const fraction = x & (from.smallestNormal - 1n);
     const shift = to.precision - from.precision;
@@ -56,7 +56,8 @@ export function toInteger(
   { bits, mode }: { bits: 32 | 64; mode: Rounding },
 ): bigint {
   const limit = 1n << BigInt(bits - 1);
-  const integer = isNaN(f, x) || isInfinite(f, x) ? undefined : integral(f, taken(environment, f, x), mode);
+  const integer =
+    isNotANumber(f, x) || isInfinite(f, x) ? undefined : integral(f, taken(environment, f, x), mode);
   if (integer === undefined || integer.value >= limit || integer.value < -limit) {
     environment.foundBefore(INVALID);
     return limit;

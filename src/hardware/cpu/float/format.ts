@@ -43,8 +43,8 @@ export const DOUBLE: FloatFormat = format(64, 53);
 
 export const magnitude = (f: FloatFormat, x: bigint): bigint => x & (f.sign - 1n);
 export const isNegative = (f: FloatFormat, x: bigint): boolean => (x & f.sign) !== 0n;
-export const isNaN = (f: FloatFormat, x: bigint): boolean => magnitude(f, x) > f.infinity;
-export const isSignaling = (f: FloatFormat, x: bigint): boolean => isNaN(f, x) && (x & f.quiet) === 0n;
+export const isNotANumber = (f: FloatFormat, x: bigint): boolean => magnitude(f, x) > f.infinity;
+export const isSignaling = (f: FloatFormat, x: bigint): boolean => isNotANumber(f, x) && (x & f.quiet) === 0n;
 export const isInfinite = (f: FloatFormat, x: bigint): boolean => magnitude(f, x) === f.infinity;
 export const isZero = (f: FloatFormat, x: bigint): boolean => magnitude(f, x) === 0n;
 export const isDenormal = (f: FloatFormat, x: bigint): boolean =>

@@ -56,7 +56,7 @@ export function round(environment: FloatEnvironment, f: FloatFormat, exact: Exac
   if (leading < f.minExponent) {
     const least = f.minExponent - (f.precision - 1);
     const denormal = dropBits(from, least - exponent, negative, mode);
-    return underflow(environment, f, { negative, ...denormal });
+    return underflow(environment, f, { negative, denormal, unbounded });
   }
   if (unbounded.inexact) environment.foundAfter(PRECISION);
   const field = BigInt(leading - f.minExponent + 1);
@@ -76,18 +76,21 @@ function overflow(
   return signed(f, negative, infinite ? f.infinity : f.infinity - 1n);
 }
 
-/** A result that is tiny after rounding; masked, it is an underflow only where it is inexact too. */
+/**
+ * A result that is tiny after rounding: as a denormal, and with an unbounded exponent. Masked, it is an underflow only where the denormal is
+ * inexact too; not masked, it always is, and the number that a handler would be given counts for inexactness.
+ */
 function underflow(
   environment: FloatEnvironment,
   f: FloatFormat,
-  { negative, value, inexact }: { negative: boolean; value: bigint; inexact: boolean },
+  { negative, denormal, unbounded }: { negative: boolean; denormal: Rounded; unbounded: Rounded },
 ): bigint {
   const masked = environment.masks(UNDERFLOW);
   if (masked && environment.flushToZero) {
     environment.foundAfter(UNDERFLOW | PRECISION);
     return signed(f, negative, 0n);
   }
-  if (inexact) environment.foundAfter(UNDERFLOW | PRECISION);
-  else if (!masked) environment.foundAfter(UNDERFLOW);
-  return signed(f, negative, value);
+  if (!masked) environment.foundAfter(unbounded.inexact ? UNDERFLOW | PRECISION : UNDERFLOW);
+  else if (denormal.inexact) environment.foundAfter(UNDERFLOW | PRECISION);
+  return signed(f, negative, denormal.value);
 }

@@ -91,12 +91,14 @@ export interface Operation {
 }
 
 /**
- * An operand's role; the size in bits where it is not the operation's, `own` for what the operand itself says; `none` for one that the
+ * An operand's role; the size in bits where it is not the operation's, `none` for one that the
  * operation does not look at.
  */
 export interface Role {
   readonly access: 'read' | 'write' | 'update' | 'address' | 'none';
-  readonly size?: Size | 'own';
+  readonly size?: Size;
+  /** A memory operand has the size that the instruction gives it (32 or 64). */
+  readonly own?: true;
 }
 
 /** One row of a group's table: a mnemonic without odd forms. */

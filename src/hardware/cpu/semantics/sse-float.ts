@@ -87,7 +87,7 @@ for (const mnemonic of ['Cvtsi2ss', 'Cvtsi2sd']) {
     operations[`${mnemonic.toLowerCase()}${bits}`] = { sizes: VECTOR, emit: (c) => c.leaveToSystem() };
   instructions[mnemonic] = {
     operation: (sizes) => `${mnemonic.toLowerCase()}${sizes[1]}`,
-    roles: [UPDATE, { access: 'read', size: 'own' }],
+    roles: [UPDATE, { access: 'read', own: true }],
     float: (sizes) => floatNumber(`${mnemonic} ${integerSizes(sizes, 1)}`),
   };
 }
