@@ -5,7 +5,7 @@
  *
  * Cores of one host memory know each other: code that one has decoded must not be written through another's TLB. They run on one thread.
  */
-import { EVENT, INTERCEPT, VMCB, VMEXIT } from '../../abi/vmcb.ts';
+import { EVENT, INTERCEPT, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
 import { pfnOf, type Spa } from '../../base/address.ts';
 import { type Entropy, seededEntropy } from '../../base/entropy.ts';
@@ -34,6 +34,7 @@ import { CoreTlb } from './tlb.ts';
 import { GuestExit } from './vmexit.ts';
 import { GuestEntry } from './vmrun.ts';
 
+import { vectorMode } from './vector-mode.ts';
 export type { MmioBus } from './mmio.ts';
 
 export interface CoreOptions {
@@ -259,8 +260,14 @@ export class Core {
     let left = budget;
     for (;;) {
       const before = words[this.#retired]!;
-      let reason = left > 0 ? this.interpreter.run(Math.min(left, SLICE)) : LEAVE.BUDGET;
-      left -= (words[this.#retired]! - before) | 0;
+      this.#setVectorMode();
+      if (left <= 0) reason = LEAVE.BUDGET;
+      else if (this.#stepping.needed) reason = this.#stepping.step();
+      else {
+        debug.stepping = false;
+        reason = this.interpreter.run(Math.min(left, SLICE));
+        debug.stepping = true;
+      }
       if (reason === LEAVE.FETCH) reason = this.#fetch();
       if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
       if (reason === LEAVE.VMEXIT) return;
@@ -317,7 +324,13 @@ export class Core {
   /** The frame of code at a linear address, by the fetch TLB or a walk that fills it. −1: `#fetchFailure` says why not. */
   #fetchFrame(low: number, high: number): number {
     const { registers, tlb, walker, access, events } = this.#parts;
+  #setVectorMode(): void {
+    const { registers } = this.#parts;
+    this.interpreter.mode = vectorMode(registers.saveWord(SAVE.CR0), registers.saveWord(SAVE.CR4));
+  }
+
     const set = registers.word(STATE.TLB_SET);
+    this.#setVectorMode();
     const known = tlb.fetchFrame(low, high, set);
     if (known >= 0) return known;
     this.#fetchFailure = isCanonical(high)

@@ -6,7 +6,7 @@ import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
 import { Line } from './decode/line.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand } from './decode/operands.ts';
-import { planDescribed } from './decode/plan.ts';
+import { planDescribed, planUnavailable } from './decode/plan.ts';
 import { planString } from './decode/string.ts';
 import { addSystem, planSystem } from './decode/system.ts';
 import { type CodeMemory, type CodePage, type CodePages, markDecoded } from './page-map.ts';
@@ -149,7 +149,7 @@ export class LineDecoder {
   #straddling(line: Line, page: CodePage, offset: number, nextFrame: NextFrame): DecodeResult {
     const frame = nextFrame();
     if (frame < 0) return 'no-next-page';
-    const next = this.#pages.get(frame) ?? this.#pages.create(frame);
+    const next = this.#pages.get(frame, page.mode) ?? this.#pages.create(frame, page.mode);
     if (!next) return 'no-room';
     const bytes = this.#join(page.frame, offset, frame);
     const reader = new Reader(bytes, offset);
@@ -208,7 +208,8 @@ export class LineDecoder {
     const name = this.#name(instruction);
     const planned =
       name !== 'INVALID' &&
-      (this.#planBranch(name, line, page, instruction) ||
+      (planUnavailable(name, page.mode, instruction, line, handler) ||
+        this.#planBranch(name, line, page, instruction) ||
         planSystem(name, instruction, line, handler) ||
         planString(name, instruction, line, handler) ||
         this.#planPop(name, instruction, line) ||

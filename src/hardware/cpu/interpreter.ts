@@ -9,6 +9,7 @@ import { HANDLERS, MODULE } from './interpreter.generated.ts';
 import { type CodeMemory, type CodePage, CodePages, isDecoded } from './page-map.ts';
 import { RECORD, SYSTEM } from './record.ts';
 import { LEAVE, STATE, TLB, TLB_EMPTY, TLB_ENTRIES, USER_TLB } from './state.ts';
+import { VECTOR_MODE, VECTOR_MODES } from './vector-mode.ts';
 
 /** The functions that generated code imports; `state` is the state block's address. */
 export interface SlowPath {
@@ -66,6 +67,7 @@ export class Interpreter {
   readonly #pages: CodePages;
   readonly #decoder: LineDecoder;
   readonly #run: Run;
+  #mode: number = VECTOR_MODE.AVAILABLE;
 
   constructor(options: InterpreterOptions) {
     const { memory, slowPath, state } = options;
@@ -87,6 +89,13 @@ export class Interpreter {
       system: (at: number, record: number) => this.#system(at, record),
     };
     this.#run = new WebAssembly.Instance(module, { env }).exports['run'] as Run;
+  }
+
+  /** The VECTOR_MODE in which code is decoded and run. Another one empties the fetch TLB. Not while `run` runs. */
+  set mode(mode: number) {
+    if (mode === this.#mode) return;
+    this.#mode = mode;
+    this.#emptyFetchTlb();
   }
 
   /** Runs from RIP on until `budget` instructions are used up (checked at branches) or something else ends it: a LEAVE code. */
@@ -145,29 +154,30 @@ export class Interpreter {
 
   /** Throws away what was decoded from `frame`. To be called when its bytes change or it changes hands; cheap if there is nothing. */
   invalidateFrame(frame: number): void {
-    const page = this.#pages.get(frame);
-    if (page) this.#pages.empty(page);
+    for (let mode = 0; mode < VECTOR_MODES; mode++) {
+      const page = this.#pages.get(frame, mode);
+      if (page) this.#pages.empty(page);
+    }
   }
 
   /** The same for a store of `bytes` at `offset`, if it hits bytes that were decoded. */
   invalidateBytes(frame: number, offset: number, bytes: number): void {
-    const page = this.#pages.get(frame);
-    if (page && isDecoded(page, offset, offset + bytes)) this.#pages.empty(page);
+    for (let mode = 0; mode < VECTOR_MODES; mode++) {
+      const page = this.#pages.get(frame, mode);
+      if (page && isDecoded(page, offset, offset + bytes)) this.#pages.empty(page);
+    }
   }
 
   /** True if something of `frame` is or was decoded since the last flush. */
   hasCode(frame: number): boolean {
-    return this.#pages.get(frame) !== undefined;
+    for (let mode = 0; mode < VECTOR_MODES; mode++) if (this.#pages.get(frame, mode)) return true;
+    return false;
   }
 
   /** Throws away all decoded code and empties the fetch TLB. Not while `run` runs. */
   flush(): void {
     this.#pages.flush();
-    const { longs } = this.#memory;
-    const first = (this.#state + STATE.FETCH_TLB + TLB.TAG) >>> 3;
-    for (const set of [0, USER_TLB >>> 3]) {
-      for (let entry = 0; entry < TLB_ENTRIES; entry++) longs[first + set + 2 * entry] = TLB_EMPTY;
-    }
+    this.#emptyFetchTlb();
   }
 
   /** Gives page maps and records back to host memory. */
@@ -175,13 +185,21 @@ export class Interpreter {
     this.flush();
   }
 
+  #emptyFetchTlb(): void {
+    const { longs } = this.#memory;
+    const first = (this.#state + STATE.FETCH_TLB + TLB.TAG) >>> 3;
+    for (const set of [0, USER_TLB >>> 3]) {
+      for (let entry = 0; entry < TLB_ENTRIES; entry++) longs[first + set + 2 * entry] = TLB_EMPTY;
+    }
+  }
+
   #page(frame: number): CodePage {
-    const known = this.#pages.get(frame);
+    const known = this.#pages.get(frame, this.#mode);
     if (known) return known;
-    let page = this.#pages.create(frame);
+    let page = this.#pages.create(frame, this.#mode);
     if (!page) {
       this.flush();
-      page = this.#pages.create(frame);
+      page = this.#pages.create(frame, this.#mode);
     }
     if (!page) throw new Error('no host memory is left for decoded code');
     return page;

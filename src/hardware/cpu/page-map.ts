@@ -1,9 +1,10 @@
 /**
- * Where decoded code lies: for each frame with code a page map (4096 words: the record of the instruction that starts at each
+ * Where decoded code lies: for each frame with code, and each VECTOR_MODE in which it ran, a page map (4096 words: the record of the instruction that starts at each
  * offset, or 0), and lines of records in an arena. Records are never reused before everything is flushed, so a handler that
  * stores into its own page goes on in records that still exist.
  */
 import { RECORD, RECORD_BYTES } from './record.ts';
+import { VECTOR_MODES } from './vector-mode.ts';
 
 /** What the cache needs of host memory (memory/host-memory.ts). */
 export interface CodeMemory {
@@ -21,9 +22,11 @@ const BLOCK_ORDER = 4;
 const BLOCK_BYTES = 4096 << BLOCK_ORDER;
 const NO_FRAME = -1;
 
-/** Decoded code of one frame. */
+/** Decoded code of one frame in one mode. */
 export interface CodePage {
   readonly frame: number;
+  /** VECTOR_MODE */
+  readonly mode: number;
   /** Address of the page map. */
   readonly map: number;
   /** One bit for each byte of the frame that some record was decoded from. */
@@ -43,7 +46,8 @@ export interface CodePagesOptions {
 export class CodePages {
   readonly #memory: CodeMemory;
   readonly #options: CodePagesOptions;
-  readonly #pages = new Map<number, CodePage>();
+  /** By mode, then frame. */
+  readonly #pages = Array.from({ length: VECTOR_MODES }, () => new Map<number, CodePage>());
   #blocks: number[] = [];
   #blockUsed = BLOCK_BYTES;
 
@@ -52,16 +56,16 @@ export class CodePages {
     this.#options = options;
   }
 
-  get(frame: number): CodePage | undefined {
-    return this.#pages.get(frame);
+  get(frame: number, mode: number): CodePage | undefined {
+    return this.#pages[mode]!.get(frame);
   }
 
   /** A new page for a frame that has none; undefined when there is no room: flush, then ask again. */
-  create(frame: number): CodePage | undefined {
+  create(frame: number, mode: number): CodePage | undefined {
     const pfn = this.#allocate(MAP_ORDER);
     if (pfn === NO_FRAME) return undefined;
-    const page = { frame, map: pfn * 4096, decoded: new Int32Array(128), first: [] };
-    this.#pages.set(frame, page);
+    const page = { frame, mode, map: pfn * 4096, decoded: new Int32Array(128), first: [] };
+    this.#pages[mode]!.set(frame, page);
     this.#options.onCreate?.(frame);
     return page;
   }
@@ -93,19 +97,18 @@ export class CodePages {
 
   /** Gives everything back. No record or page map may be in use. */
   flush(): void {
-    for (const page of this.#pages.values()) this.#memory.free(page.map / 4096, MAP_ORDER);
+    for (const pages of this.#pages) {
+      for (const page of pages.values()) this.#memory.free(page.map / 4096, MAP_ORDER);
+      pages.clear();
+    }
     for (const pfn of this.#blocks) this.#memory.free(pfn, BLOCK_ORDER);
-    this.#pages.clear();
     this.#blocks = [];
     this.#blockUsed = BLOCK_BYTES;
   }
 
-  get frames(): Iterable<number> {
-    return this.#pages.keys();
-  }
-
   #allocate(order: number): number {
-    const taken = this.#pages.size * (4096 << MAP_ORDER) + this.#blocks.length * BLOCK_BYTES;
+    const pages = this.#pages.reduce((sum, { size }) => sum + size, 0);
+    const taken = pages * (4096 << MAP_ORDER) + this.#blocks.length * BLOCK_BYTES;
     if (taken + (4096 << order) > this.#options.limit) return NO_FRAME;
     return this.#memory.allocate(order, this.#options.owner);
   }

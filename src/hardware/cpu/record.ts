@@ -154,6 +154,9 @@ export const SYSTEM = {
   RDPID: 86,
   /** A floating-point instruction: NUMBER says which (float/instructions.ts), A0, A1, A2 are its operands. */
   FLOAT: 87,
+  /** #NM: an instruction on vectors while CR0.TS is set. */
+  NM: 88,
+  RMPQUERY: 89,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

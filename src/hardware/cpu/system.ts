@@ -3,6 +3,7 @@
  * have and has not yet throws NotImplementedError by name.
  */
 import { SAVE } from '../../abi/vmcb.ts';
+import { VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { Exceptions } from './exceptions.ts';
 import type { MsrFile } from './msr.ts';
@@ -63,6 +64,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     UNDEFINED: undefinedOpcode,
     UD: undefinedOpcode,
     CPUID: processor.cpuid,
+    NM: (i) => i.parts.events.raise(VECTOR.NM),
     RDMSR: processor.readMsr(msrs),
     WRMSR: processor.writeMsr(msrs),
     RDTSC: processor.readTimeStamp(msrs),

@@ -3,8 +3,9 @@
  * a change brings. CR8 is the V_TPR field of the VMCB while a guest runs.
  */
 import { INTERCEPT, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
-import { CR0, CR4, EFER } from '../../../abi/x86.ts';
+import { CR0, CR4, EFER, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
+import { DR6 } from '../debug.ts';
 import { STATE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
@@ -34,7 +35,8 @@ const MOV_CR_FORM = 1 << 31;
 const V_TPR = 0xf;
 const DR6_ONES = 0xffff0ff0n;
 const DR7_ONE = 0x400n;
-const DR7_GD = 0x2000;
+const DR6_WRITABLE = 0xe00fn;
+const DR7_WRITABLE = 0xffff2bffn;
 
 export function moveFromControl(i: SystemInstruction): number {
   const { number } = i;
@@ -81,7 +83,7 @@ export function moveToControl(i: SystemInstruction): number {
     default:
       if (operand > 15n) return i.generalProtection();
       intercepts.setWord(VMCB.INT_CTL, (intercepts.word(VMCB.INT_CTL) & ~V_TPR) | Number(operand));
-      return 0;
+      return i.nextWithEvents();
   }
 }
 
@@ -135,7 +137,7 @@ export function clearTaskSwitched(i: SystemInstruction): number {
   if (!i.privileged) return i.generalProtection();
   if (intercepts.writesOfCr(0)) return i.exit(VMEXIT.WRITE_CR0);
   registers.setSaveWord(SAVE.CR0, registers.saveWord(SAVE.CR0) & ~CR0.TS);
-  return 0;
+  return i.resume();
 }
 
 export function loadMachineStatus(i: SystemInstruction): number {
@@ -160,6 +162,7 @@ export function moveFromDebug(i: SystemInstruction): number {
   const number = debugRegister(i);
   if (number < 0) return i.undefined();
   if (!i.privileged) return i.generalProtection();
+  if (i.parts.debug.guarded) return accessDetected(i);
   if (i.parts.intercepts.readsOfDr(i.number)) return i.exit(VMEXIT.READ_DR0 + i.number, registerOf(i));
   const { registers } = i.parts;
   if (number === 6) i.setOperand(registers.save(SAVE.DR6), 8);
@@ -172,17 +175,22 @@ export function moveToDebug(i: SystemInstruction): number {
   const number = debugRegister(i);
   if (number < 0) return i.undefined();
   if (!i.privileged) return i.generalProtection();
+  if (i.parts.debug.guarded) return accessDetected(i);
   if (i.parts.intercepts.writesOfDr(i.number)) return i.exit(VMEXIT.WRITE_DR0 + i.number, registerOf(i));
   const { registers } = i.parts;
   const { operand } = i;
   if (number >= 6 && operand >> 32n !== 0n) return i.generalProtection();
-  if (number === 6) registers.setSave(SAVE.DR6, (operand & 0xe00fn) | DR6_ONES);
-  else if (number === 7) {
-    if ((operand & 0xffn) !== 0n || (operand & BigInt(DR7_GD)) !== 0n)
-      throw new NotImplementedError('hardware breakpoints (DR7)');
-    registers.setSave(SAVE.DR7, operand | DR7_ONE);
-  } else registers.setLong(STATE.DR0 + 8 * number, operand);
-  return 0;
+  if (number === 6) registers.setSave(SAVE.DR6, (operand & DR6_WRITABLE) | DR6_ONES);
+  else if (number === 7) registers.setSave(SAVE.DR7, (operand & DR7_WRITABLE) | DR7_ONE);
+  else registers.setLong(STATE.DR0 + 8 * number, operand);
+  i.parts.debug.load();
+  return i.resume();
+}
+
+/** DR7.GD: #DB before the access, with DR6.BD. */
+function accessDetected(i: SystemInstruction): number {
+  i.parts.debug.record(DR6.BD);
+  return i.parts.events.raise(VECTOR.DB);
 }
 
 /** DR4 and DR5 are DR6 and DR7 while CR4.DE is off. −1: no such register. */
