@@ -31,10 +31,10 @@ import { Segmentation } from './segments.ts';
 import { LEAVE, STATE, STATE_ORDER } from './state.ts';
 import { SystemOperations } from './system.ts';
 import { CoreTlb } from './tlb.ts';
+import { vectorMode } from './vector-mode.ts';
 import { GuestExit } from './vmexit.ts';
 import { GuestEntry } from './vmrun.ts';
 
-import { vectorMode } from './vector-mode.ts';
 export type { MmioBus } from './mmio.ts';
 
 export interface CoreOptions {
@@ -261,13 +261,8 @@ export class Core {
     for (;;) {
       const before = words[this.#retired]!;
       this.#setVectorMode();
-      if (left <= 0) reason = LEAVE.BUDGET;
-      else if (this.#stepping.needed) reason = this.#stepping.step();
-      else {
-        debug.stepping = false;
-        reason = this.interpreter.run(Math.min(left, SLICE));
-        debug.stepping = true;
-      }
+      let reason = left > 0 ? this.interpreter.run(Math.min(left, SLICE)) : LEAVE.BUDGET;
+      left -= (words[this.#retired]! - before) | 0;
       if (reason === LEAVE.FETCH) reason = this.#fetch();
       if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
       if (reason === LEAVE.VMEXIT) return;
@@ -296,7 +291,13 @@ export class Core {
     return this.interpreter.decode(frame, low & 0xfff, this.#nextFrame) ? 0 : this.#fetchFailure;
   }
 
+  #setVectorMode(): void {
+    const { registers } = this.#parts;
+    this.interpreter.mode = vectorMode(registers.saveWord(SAVE.CR0), registers.saveWord(SAVE.CR4));
+  }
+
   #stepOnce(): number {
+    this.#setVectorMode();
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
     const reason = this.interpreter.step(frame, this.#nextFrame);
@@ -324,13 +325,7 @@ export class Core {
   /** The frame of code at a linear address, by the fetch TLB or a walk that fills it. −1: `#fetchFailure` says why not. */
   #fetchFrame(low: number, high: number): number {
     const { registers, tlb, walker, access, events } = this.#parts;
-  #setVectorMode(): void {
-    const { registers } = this.#parts;
-    this.interpreter.mode = vectorMode(registers.saveWord(SAVE.CR0), registers.saveWord(SAVE.CR4));
-  }
-
     const set = registers.word(STATE.TLB_SET);
-    this.#setVectorMode();
     const known = tlb.fetchFrame(low, high, set);
     if (known >= 0) return known;
     this.#fetchFailure = isCanonical(high)
