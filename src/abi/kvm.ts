@@ -19,6 +19,11 @@ export const KVM_CREATE_VCPU = 0xae41;
 export const KVM_GET_DIRTY_LOG = 0x4010ae42;
 export const KVM_SET_USER_MEMORY_REGION = 0x4020ae46;
 export const KVM_SET_USER_MEMORY_REGION2 = 0x40a0ae49;
+export const KVM_CREATE_IRQCHIP = 0xae60;
+export const KVM_IRQ_LINE = 0x4008ae61;
+export const KVM_IRQ_LINE_STATUS = 0xc008ae67;
+export const KVM_SET_GSI_ROUTING = 0x4008ae6a;
+export const KVM_SET_BOOT_CPU_ID = 0xae78;
 export const KVM_RUN = 0xae80;
 export const KVM_GET_REGS = 0x8090ae81;
 export const KVM_SET_REGS = 0x4090ae82;
@@ -31,8 +36,12 @@ export const KVM_SET_MSRS = 0x4008ae89;
 export const KVM_SET_SIGNAL_MASK = 0x4004ae8b;
 export const KVM_GET_FPU = 0x81a0ae8c;
 export const KVM_SET_FPU = 0x41a0ae8d;
+export const KVM_GET_LAPIC = 0x8400ae8e;
+export const KVM_SET_LAPIC = 0x4400ae8f;
 export const KVM_SET_CPUID2 = 0x4008ae90;
 export const KVM_GET_CPUID2 = 0xc008ae91;
+export const KVM_GET_MP_STATE = 0x8004ae98;
+export const KVM_SET_MP_STATE = 0x4004ae99;
 export const KVM_NMI = 0xae9a;
 export const KVM_SET_GUEST_DEBUG = 0x4048ae9b;
 export const KVM_GET_VCPU_EVENTS = 0x8040ae9f;
@@ -46,6 +55,7 @@ export const KVM_GET_XSAVE = 0x9000aea4;
 export const KVM_SET_XSAVE = 0x5000aea5;
 export const KVM_GET_XCRS = 0x8188aea6;
 export const KVM_SET_XCRS = 0x4188aea7;
+export const KVM_SIGNAL_MSI = 0x4020aea5;
 export const KVM_KVMCLOCK_CTRL = 0xaead;
 export const KVM_CLEAR_DIRTY_LOG = 0xc018aec0;
 export const KVM_X86_SET_MSR_FILTER = 0x4188aec6;
@@ -55,16 +65,21 @@ export const KVM_SET_MEMORY_ATTRIBUTES = 0x4020aed2;
 export const KVM_CREATE_GUEST_MEMFD = 0xc040aed4;
 export const KVM_PRE_FAULT_MEMORY = 0xc040aed5;
 
+export const KVM_CAP_IRQCHIP = 0;
 export const KVM_CAP_HLT = 1;
 export const KVM_CAP_USER_MEMORY = 3;
 export const KVM_CAP_EXT_CPUID = 7;
 export const KVM_CAP_NR_VCPUS = 9;
 export const KVM_CAP_NR_MEMSLOTS = 10;
+export const KVM_CAP_MP_STATE = 14;
 export const KVM_CAP_SYNC_MMU = 16;
 export const KVM_CAP_DESTROY_MEMORY_REGION_WORKS = 21;
 export const KVM_CAP_USER_NMI = 22;
 export const KVM_CAP_SET_GUEST_DEBUG = 23;
+export const KVM_CAP_IRQ_ROUTING = 25;
+export const KVM_CAP_IRQ_INJECT_STATUS = 26;
 export const KVM_CAP_JOIN_MEMORY_REGIONS_WORKS = 30;
+export const KVM_CAP_SET_BOOT_CPU_ID = 34;
 export const KVM_CAP_INTERNAL_ERROR_DATA = 40;
 export const KVM_CAP_VCPU_EVENTS = 41;
 export const KVM_CAP_INTR_SHADOW = 49;
@@ -75,14 +90,18 @@ export const KVM_CAP_XSAVE = 55;
 export const KVM_CAP_XCRS = 56;
 export const KVM_CAP_GET_TSC_KHZ = 61;
 export const KVM_CAP_MAX_VCPUS = 66;
+export const KVM_CAP_TSC_DEADLINE_TIMER = 72;
 export const KVM_CAP_SYNC_REGS = 74;
+export const KVM_CAP_SIGNAL_MSI = 77;
 export const KVM_CAP_READONLY_MEM = 81;
 export const KVM_CAP_ENABLE_CAP_VM = 98;
 export const KVM_CAP_CHECK_EXTENSION_VM = 105;
 export const KVM_CAP_MULTI_ADDRESS_SPACE = 118;
 export const KVM_CAP_GUEST_DEBUG_HW_BPS = 119;
 export const KVM_CAP_GUEST_DEBUG_HW_WPS = 120;
+export const KVM_CAP_SPLIT_IRQCHIP = 121;
 export const KVM_CAP_MAX_VCPU_ID = 128;
+export const KVM_CAP_X2APIC_API = 129;
 export const KVM_CAP_IMMEDIATE_EXIT = 136;
 export const KVM_CAP_GET_MSR_FEATURES = 153;
 export const KVM_CAP_EXCEPTION_PAYLOAD = 164;
@@ -127,6 +146,21 @@ export const KVM_DIRTY_GFN_F_RESET = 2;
 /** Page of a vCPU's mmap at which its dirty ring begins. */
 export const KVM_DIRTY_LOG_PAGE_OFFSET = 64;
 
+export const KVM_MP_STATE_RUNNABLE = 0;
+export const KVM_MP_STATE_UNINITIALIZED = 1;
+export const KVM_MP_STATE_INIT_RECEIVED = 2;
+export const KVM_MP_STATE_HALTED = 3;
+export const KVM_MP_STATE_SIPI_RECEIVED = 4;
+export const KVM_MP_STATE_AP_RESET_HOLD = 9;
+
+/** Flags of KVM_CAP_X2APIC_API. */
+export const KVM_X2APIC_API = {
+  USE_32BIT_IDS: 1n,
+  DISABLE_BROADCAST_QUIRK: 2n,
+  ENABLE_SUPPRESS_EOI_BROADCAST: 4n,
+  DISABLE_SUPPRESS_EOI_BROADCAST: 8n,
+} as const;
+
 export const KVM_USER_MEM_SLOTS = 32764;
 /** `KVM_MEM_MAX_NR_PAGES` */
 export const KVM_MEM_MAX_NR_PAGES = 2 ** 31 - 1;
@@ -145,6 +179,7 @@ export const KVM_EXIT_INTR = 10;
 export const KVM_EXIT_SET_TPR = 11;
 export const KVM_EXIT_INTERNAL_ERROR = 17;
 export const KVM_EXIT_SYSTEM_EVENT = 24;
+export const KVM_EXIT_IOAPIC_EOI = 26;
 export const KVM_EXIT_X86_RDMSR = 29;
 export const KVM_EXIT_X86_WRMSR = 30;
 export const KVM_EXIT_DIRTY_RING_FULL = 31;

@@ -1,0 +1,325 @@
+import { describe, expect, it } from 'vitest';
+import type { InterruptMessage } from '../../../../src/kernel/kvm/lapic/message.ts';
+import { messageOfMsi } from '../../../../src/kernel/kvm/lapic/message.ts';
+import { LapicBench } from './lapic-bench.ts';
+
+const message = (over: Partial<InterruptMessage>): InterruptMessage => ({
+  vector: 0x60,
+  delivery: 0,
+  logical: false,
+  assert: true,
+  level: false,
+  shorthand: 0,
+  destination: 0,
+  redirectionHint: false,
+  ...over,
+});
+/** Which of the APICs have the vector now. */
+const hit = (bench: LapicBench, vector = 0x60): number[] =>
+  bench.requests().flatMap((request, index) => (request === vector ? [index] : []));
+
+describe('physical destinations', () => {
+  it.each([
+    ['an id', 1, [1], 1],
+    ['nobody', 9, [], 0],
+    ['everybody', 0xff, [0, 1, 2], 3],
+    ['an id above 255', 0x100, [], 0],
+  ])('%s', (_name, destination, who, result) => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    expect(bench.controller.deliver(message({ destination }))).toBe(result);
+    expect(hit(bench)).toEqual(who);
+  });
+
+  it('an APIC that is disabled in its base does not hear', () => {
+    const bench = new LapicBench([0, 1]).enable();
+    bench.base(0xfee00000n, 1);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(0);
+    expect(bench.controller.deliver(message({ destination: 0xff }))).toBe(1);
+  });
+
+  it('a software-disabled APIC is meant, and drops it', () => {
+    const bench = new LapicBench([0, 1]);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(0);
+  });
+
+  it('two APICs with one id both hear', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x20, 0x0100_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(2);
+    expect(hit(bench)).toEqual([1, 2]);
+  });
+
+  it('with two of one id, nobody there is −1', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x20, 0x0100_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ destination: 7 }))).toBe(-1);
+  });
+});
+
+describe('logical destinations', () => {
+  const flat = (): LapicBench => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    for (const [index, lapic] of bench.lapics.entries()) bench.write(0xd0, (1 << index) << 24, lapic);
+    return bench;
+  };
+  const cluster = (): LapicBench => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    const ids = [0x11, 0x12, 0x21];
+    for (const [index, lapic] of bench.lapics.entries()) {
+      bench.write(0xe0, 0x0fff_ffff, lapic);
+      bench.write(0xd0, ids[index]! << 24, lapic);
+    }
+    return bench;
+  };
+
+  it.each([
+    [0b001, [0]],
+    [0b110, [1, 2]],
+    [0b1000, []],
+    [0xff, [0, 1, 2]],
+  ])('flat 0x%x', (destination, who) => {
+    const bench = flat();
+    bench.controller.deliver(message({ logical: true, destination }));
+    expect(hit(bench)).toEqual(who);
+  });
+
+  it.each([
+    [0x11, [0]],
+    [0x13, [0, 1]],
+    [0x21, [2]],
+    [0x22, []],
+    [0x31, []],
+    [0xff, [0, 1, 2]],
+  ])('cluster 0x%x', (destination, who) => {
+    const bench = cluster();
+    bench.controller.deliver(message({ logical: true, destination }));
+    expect(hit(bench)).toEqual(who);
+  });
+
+  it('of x2APIC: a cluster of 16 and a bit in it', () => {
+    const bench = new LapicBench([0, 17, 18]).x2apic();
+    bench.controller.deliver(message({ logical: true, destination: 0x1_0002 }), bench.lapic);
+    expect(hit(bench)).toEqual([1]);
+    bench.controller.deliver(message({ logical: true, destination: 0x1_0006, vector: 0x70 }), bench.lapic);
+    expect(hit(bench, 0x70)).toEqual([1, 2]);
+  });
+
+  it('mixed modes still find those that match', () => {
+    const bench = flat();
+    bench.write(0xe0, 0x0fff_ffff, bench.lapics[2]);
+    bench.write(0xd0, 0x2100_0000, bench.lapics[2]);
+    bench.controller.deliver(message({ logical: true, destination: 0x21 }));
+    expect(hit(bench)).toEqual([0, 2]);
+  });
+
+  it('lowest priority chooses one, by its vector', () => {
+    const chosen = [0x60, 0x61, 0x62, 0x63].map((vector) => {
+      const bench = flat();
+      bench.controller.deliver(message({ logical: true, destination: 0b111, delivery: 0x100, vector }));
+      return hit(bench, vector);
+    });
+    expect(chosen).toEqual([[0], [1], [2], [0]]);
+  });
+
+  it('lowest priority is lost on a destination bit that nobody has', () => {
+    const bench = flat();
+    const lost = message({ logical: true, destination: 0b1001, delivery: 0x100, vector: 0x61 });
+    expect(bench.controller.deliver(lost)).toBe(0);
+  });
+
+  it('an MSI with a redirection hint chooses one as well', () => {
+    const bench = flat();
+    const hinted = message({ logical: true, destination: 0b111, redirectionHint: true, vector: 0x62 });
+    expect(bench.controller.deliver(hinted)).toBe(1);
+    expect(hit(bench, 0x62)).toEqual([2]);
+  });
+});
+
+describe('IPIs', () => {
+  it.each([
+    ['self', 0x40000, [1]],
+    ['all', 0x80000, [0, 1, 2]],
+    ['all others', 0xc0000, [0, 2]],
+  ])('with shorthand %s', (_name, shorthand, who) => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x300, shorthand | 0x60, bench.lapics[1]);
+    expect(hit(bench)).toEqual(who);
+  });
+
+  it('go to ICR2’s destination when the ICR is written', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x310, 0x0200_0000);
+    bench.write(0x300, 0x1060);
+    expect(hit(bench)).toEqual([2]);
+    expect(bench.read(0x300)).toBe(0x60);
+  });
+
+  it('of x2APIC have a destination of 32 bits, broadcast all ones', () => {
+    const bench = new LapicBench([0, 1, 300]).x2apic();
+    bench.lapic.writeMsr(0x300, (300n << 32n) | 0x60n);
+    expect(hit(bench)).toEqual([2]);
+    bench.lapic.writeMsr(0x300, (0xffff_ffffn << 32n) | 0x70n);
+    expect(hit(bench, 0x70)).toEqual([0, 1, 2]);
+    bench.lapic.writeMsr(0x3f0, 0x80n);
+    expect(hit(bench, 0x80)).toEqual([0]);
+  });
+
+  it('of x2APIC to 255 reach that id alone', () => {
+    const bench = new LapicBench([0, 255]).x2apic();
+    bench.lapic.writeMsr(0x300, (255n << 32n) | 0x60n);
+    expect(hit(bench)).toEqual([1]);
+  });
+
+  it('INIT and SIPI start another processor', () => {
+    const bench = new LapicBench([0, 1]);
+    bench.write(0x310, 0x0100_0000);
+    bench.write(0x300, 0x4500);
+    expect(bench.lapics[1]!.initPending).toBe(true);
+    bench.write(0x300, 0x4699);
+    expect([bench.lapics[1]!.sipiPending, bench.lapics[1]!.sipiVector]).toEqual([true, 0x99]);
+  });
+});
+
+describe('MSIs', () => {
+  it('say vector, mode, destination and trigger in address and data', () => {
+    expect(messageOfMsi({ addressLo: 0xfee0_500c, addressHi: 0x1200, data: 0xc161 }, 'xapic')).toEqual({
+      vector: 0x61,
+      delivery: 0x100,
+      logical: true,
+      assert: true,
+      level: true,
+      shorthand: 0,
+      destination: 5,
+      redirectionHint: true,
+    });
+    expect(
+      messageOfMsi({ addressLo: 0xfee0_5000, addressHi: 0x1200, data: 0x61 }, '32-bit').destination,
+    ).toBe(0x1205);
+  });
+
+  it('count who took them: some, 0, or −1 for nobody', () => {
+    const bench = new LapicBench([0, 1]).enable();
+    const send = (destination: number) =>
+      bench.controller.signalMsi({
+        addressLo: 0xfee0_0000 + destination * 0x1000,
+        addressHi: 0,
+        data: 0x60,
+        flags: 0,
+        devid: 0,
+      });
+    expect(send(1)).toBe(1);
+    expect(send(0xff)).toBe(2);
+    expect(send(4)).toBe(0);
+    for (const index of [0, 1]) bench.base(0xfee00000n, index);
+    expect(send(0xff)).toBe(-1);
+  });
+
+  it.each([
+    ['an unknown flag', { flags: 2 }, 'EINVAL'],
+    ['a device id, which counts for nothing', { flags: 1, devid: 7 }, 'OK'],
+    ['a high address', { addressHi: 0x55 }, 'OK'],
+  ])('%s', (_name, over, want) => {
+    const bench = new LapicBench().enable();
+    const msi = { addressLo: 0xfee0_0000, addressHi: 0, data: 0x60, flags: 0, devid: 0, ...over };
+    expect(outcome(() => bench.controller.signalMsi(msi))).toBe(want);
+  });
+
+  it('with 32-bit ids want bits 7:0 of the high address clear', () => {
+    const bench = new LapicBench().enable();
+    bench.controller.setX2apicApi(1n);
+    const msi = { addressLo: 0xfee0_0000, addressHi: 0x55, data: 0x60, flags: 0, devid: 0 };
+    expect(outcome(() => bench.controller.signalMsi(msi))).toBe('EINVAL');
+  });
+
+  it('to 255 are a broadcast for x2APICs, unless the quirk is off', () => {
+    const send = (bench: LapicBench) =>
+      bench.controller.signalMsi({ addressLo: 0xfeef_f000, addressHi: 0, data: 0x60, flags: 0, devid: 0 });
+    expect(send(new LapicBench([0, 1]).x2apic())).toBe(2);
+    const exact = new LapicBench([0, 1]).x2apic();
+    exact.controller.setX2apicApi(2n);
+    expect(send(exact)).toBe(0);
+  });
+});
+
+describe('routes', () => {
+  const route = (gsi: number, over: object = {}) => ({
+    gsi,
+    type: 2,
+    flags: 0,
+    msi: { addressLo: 0xfee0_0000, addressHi: 0, data: 0x8060 },
+    ...over,
+  });
+  it.each([
+    ['none', [], 0, 'OK'],
+    ['one', [route(4)], 0, 'OK'],
+    ['flags', [route(4)], 1, 'EINVAL'],
+    ['GSI 4095', [route(4095)], 0, 'OK'],
+    ['GSI 4096', [route(4096)], 0, 'EINVAL'],
+    ['two of one GSI', [route(4), route(4)], 0, 'EINVAL'],
+    ['an irqchip pin, which is user space’s', [route(4, { type: 1 })], 0, 'EINVAL'],
+    ['a flag of a route', [route(4, { flags: 2 })], 0, 'EINVAL'],
+    ['a device id', [route(4, { flags: 1 })], 0, 'OK'],
+    ['4097', Array.from({ length: 4097 }, (_, gsi) => route(gsi)), 0, 'EINVAL'],
+  ])('%s', (_name, routes, flags, want) => {
+    const bench = new LapicBench();
+    expect(outcome(() => bench.controller.setRoutes(routes, flags))).toBe(want);
+  });
+
+  it('lead a line to its message; falling, or without a route, −1', () => {
+    const bench = new LapicBench().enable();
+    bench.controller.setRoutes([route(4)], 0);
+    expect(bench.controller.setLine(4, 1)).toBe(1);
+    expect(hit(bench)).toEqual([0]);
+    expect(bench.controller.setLine(4, 0)).toBe(-1);
+    expect(bench.controller.setLine(5, 1)).toBe(-1);
+  });
+
+  const eoiOf = (prepare: (bench: LapicBench) => void, pins = 24): number => {
+    const bench = new LapicBench([0], pins).enable();
+    bench.controller.setRoutes(
+      [route(4), route(5, { msi: { addressLo: 0xfee0_0000, addressHi: 0, data: 0x61 } })],
+      0,
+    );
+    prepare(bench);
+    bench.take();
+    bench.write(0xb0, 0);
+    return bench.lapic.pendingIoapicEoi;
+  };
+  it('of a reserved pin have user space told of the EOI, if level-triggered', () => {
+    expect(eoiOf((bench) => bench.controller.setLine(4, 1))).toBe(0x60);
+    expect(eoiOf((bench) => bench.controller.setLine(5, 1))).toBe(-1);
+    expect(eoiOf((bench) => bench.controller.setLine(4, 1), 4)).toBe(-1);
+  });
+
+  it('that went away keep the EOI of what was in flight', () => {
+    const gone = (bench: LapicBench): void => {
+      bench.controller.setLine(4, 1);
+      bench.controller.setRoutes(
+        [route(4, { msi: { addressLo: 0xfee0_7000, addressHi: 0, data: 0x8060 } })],
+        0,
+      );
+    };
+    expect(eoiOf(gone)).toBe(0x60);
+  });
+
+  it('tell of EOIs although the guest suppresses them, unless user space said that it knows', () => {
+    const suppress = (flags: bigint) => (bench: LapicBench) => {
+      bench.controller.setX2apicApi(flags);
+      bench.lapic.setVersion();
+      bench.write(0xf0, 0x11ff);
+      bench.controller.setLine(4, 1);
+    };
+    expect(eoiOf(suppress(0n))).toBe(0x60);
+    expect(eoiOf(suppress(4n))).toBe(-1);
+    expect(eoiOf(suppress(8n))).toBe(0x60);
+  });
+});
+
+function outcome(act: () => unknown): string {
+  try {
+    act();
+    return 'OK';
+  } catch (error) {
+    return (error as { code?: string }).code ?? String(error);
+  }
+}

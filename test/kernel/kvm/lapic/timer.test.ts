@@ -1,0 +1,176 @@
+import { describe, expect, it } from 'vitest';
+import { LapicBench } from './lapic-bench.ts';
+
+const TIMER = 0x320;
+const INITIAL = 0x380;
+const CURRENT = 0x390;
+const DIVIDE = 0x3e0;
+
+/** An enabled APIC whose timer has vector 0x50 in the mode. */
+const armed = (mode: number, divide = 0xb): LapicBench => {
+  const bench = new LapicBench().enable();
+  bench.write(DIVIDE, divide);
+  bench.write(TIMER, mode | 0x50);
+  return bench;
+};
+/** What the vCPU's run loop does with a timer that has expired. */
+const interrupt = (bench: LapicBench): number => {
+  if (bench.lapic.timerPending) bench.lapic.injectTimer();
+  return bench.lapic.highestRequest();
+};
+
+describe('the divider', () => {
+  it.each([
+    [0x0, 2],
+    [0x1, 4],
+    [0x2, 8],
+    [0x3, 16],
+    [0x8, 32],
+    [0x9, 64],
+    [0xa, 128],
+    [0xb, 1],
+  ])('0x%x divides by %i', (value, divisor) => {
+    const bench = armed(0, value);
+    bench.write(INITIAL, 1000);
+    bench.pass(100 * divisor);
+    expect(bench.read(CURRENT)).toBe(900);
+  });
+
+  it('goes on from where the count is when it changes', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 1000);
+    bench.pass(400);
+    bench.write(DIVIDE, 1);
+    expect(bench.read(CURRENT)).toBe(600);
+    bench.pass(2399);
+    expect(interrupt(bench)).toBe(-1);
+    bench.pass(1);
+    expect(interrupt(bench)).toBe(0x50);
+  });
+});
+
+describe('a one-shot timer', () => {
+  it('interrupts once, when its count has run down', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 5000);
+    bench.pass(4999);
+    expect(interrupt(bench)).toBe(-1);
+    bench.pass(1);
+    expect(interrupt(bench)).toBe(0x50);
+    expect(bench.read(CURRENT)).toBe(0);
+    expect(bench.read(INITIAL)).toBe(5000);
+    expect(bench.take()).toBe(0x50);
+    bench.pass(1_000_000);
+    expect(interrupt(bench)).toBe(-1);
+  });
+
+  it('stops with a count of 0', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 5000);
+    bench.write(INITIAL, 0);
+    bench.pass(10_000);
+    expect(bench.lapic.timer.pending).toBe(false);
+  });
+
+  it('masked, it counts, and what expires is not delivered', () => {
+    const bench = armed(0x10000);
+    bench.write(INITIAL, 100);
+    bench.pass(100);
+    expect(bench.lapic.timer.pending).toBe(true);
+    expect(bench.lapic.timerPending).toBe(false);
+  });
+
+  it('kicks the vCPU when it expires', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 100);
+    bench.vcpu().kicks = 0;
+    bench.pass(100);
+    expect(bench.vcpu().kicks).toBe(1);
+  });
+});
+
+describe('a periodic timer', () => {
+  it('interrupts every period', () => {
+    const bench = armed(0x20000);
+    bench.write(INITIAL, 300_000);
+    let count = 0;
+    for (let i = 0; i < 30; i++) {
+      bench.pass(100_000);
+      if (interrupt(bench) === 0x50) {
+        count++;
+        bench.take();
+        bench.write(0xb0, 0);
+      }
+    }
+    expect(count).toBe(10);
+  });
+
+  it('is no faster than 200 µs', () => {
+    const bench = armed(0x20000);
+    bench.write(INITIAL, 1000);
+    bench.pass(199_999);
+    expect(bench.lapic.timer.pending).toBe(false);
+    bench.pass(1);
+    expect(bench.lapic.timer.pending).toBe(true);
+  });
+
+  it('does not make up for periods that nobody saw', () => {
+    const bench = armed(0x20000);
+    bench.write(INITIAL, 200_000);
+    bench.pass(10_000_000);
+    expect(interrupt(bench)).toBe(0x50);
+    bench.take();
+    bench.write(0xb0, 0);
+    bench.pass(1);
+    expect(interrupt(bench)).toBe(-1);
+  });
+});
+
+describe('TSC deadline', () => {
+  it('interrupts when the time stamp counter gets there, and reads 0 then', () => {
+    const bench = armed(0x40000);
+    bench.lapic.tscDeadline = 7000n;
+    expect(bench.lapic.tscDeadline).toBe(7000n);
+    bench.pass(6999);
+    expect(interrupt(bench)).toBe(-1);
+    bench.pass(1);
+    expect(interrupt(bench)).toBe(0x50);
+    expect(bench.lapic.tscDeadline).toBe(0n);
+  });
+
+  it('in the past is at once, 0 is never', () => {
+    const bench = armed(0x40000);
+    bench.pass(100);
+    bench.lapic.tscDeadline = 50n;
+    expect(interrupt(bench)).toBe(0x50);
+    const off = armed(0x40000);
+    off.lapic.tscDeadline = 5n;
+    off.lapic.tscDeadline = 0n;
+    off.pass(10);
+    expect(off.lapic.timer.pending).toBe(false);
+  });
+
+  it('is not there without the CPUID bit, nor outside its mode', () => {
+    const bench = new LapicBench();
+    bench.vcpu().hasTscDeadline = false;
+    bench.lapic.setVersion();
+    bench.enable();
+    bench.write(TIMER, 0x40050);
+    expect(bench.read(TIMER)).toBe(0x50);
+    bench.lapic.tscDeadline = 5n;
+    expect(bench.lapic.tscDeadline).toBe(0n);
+  });
+
+  it('leaving or entering the mode disarms the timer', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 1000);
+    bench.write(TIMER, 0x40050);
+    expect(bench.read(INITIAL)).toBe(0);
+    bench.write(INITIAL, 500);
+    expect(bench.read(INITIAL)).toBe(0);
+    bench.lapic.tscDeadline = 900n;
+    bench.write(TIMER, 0x50);
+    bench.pass(2000);
+    expect(bench.lapic.timer.pending).toBe(false);
+  });
+});
