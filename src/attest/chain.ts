@@ -1,0 +1,250 @@
+/**
+ * The chain from a root that the caller gave to the key that signed a report (AMD 57230; RFC 5280, section 6, as far as these chains go):
+ * ARK, ASK or ASVK, VCEK or VLEK. There is no root but those given. Every check is made, also behind one that failed, so that a verdict names
+ * all that is wrong. Left out: name constraints and certificate policies, which AMD's certificates do not have: an unknown critical extension
+ * fails.
+ */
+import { AMD_NAME, commonName, MARK_OID, OID, type Product } from '../abi/amd-certificate.ts';
+import { fingerprint, sameBytes } from './bytes.ts';
+import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
+import type { Checks } from './check.ts';
+import type { RevocationList } from './crl.ts';
+import { verifyPss } from './signatures.ts';
+import { commonNameOf, nameText, type SignatureAlgorithm } from './x509.ts';
+
+export interface ChainInput {
+  /** The chain's certificates, in any order; others among them are passed over. */
+  readonly certificates: readonly Certificate[];
+  /** Roots that the caller trusts. */
+  readonly roots: readonly Certificate[];
+  readonly crls: readonly RevocationList[];
+  /** Without a list for the chain's root: fails, or is passed over. */
+  readonly revocation: 'required' | 'if given';
+  readonly at: Date;
+  /** Which kind of key the report says. */
+  readonly leafKind: 'VCEK' | 'VLEK';
+  /** The generation, where the report tells. */
+  readonly product: Product | undefined;
+}
+
+export interface Chain {
+  readonly leaf: Certificate | undefined;
+  readonly product: Product | undefined;
+}
+
+const PSS = `RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1`;
+
+/** Checks the chain; the leaf that it returns is the one that must have signed, whether the chain holds or not. */
+export async function checkChain(checks: Checks, input: ChainInput): Promise<Chain> {
+  const { certificates, roots, leafKind, at } = input;
+  const ofKind = (kind: Certificate['kind'], product?: Product): Certificate | undefined =>
+    certificates.find((one) => one.kind === kind && (product === undefined || one.product === product)) ??
+    certificates.find((one) => one.kind === kind);
+
+  const leaf = ofKind(leafKind, input.product);
+  const product = leaf?.product ?? input.product;
+  const middleKind = leafKind === 'VCEK' ? 'ASK' : 'ASVK';
+  const middle = ofKind(middleKind, product);
+  const presented = ofKind('ARK', product);
+  // Where the evidence brings no ARK, or another than the one given, the given one judges it.
+  const trusted =
+    roots.find((root) => presented !== undefined && sameBytes(root.bytes, presented.bytes)) ??
+    roots.find((root) => middle !== undefined && sameBytes(root.subject.bytes, middle.issuer.bytes));
+  const root = presented ?? trusted;
+
+  const present = (kind: string, certificate: Certificate | undefined): void => {
+    const got = certificate === undefined ? listed(certificates) : nameText(certificate.subject);
+    checks.add(
+      `${kind}.present`,
+      certificate !== undefined,
+      got,
+      product === undefined ? kind : `${kind} of ${product}`,
+    );
+  };
+  present(leafKind, leaf);
+  present(middleKind, middle);
+
+  const signatures: Promise<() => void>[] = [];
+  const verified = (name: string, issuer: Certificate | undefined, signed: Signed | undefined): void => {
+    if (signed === undefined) return;
+    checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
+    if (issuer === undefined) {
+      checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${nameText(signed.issuer)}`);
+      return;
+    }
+    const slot = checks.list.length;
+    const want = `made by ${commonNameOf(issuer.subject)}, serial ${issuer.serial}`;
+    checks.add(`${name}.signature`, false, 'wrong', want);
+    signatures.push(
+      verifyPss(issuer.publicKey, signed.tbs, signed.signature).then((ok) => () => {
+        if (ok) checks.list[slot] = { name: `${name}.signature`, ok, got: want, want };
+      }),
+    );
+  };
+
+  const rootPrints = Promise.all([
+    root === undefined ? 'no ARK' : fingerprint(root.bytes),
+    ...roots.map(({ bytes }) => fingerprint(bytes)),
+  ]);
+  const rootSlot = checks.list.length;
+  checks.add('ARK.trusted', false, '', '');
+
+  for (const [certificate, issuer, kind] of [
+    [root, root, 'ARK'],
+    [middle, root, middleKind],
+    [leaf, middle, leafKind],
+  ] as const) {
+    if (certificate === undefined) continue;
+    checkCertificate(checks, kind, certificate, product, at);
+    if (issuer !== undefined) {
+      checks.equal(`${kind}.issuer`, nameText(certificate.issuer), nameText(issuer.subject));
+    }
+    verified(kind, issuer, certificate);
+  }
+  const list = input.crls.find(
+    ({ issuer }) => root !== undefined && sameBytes(issuer.bytes, root.subject.bytes),
+  );
+  if (list !== undefined) {
+    checkList(checks, list, at, [root, middle]);
+    checks.add(
+      'CRL.signer',
+      root?.keyUsage?.[CRL_SIGN] === true,
+      describeUsage(root),
+      'an ARK that may sign CRLs',
+    );
+    verified('CRL', root, list);
+  } else if (input.revocation === 'required') {
+    checks.add(
+      'CRL.present',
+      false,
+      'no CRL',
+      `one of ${product === undefined ? 'the ARK' : commonName('ARK', product)}`,
+    );
+  }
+
+  const [print, ...wanted] = await rootPrints;
+  const isTrusted = trusted !== undefined && root !== undefined && sameBytes(trusted.bytes, root.bytes);
+  checks.list[rootSlot] = {
+    name: 'ARK.trusted',
+    ok: isTrusted,
+    got: `${print}`,
+    want: wanted.length === 0 ? 'a root: none was given' : wanted.join(' or '),
+  };
+  for (const settle of await Promise.all(signatures)) settle();
+  return { leaf, product };
+}
+
+interface Signed {
+  readonly tbs: Uint8Array;
+  readonly signature: Uint8Array;
+  readonly signatureAlgorithm: SignatureAlgorithm;
+  readonly namesOneAlgorithm: boolean;
+  readonly issuer: Certificate['issuer'];
+}
+
+const listed = (certificates: readonly Certificate[]): string =>
+  certificates.length === 0
+    ? 'no certificate'
+    : certificates.map(({ subject }) => commonNameOf(subject)).join(', ');
+
+const isAmdPss = ({ signatureAlgorithm: { pss }, namesOneAlgorithm }: Signed): boolean =>
+  namesOneAlgorithm &&
+  pss?.hash === OID.SHA384 &&
+  pss.maskHash === OID.SHA384 &&
+  pss.saltLength === 48 &&
+  pss.trailer === 1;
+
+function describeAlgorithm(signed: Signed): string {
+  const { pss, oid } = signed.signatureAlgorithm;
+  if (!signed.namesOneAlgorithm) return 'two algorithms that differ';
+  if (pss === undefined) return oid;
+  const hash = (one: string): string => (one === OID.SHA384 ? 'SHA-384' : one);
+  return `RSASSA-PSS, ${hash(pss.hash)}, MGF1 with ${hash(pss.maskHash)}, salt ${pss.saltLength}, trailer ${pss.trailer}`;
+}
+
+const describeUsage = (certificate: Certificate | undefined): string =>
+  certificate?.keyUsage === undefined
+    ? 'no key usage'
+    : `key usage bits ${certificate.keyUsage.flatMap((bit, index) => (bit ? [index] : [])).join(', ')}`;
+
+/** Extensions that are understood, so may be critical. */
+const UNDERSTOOD: readonly string[] = [
+  OID.SUBJECT_KEY_ID,
+  OID.AUTHORITY_KEY_ID,
+  OID.BASIC_CONSTRAINTS,
+  OID.KEY_USAGE,
+  OID.CRL_DISTRIBUTION_POINTS,
+  MARK_OID,
+];
+
+type ChainKind = 'ARK' | 'ASK' | 'ASVK' | 'VCEK' | 'VLEK';
+
+function checkCertificate(
+  checks: Checks,
+  kind: ChainKind,
+  certificate: Certificate,
+  product: Product | undefined,
+  at: Date,
+): void {
+  const isCa = kind === 'ARK' || kind === 'ASK' || kind === 'ASVK';
+  checks.equal(`${kind}.version`, certificate.version, 3);
+  const wantName =
+    product === undefined ? certificate.subject.attributes : amdName(commonName(kind, product));
+  const name = { bytes: certificate.subject.bytes, attributes: wantName };
+  checks.equal(`${kind}.subject`, nameText(certificate.subject), nameText(name));
+  const { publicKey } = certificate;
+  const key =
+    publicKey.kind === 'RSA' ? `RSA ${publicKey.bits}, exponent ${publicKey.exponent}` : publicKey.kind;
+  checks.equal(`${kind}.public-key`, key, isCa ? 'RSA 4096, exponent 65537' : 'P-384');
+  const mayBe =
+    kind === 'ARK'
+      ? certificate.isCa
+      : isCa
+        ? certificate.isCa && certificate.pathLength === 0
+        : !certificate.isCa;
+  const wantConstraints = kind === 'ARK' ? 'CA' : isCa ? 'CA, path length 0' : 'no CA';
+  checks.add(`${kind}.basic-constraints`, mayBe, describeConstraints(certificate), wantConstraints);
+  if (isCa) {
+    const signs = certificate.keyUsage?.[KEY_CERT_SIGN] === true;
+    checks.add(`${kind}.key-usage`, signs, describeUsage(certificate), 'certificate signing, bit 5');
+  }
+  const unknown = [...certificate.extensions].find(
+    ([oid, { isCritical }]) => isCritical && !UNDERSTOOD.includes(oid),
+  );
+  if (unknown !== undefined) {
+    checks.add(`${kind}.critical-extensions`, false, unknown[0], 'none that is unknown');
+  }
+  const { notBefore, notAfter } = certificate;
+  checks.add(
+    `${kind}.validity`,
+    at >= notBefore && at <= notAfter,
+    at.toISOString(),
+    `${notBefore.toISOString()} to ${notAfter.toISOString()}`,
+  );
+}
+
+const amdName = (cn: string): readonly (readonly [string, string])[] => [...AMD_NAME, [OID.COMMON_NAME, cn]];
+
+function describeConstraints({ isCa, pathLength }: Certificate): string {
+  if (!isCa) return 'no CA';
+  return pathLength === undefined ? 'CA' : `CA, path length ${pathLength}`;
+}
+
+function checkList(
+  checks: Checks,
+  list: RevocationList,
+  at: Date,
+  certificates: readonly (Certificate | undefined)[],
+): void {
+  const { thisUpdate, nextUpdate } = list;
+  const isCurrent = at >= thisUpdate && (nextUpdate === undefined || at <= nextUpdate);
+  const until = nextUpdate === undefined ? '' : ` to ${nextUpdate.toISOString()}`;
+  checks.add('CRL.validity', isCurrent, at.toISOString(), `${thisUpdate.toISOString()}${until}`);
+  for (const certificate of certificates) {
+    if (certificate === undefined) continue;
+    const revoked = list.revoked.get(certificate.serial);
+    const name = `${certificate.kind}.revocation`;
+    const got = revoked === undefined ? 'not revoked' : `revoked on ${revoked.toISOString()}`;
+    checks.add(name, revoked === undefined, got, `serial ${certificate.serial} not in the list`);
+  }
+}

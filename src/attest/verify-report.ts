@@ -1,0 +1,178 @@
+/**
+ * Judges an attestation report: who signed it, whether that key belongs to a chip of AMD's design with the TCB that the report says, by a
+ * chain that ends in a root which the caller gave, and whether it is what the caller's policy wants. Every check is made and has a name; one
+ * that fails does not hide another. Nothing is trusted that was not handed in, and nothing is kept from one call to the next.
+ */
+import { generationOf, hwidBytes, type Product, TCB_OID } from '../abi/amd-certificate.ts';
+import { SIGNATURE_ALGO_ECDSA_P384_SHA384 } from '../abi/attestation-report.ts';
+import { DerError } from '../abi/der.ts';
+import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
+import { sameBytes, toHex } from './bytes.ts';
+import { type Certificate, readCertificates } from './certificate.ts';
+import { checkChain } from './chain.ts';
+import { type Check, Checks } from './check.ts';
+import { parseCrl } from './crl.ts';
+import { EvidenceError } from './evidence-error.ts';
+import { checkPolicy, checkTcbOrder, type ReportPolicy } from './policy.ts';
+import { type AttestationReport, parseReport } from './report.ts';
+import { verifyEcdsa } from './signatures.ts';
+
+export interface VerifyOptions {
+  /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one. */
+  readonly certificates: readonly Uint8Array[];
+  /** The ARKs that the caller trusts, DER or PEM. Without one nothing verifies. */
+  readonly roots: readonly Uint8Array[];
+  /** Revocation lists, DER or PEM. */
+  readonly crls?: readonly Uint8Array[];
+  readonly policy?: ReportPolicy;
+  /** The time to judge at. Default: now. */
+  readonly at?: Date;
+  /** When the verifier got the report, for `policy.maximumAge`. */
+  readonly obtainedAt?: Date;
+}
+
+export interface Verdict {
+  /** True if every check holds. */
+  readonly ok: boolean;
+  readonly checks: readonly Check[];
+  /** Those that do not hold. */
+  readonly failures: readonly Check[];
+  /** True if SoftCVM's authority marked a certificate of the chain as its own: the evidence is software's, whoever is trusted. */
+  readonly isSoftware: boolean;
+  /** Undefined if the bytes are no report. */
+  readonly report: AttestationReport | undefined;
+}
+
+/**
+ * Judges `bytes`, a report or a response that holds one. What is malformed in report, certificates or lists fails a check that says what and
+ * where; only a malformed policy or root throws (RangeError; DerError, EvidenceError).
+ */
+export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
+  const checks = new Checks();
+  const { policy = {}, at = new Date() } = options;
+  const roots = options.roots.flatMap((file, index) => readCertificates(file, `root ${index}`));
+  const certificates = readAll(checks, 'certificates', options.certificates, readCertificates).flat();
+  const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
+  const report = read(checks, 'report', () => parseReport(bytes));
+  const verdict = (): Verdict => ({
+    ok: checks.list.every(({ ok }) => ok),
+    checks: checks.list,
+    failures: checks.list.filter(({ ok }) => !ok),
+    isSoftware: certificates.some(({ isSoftware }) => isSoftware),
+    report,
+  });
+  if (report === undefined) return verdict();
+
+  checkForm(checks, report);
+  const { leaf, product } = await checkChain(checks, {
+    certificates,
+    roots,
+    crls,
+    revocation: policy.revocation ?? 'if given',
+    at,
+    leafKind: report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK',
+    product: report.product,
+  });
+  await checkSignature(checks, report, leaf);
+  if (leaf !== undefined) checkBinding(checks, report, leaf, product);
+  checkTcbOrder(checks, report, product);
+  checkPolicy(checks, report, policy, product, { at, obtainedAt: options.obtainedAt });
+  return verdict();
+}
+
+/** Reads each file; one that is malformed fails a check. */
+function readAll<T>(
+  checks: Checks,
+  name: string,
+  files: readonly Uint8Array[],
+  parse: (bytes: Uint8Array, name: string) => T,
+): T[] {
+  return files.flatMap((file, index) => {
+    const label = files.length === 1 ? name : `${name}[${index}]`;
+    const parsed = read(checks, label, () => parse(file, label));
+    return parsed === undefined ? [] : [parsed];
+  });
+}
+
+function read<T>(checks: Checks, name: string, parse: () => T): T | undefined {
+  try {
+    return parse();
+  } catch (error) {
+    if (!(error instanceof DerError || error instanceof EvidenceError)) throw error;
+    checks.add(`${name}.form`, false, error.message, 'well-formed');
+    return undefined;
+  }
+}
+
+function checkForm(checks: Checks, report: AttestationReport): void {
+  const { reservedByteSet } = report;
+  const got = reservedByteSet === undefined ? 'zero' : `0x${reservedByteSet.toString(16)} is set`;
+  checks.add('report.reserved', reservedByteSet === undefined, got, 'zero');
+  checks.equal('report.signature-algorithm', report.signatureAlgo, SIGNATURE_ALGO_ECDSA_P384_SHA384);
+  const isKnown = report.signingKey === 'VCEK' || report.signingKey === 'VLEK';
+  checks.add('signing-key', isKnown, report.signingKey, 'VCEK or VLEK');
+  if (report.version >= 3) {
+    const cpuid = `family 0x${report.cpuidFamily.toString(16)}, model 0x${report.cpuidModel.toString(16)}`;
+    checks.add('report.cpuid', report.product !== undefined, cpuid, 'Milan, Genoa or Turin');
+  }
+}
+
+async function checkSignature(
+  checks: Checks,
+  { signedBytes, p1363 }: AttestationReport,
+  leaf: Certificate | undefined,
+): Promise<void> {
+  if (p1363 === undefined) {
+    checks.add('report.signature', false, 'R or S above 48 bytes', 'numbers of P-384');
+    return;
+  }
+  const ok = leaf !== undefined && (await verifyEcdsa(leaf.publicKey, signedBytes, p1363));
+  const want = leaf === undefined ? 'made by the chip’s key' : `made by the key of the ${leaf.kind}`;
+  checks.add(
+    'report.signature',
+    ok,
+    ok ? want : leaf === undefined ? 'no key to check it with' : 'wrong',
+    want,
+  );
+}
+
+/** The certificate speaks of the chip and the TCB that the report names. */
+function checkBinding(
+  checks: Checks,
+  report: AttestationReport,
+  leaf: Certificate,
+  product: Product | undefined,
+): void {
+  const { amd, kind } = leaf;
+  const name = amd.productName ?? 'no product name';
+  const generation = product ?? 'Milan, Genoa or Turin';
+  checks.add(`${kind}.product-name`, name.split('-')[0] === product, name, generation);
+  if (report.product !== undefined) checks.equal('report.product', report.product, generation);
+  if (product !== undefined) {
+    const levels = decodeTcb(generationOf(product), report.reportedTcb);
+    for (const component of tcbComponents(generationOf(product))) {
+      const got = amd.levels.get(TCB_OID[component]);
+      checks.equal(`${kind}.tcb.${component}`, got ?? 'none', levels[component]!);
+    }
+  }
+  if (kind === 'VLEK') {
+    checks.add('VLEK.csp-id', amd.cspId !== undefined, amd.cspId ?? 'none', 'a cloud provider');
+    checks.add(
+      'VLEK.hwid',
+      amd.hwid === undefined,
+      amd.hwid === undefined ? 'none' : toHex(amd.hwid),
+      'none',
+    );
+    return;
+  }
+  const { hwid } = amd;
+  const want = product === undefined ? 64 : hwidBytes(product);
+  if (hwid === undefined || hwid.length !== want) {
+    checks.add('VCEK.hwid', false, hwid === undefined ? 'none' : `${hwid.length} bytes`, `${want} bytes`);
+  } else if (report.isChipIdMasked) {
+    checks.add('VCEK.hwid', true, 'the report masks its chip id', 'the report masks its chip id');
+  } else {
+    const id = report.chipId.subarray(0, want);
+    checks.add('VCEK.hwid', sameBytes(hwid, id), toHex(hwid), toHex(id));
+  }
+}
