@@ -21,7 +21,7 @@ import type { InterruptMessage } from './message.ts';
 import { LapicTimer, type TimerVcpu } from './timer.ts';
 import { clearVector, highestVector, setVector, testVector } from './vector-bits.ts';
 
-/** What a local APIC asks of its vCPU. */
+/** What a local APIC asks of its vCPU; `kick`: something may be to be delivered (KVM_REQ_EVENT). */
 export interface LapicVcpu extends TimerVcpu {
   readonly id: number;
   /** IA32_APIC_BASE. */
@@ -250,6 +250,7 @@ export class Lapic {
   setTpr(value: number): void {
     this.setRegister(APIC.TPR, value & 0xff);
     this.updatePpr();
+    this.vcpu.kick();
   }
 
   /** apic_set_eoi. The interrupt in service with the highest priority ends. */
@@ -260,6 +261,7 @@ export class Lapic {
     this.updatePpr();
     const suppressed = (this.register(APIC.SPURIOUS) & SPURIOUS.SUPPRESS_EOI_BROADCAST) !== 0;
     this.#controller.endOfInterrupt(this, vector, suppressed);
+    this.vcpu.kick();
   }
 
   // Access by the guest.
