@@ -1,0 +1,70 @@
+/**
+ * What an authority keeps between runs: a directory of small files that only their owner may read.
+ *
+ *     roots/Milan-ARK.pem ...   private keys, PKCS #8
+ *     certificates/Milan-ARK.der ...
+ *     secret                    48 bytes, what VLEKs follow from
+ *     chips/milan-HWID.json     fuses and versions of a chip
+ *     revoked.json              serial numbers by generation
+ *
+ * Several processes may share it: a file appears whole or not at all, and whoever makes a root first wins.
+ */
+import { linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+export class StateDirectory {
+  readonly path: string;
+
+  constructor(path: string) {
+    this.path = path;
+    for (const folder of ['', 'roots', 'certificates', 'chips']) {
+      mkdirSync(join(path, folder), { recursive: true, mode: 0o700 });
+    }
+  }
+
+  /** The file's bytes; undefined if there is none. */
+  read(file: string): Buffer | undefined {
+    try {
+      return readFileSync(join(this.path, file));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw error;
+    }
+  }
+
+  /** Replaces the file. */
+  write(file: string, bytes: Uint8Array | string): void {
+    const temporary = this.#temporary(file, bytes);
+    renameSync(temporary, join(this.path, file));
+  }
+
+  /** Makes the file unless another process has made it; returns what is there then. */
+  writeOnce(file: string, bytes: Uint8Array | string): Buffer {
+    const temporary = this.#temporary(file, bytes);
+    try {
+      linkSync(temporary, join(this.path, file));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    } finally {
+      rmSync(temporary);
+    }
+    return readFileSync(join(this.path, file));
+  }
+
+  /** Names in a folder, sorted. */
+  list(folder: string): string[] {
+    return readdirSync(join(this.path, folder))
+      .filter((name) => !name.startsWith('.'))
+      .sort();
+  }
+
+  #temporary(file: string, bytes: Uint8Array | string): string {
+    const folder = file.includes('/') ? file.slice(0, file.indexOf('/')) : '';
+    const temporary = join(this.path, folder, `.${process.pid}-${temporaries++}`);
+    writeFileSync(temporary, bytes, { mode: 0o600, flag: 'wx' });
+    return temporary;
+  }
+}
+
+/** Tells apart the temporary files of this process. */
+let temporaries = 0;
