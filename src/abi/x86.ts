@@ -120,6 +120,8 @@ export const MSR = {
   GS_BASE: 0xc0000101,
   KERNEL_GS_BASE: 0xc0000102,
   TSC_AUX: 0xc0000103,
+  GHCB: 0xc0010130,
+  SEV_STATUS: 0xc0010131,
 } as const;
 /** MSR_PAT after reset. */
 export const PAT_DEFAULT = 0x0007040600070406n;

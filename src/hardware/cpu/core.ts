@@ -5,7 +5,7 @@
  *
  * Cores of one host memory know each other: code that one has decoded must not be written through another's TLB. They run on one thread.
  */
-import { EVENT, INTERCEPT, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
+import { EVENT, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
 import { pfnOf, type Spa } from '../../base/address.ts';
 import { type Entropy, seededEntropy } from '../../base/entropy.ts';
@@ -13,11 +13,14 @@ import { NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import { FRAME_FLAG, type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
 import { ACCESS } from './access.ts';
+import { DebugUnit } from './debug.ts';
 import { EncryptedGuest } from './encrypted-guest.ts';
 import { Events } from './events.ts';
 import { Exceptions } from './exceptions.ts';
+import { X87State } from './fx-image.ts';
 import { Intercepts } from './intercepts.ts';
 import { Interpreter } from './interpreter.ts';
+import { Interrupts, SHADOW } from './interrupts.ts';
 import { isCanonical, MemoryAccess } from './memory-access.ts';
 import { type MmioBus, MmioStep } from './mmio.ts';
 import { MsrFile } from './msr.ts';
@@ -29,11 +32,13 @@ import { Registers } from './registers.ts';
 import { RmpCheck } from './rmp-check.ts';
 import { Segmentation } from './segments.ts';
 import { LEAVE, STATE, STATE_ORDER } from './state.ts';
+import { Stepping } from './stepping.ts';
 import { SystemOperations } from './system.ts';
 import { CoreTlb } from './tlb.ts';
 import { vectorMode } from './vector-mode.ts';
 import { GuestExit } from './vmexit.ts';
 import { GuestEntry } from './vmrun.ts';
+import { EncryptedState } from './vmsa.ts';
 
 export type { MmioBus } from './mmio.ts';
 
@@ -71,8 +76,8 @@ export class Core {
   readonly interpreter: Interpreter;
   readonly #parts: CoreParts;
   readonly #msrs: MsrFile;
-  readonly #tsc: () => bigint;
   readonly #exceptions: Exceptions;
+  readonly #stepping: Stepping;
   readonly #entry: GuestEntry;
   readonly #exit: GuestExit;
   readonly #cores: Set<Core>;
@@ -84,6 +89,8 @@ export class Core {
   /** The frame with code that was last stored to, and how often in a row. */
   #storedFrame: number = NO_FRAME;
   #storesToCode = 0;
+  /** VMRUN has loaded the guest. */
+  #entered = false;
   /** What kept `#nextFrame` from an answer: a LEAVE code. */
   #fetchFailure = 0;
 
@@ -91,12 +98,14 @@ export class Core {
   constructor(options: CoreOptions) {
     const { id, memory, trace } = options;
     const owner = options.owner ?? memory.owner('core');
-    const block = memory.allocate(STATE_ORDER, owner);
+    const block = memory.allocateSilicon(STATE_ORDER, owner);
     if (block === NO_FRAME) throw new Error('no host memory is left for a core');
     this.#state = block * 4096;
     this.#retired = (this.#state + STATE.RETIRED) >>> 2;
     const registers = new Registers(memory, this.#state);
     registers.setWord(STATE.MXCSR, MXCSR_RESET);
+    registers.setLong(STATE.XCR0, 1n);
+    new X87State(registers).clear();
     const events = new Events(registers);
     const guest = new EncryptedGuest();
     const rmp = new RmpCheck(memory, guest, events, registers);
@@ -109,8 +118,10 @@ export class Core {
     const tlb = new CoreTlb(memory.words, this.#state);
     const codeWritten = (frame: number, offset: number, bytes: number) =>
       this.#codeWritten(frame, offset, bytes);
-    const access = new MemoryAccess({ memory, registers, events, walker, tlb, codeWritten });
+    const debug = new DebugUnit(registers, tlb);
+    const access = new MemoryAccess({ memory, registers, events, walker, tlb, debug, codeWritten });
     const intercepts = new Intercepts(memory);
+    const interrupts = new Interrupts(registers, intercepts, events);
     const entropy = options.entropy ?? seededEntropy(id);
     this.#parts = {
       id,
@@ -119,6 +130,8 @@ export class Core {
       registers,
       events,
       intercepts,
+      interrupts,
+      debug,
       nested,
       walker,
       tlb,
@@ -129,11 +142,12 @@ export class Core {
     };
     const segments = new Segmentation(this.#parts);
     this.#exceptions = new Exceptions(this.#parts, segments);
-    this.#tsc = options.tsc ?? (() => registers.long(STATE.RETIRED));
-    this.#msrs = new MsrFile(this.#parts, this.#tsc);
+    this.#msrs = new MsrFile(this.#parts, options.tsc ?? (() => registers.long(STATE.RETIRED)));
     const system = new SystemOperations(this.#parts, segments, this.#exceptions, this.#msrs);
-    this.#entry = new GuestEntry(this.#parts);
-    this.#exit = new GuestExit(this.#parts);
+    const encrypted = new EncryptedState(this.#parts);
+    this.#entry = new GuestEntry(this.#parts, encrypted);
+    this.#exit = new GuestExit(this.#parts, encrypted);
+    this.#stepping = new Stepping(this.#parts, () => this.#stepOnce());
     this.interpreter = new Interpreter({
       memory,
       owner,
@@ -184,20 +198,28 @@ export class Core {
   set tscAux(value: bigint) {
     this.#msrs.tscAux = value;
   }
-  /** The time stamp counter, without a guest's offset. */
-  get timeStamp(): bigint {
-    return this.#tsc();
-  }
 
   /**
    * VMRUN of the VMCB at `vmcb` (page-aligned) until #VMEXIT. `budget` instructions used up count as the host's timer interrupt: exit INTR.
    * Returns the low 32 bits of EXITCODE, signed; the VMCB says the rest.
    */
   vmrun(vmcb: Spa, budget: number): number {
+    this.#entered = false;
+    try {
+      return this.#enter(vmcb, budget);
+    } catch (error) {
+      this.#giveUp(error);
+      return this.#entered ? this.#exit.store(vmcb) : this.#exit.storeRefused(vmcb, VMEXIT.NOT_IMPLEMENTED);
+    }
+  }
+
+  #enter(vmcb: Spa, budget: number): number {
     const { events, intercepts } = this.#parts;
-    if (!this.#entry.load(vmcb)) return this.#exit.storeInvalid(vmcb);
+    if (!this.#entry.load(vmcb)) return this.#exit.storeRefused(vmcb, VMEXIT.INVALID);
+    this.#entered = true;
     this.#lookForForeignWrites();
     events.halted = false;
+    this.#parts.debug.pending = 0;
     let reason: number = LEAVE.RESUME;
     const event = intercepts.word(VMCB.EVENTINJ);
     if ((event & EVENT.VALID) !== 0) {
@@ -207,6 +229,18 @@ export class Core {
     }
     if (reason !== LEAVE.VMEXIT) this.#run(budget);
     return this.#exit.store(vmcb);
+  }
+
+  /** Something that the processor has and this core has not: exit NOT_IMPLEMENTED, whose cause the trace names. Other errors are thrown on. */
+  #giveUp(error: unknown): void {
+    const { debug, events, registers, trace, id } = this.#parts;
+    debug.stepping = true;
+    this.#entry.forget();
+    if (!(error instanceof NotImplementedError)) throw error;
+    events.exit.begin(VMEXIT.NOT_IMPLEMENTED);
+    if (!trace.on) return;
+    const rip = `0x${registers.rip.toString(16)}`;
+    trace.emit({ kind: 'core', who: 'core', what: 'not-implemented', why: error.message, vcpu: id, rip });
   }
 
   /**
@@ -223,6 +257,9 @@ export class Core {
     access.step = step;
     try {
       reason = this.#stepOnce();
+    } catch (error) {
+      this.#giveUp(error);
+      reason = LEAVE.VMEXIT;
     } finally {
       access.step = undefined;
     }
@@ -255,17 +292,27 @@ export class Core {
 
   /** Runs until an exit is pending. */
   #run(budget: number): void {
-    const { registers, events } = this.#parts;
+    const { registers, events, debug, interrupts } = this.#parts;
     const { words } = registers;
     let left = budget;
     for (;;) {
+      let reason = this.#deliverWaiting();
+      if (reason === LEAVE.VMEXIT) return;
       const before = words[this.#retired]!;
       this.#setVectorMode();
-      let reason = left > 0 ? this.interpreter.run(Math.min(left, SLICE)) : LEAVE.BUDGET;
-      left -= (words[this.#retired]! - before) | 0;
+      if (left <= 0) reason = LEAVE.BUDGET;
+      else if (this.#stepping.needed) reason = this.#stepping.step();
+      else {
+        debug.stepping = false;
+        reason = this.interpreter.run(Math.min(left, SLICE));
+        debug.stepping = true;
+      }
       if (reason === LEAVE.FETCH) reason = this.#fetch();
+      if (reason === LEAVE.STEP) reason = this.#stepping.step();
+      left -= (words[this.#retired]! - before) | 0;
       if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
       if (reason === LEAVE.VMEXIT) return;
+      if (events.halted) events.halted = debug.pending === 0 && !interrupts.deliverable;
       if ((reason === LEAVE.BUDGET && left <= 0) || events.halted) {
         this.#timerInterrupt();
         return;
@@ -275,16 +322,27 @@ export class Core {
     }
   }
 
-  #timerInterrupt(): void {
-    const { intercepts, events } = this.#parts;
-    if (!intercepts.has(INTERCEPT.INTR))
-      throw new NotImplementedError('a physical interrupt that the host does not intercept');
-    events.exit.begin(VMEXIT.INTR);
+  /** What comes between two instructions: a debug trap, then the virtual interrupt. LEAVE.VMEXIT, or 0. */
+  #deliverWaiting(): number {
+    const { debug, interrupts } = this.#parts;
+    if (debug.pending !== 0 && interrupts.shadow !== SHADOW.INTERRUPTS_AND_TRAPS) {
+      this.#stepping.trap();
+      if (this.#exceptions.deliverPending() === LEAVE.VMEXIT) return LEAVE.VMEXIT;
+    }
+    if (!interrupts.pending || !interrupts.deliverable || interrupts.shadow !== SHADOW.NONE) return 0;
+    return interrupts.take(this.#exceptions) === LEAVE.VMEXIT ? LEAVE.VMEXIT : 0;
   }
 
-  /** Decodes at RIP. 0, LEAVE.EXCEPTION or LEAVE.VMEXIT. */
+  /** The caller's time is up. It is told so whether or not the VMCB intercepts INTR: nothing else could take this interrupt. */
+  #timerInterrupt(): void {
+    this.#parts.events.exit.begin(VMEXIT.INTR);
+  }
+
+  /** Decodes at RIP. 0, LEAVE.EXCEPTION or LEAVE.VMEXIT; LEAVE.STEP where the page has a breakpoint. */
   #fetch(): number {
-    const low = this.#parts.registers.word(STATE.RIP);
+    const { registers, debug } = this.#parts;
+    const low = registers.word(STATE.RIP);
+    if (debug.watchesCode && debug.watchesPage(low, registers.word(STATE.RIP + 4), 'code')) return LEAVE.STEP;
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
     this.#protectCode(frame);
@@ -324,7 +382,7 @@ export class Core {
 
   /** The frame of code at a linear address, by the fetch TLB or a walk that fills it. −1: `#fetchFailure` says why not. */
   #fetchFrame(low: number, high: number): number {
-    const { registers, tlb, walker, access, events } = this.#parts;
+    const { registers, tlb, walker, access, events, debug } = this.#parts;
     const set = registers.word(STATE.TLB_SET);
     const known = tlb.fetchFrame(low, high, set);
     if (known >= 0) return known;
@@ -333,6 +391,7 @@ export class Core {
       : events.raiseWith(VECTOR.GP, 0);
     if (this.#fetchFailure !== 0) return NO_FRAME;
     const { frame } = walker;
+    if (debug.watchesCode && debug.watchesPage(low, high, 'code')) return frame;
     tlb.fillFetch(low, high, set, this.interpreter.pageMap(frame), walker);
     return frame;
   }

@@ -1,7 +1,7 @@
 /**
  * Exceptions, interrupts and their delivery through a 64-bit IDT (APM volume 2, chapter 8): gates, IST, inner-level stacks of the TSS, error
  * codes, RFLAGS; the rules by which a second exception becomes a double fault and a third a shutdown; exception intercepts and
- * EXITINTINFO (15.7.2, 15.12). Left out: #DB from single steps and breakpoints, task gates, #AC, shadow stacks.
+ * EXITINTINFO (15.7.2, 15.12). Left out: task gates, #AC, shadow stacks.
  */
 import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
@@ -9,6 +9,7 @@ import { NotImplementedError } from '../../base/errors.ts';
 import { PRIVILEGE } from './access.ts';
 import { isCanonicalAddress } from './memory-access.ts';
 import type { CoreParts } from './parts.ts';
+import { VC_PAGE_NOT_VALIDATED } from './rmp-check.ts';
 import { ATTRIBUTE, dpl, type Segmentation } from './segments.ts';
 import { usesStackSegment } from './stack-segment.ts';
 import { GPR, LEAVE, STATE } from './state.ts';
@@ -54,6 +55,19 @@ export class Exceptions {
     return this.#afterEntering(reason, event);
   }
 
+  /** INT1: the same, but the gate's DPL does not count. */
+  deliverPrivilegedSoftware(vector: number, nextRip: bigint): number {
+    const event = { vector, error: undefined, software: false, type: EVENT.TYPE_EXCEPTION, rip: nextRip };
+    return this.#afterEntering(this.#enter(event), event);
+  }
+
+  /** An external (virtual) interrupt, which the caller has seen to be allowed. */
+  deliverInterrupt(vector: number): number {
+    const { rip } = this.#parts.registers;
+    const event = { vector, error: undefined, software: false, type: EVENT.TYPE_INTR, rip };
+    return this.#afterEntering(this.#enter(event), event);
+  }
+
   /** EVENTINJ: not intercepted itself, and not held off by anything. `nextRip` is the VMCB's. */
   inject(info: number, error: number, nextRip: bigint): number {
     const { registers } = this.#parts;
@@ -87,6 +101,13 @@ export class Exceptions {
       }
       if (delivering?.vector === VECTOR.DF && delivering.type === EVENT.TYPE_EXCEPTION)
         return this.#shutdown();
+      if (
+        this.#parts.intercepts.exception(vector) &&
+        this.#parts.guest.reflects(VMEXIT.EXCEPTION0 + vector)
+      ) {
+        error = VMEXIT.EXCEPTION0 + vector;
+        vector = VECTOR.VC;
+      }
       const double = delivering !== undefined && isDoubleFault(delivering, vector);
       if (
         this.#parts.intercepts.exception(vector) ||
@@ -96,7 +117,7 @@ export class Exceptions {
         if (this.#parts.intercepts.exception(vector)) return this.#intercepted(vector, error, delivering);
         return this.#intercepted(VECTOR.DF, 0, undefined);
       }
-      if (vector === VECTOR.PF) this.#setCr2();
+      if (vector === VECTOR.PF || (vector === VECTOR.VC && error === VC_PAGE_NOT_VALIDATED)) this.#setCr2();
       if (double) {
         vector = VECTOR.DF;
         error = 0;
@@ -236,6 +257,9 @@ export class Exceptions {
     if (gate.type === INTERRUPT_GATE) cleared |= RFLAGS.IF;
     registers.flagsRest &= ~cleared;
     registers.rip = gate.target;
+    this.#parts.interrupts.endShadow();
+    this.#parts.debug.settled = true;
+    this.#parts.debug.pending = 0;
     return 0;
   }
 

@@ -58,6 +58,10 @@ export class MsrFile {
         return this.timeStamp;
       case MSR.TSC_AUX:
         return this.tscAux;
+      case MSR.SEV_STATUS:
+        return this.#parts.guest.status;
+      case MSR.GHCB:
+        return this.#parts.guest.es ? this.#parts.guest.ghcb : undefined;
       default:
         return undefined;
     }
@@ -77,6 +81,10 @@ export class MsrFile {
       case MSR.PAT:
         for (let at = 0n; at < 64n; at += 8n) if (!PAT_TYPES.has(Number((value >> at) & 0xffn))) return false;
         registers.setSave(SAVE.G_PAT, value);
+        return true;
+      case MSR.GHCB:
+        if (!this.#parts.guest.es) return false;
+        this.#parts.guest.ghcb = value;
         return true;
       case MSR.TSC_AUX:
         if (value > U32) return false;

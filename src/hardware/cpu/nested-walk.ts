@@ -6,8 +6,8 @@
  *
  * Left out: 5 levels, GMET, memory types.
  */
-import { NPF } from '../../abi/vmcb.ts';
-import { PTE } from '../../abi/x86.ts';
+import { NPF, VMEXIT } from '../../abi/vmcb.ts';
+import { PTE, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import { ACCESS } from './access.ts';
 import type { EncryptedGuest } from './encrypted-guest.ts';
@@ -86,6 +86,8 @@ export class NestedWalker {
     }
     const error = this.#walk(gfn, access);
     if (error !== 0) {
+      if ((error & NPF.RESERVED) !== 0 && this.#guest.es)
+        return this.#events.raiseWith(VECTOR.VC, VMEXIT.NPF);
       const enc = encrypted && this.#guest.snp ? NPF.HIGH_ENC : 0;
       return this.#events.nestedFault(error, stage | enc, gfn, offset);
     }

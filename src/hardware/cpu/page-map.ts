@@ -12,7 +12,7 @@ export interface CodeMemory {
   readonly bytes: Uint8Array;
   readonly words: Int32Array;
   readonly longs: BigUint64Array;
-  allocate(order: number, owner: unknown): number;
+  allocateSilicon(order: number, owner: unknown): number;
   free(pfn: number, order: number): void;
 }
 
@@ -110,7 +110,7 @@ export class CodePages {
     const pages = this.#pages.reduce((sum, { size }) => sum + size, 0);
     const taken = pages * (4096 << MAP_ORDER) + this.#blocks.length * BLOCK_BYTES;
     if (taken + (4096 << order) > this.#options.limit) return NO_FRAME;
-    return this.#memory.allocate(order, this.#options.owner);
+    return this.#memory.allocateSilicon(order, this.#options.owner);
   }
 }
 

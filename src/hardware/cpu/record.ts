@@ -157,6 +157,19 @@ export const SYSTEM = {
   /** #NM: an instruction on vectors while CR0.TS is set. */
   NM: 88,
   RMPQUERY: 89,
+  XSAVEOPT: 90,
+  XSAVEC: 91,
+  /** x87 control; the memory operand's linear address is in TEMP_EA. */
+  FNINIT: 92,
+  FNCLEX: 93,
+  FNSTCW: 94,
+  FLDCW: 95,
+  FNSTSW: 96,
+  /** FNSTSW AX */
+  FNSTSW_AX: 97,
+  WAIT: 98,
+  /** Any other x87 instruction; its mnemonic is the immediate. */
+  X87: 99,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

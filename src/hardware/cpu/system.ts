@@ -14,11 +14,14 @@ import * as control from './system/control-registers.ts';
 import * as tables from './system/descriptor-tables.ts';
 import { floatInstruction } from './system/float.ts';
 import { SystemInstruction, type SystemOperation } from './system/instruction.ts';
+import * as extended from './system/extended-state.ts';
 import * as ports from './system/ports.ts';
 import * as processor from './system/processor.ts';
+import * as secure from './system/secure-paging.ts';
 import * as transfers from './system/transfers.ts';
 import * as vector from './system/vector-state.ts';
 import * as virtualization from './system/virtualization.ts';
+import * as x87 from './system/x87-control.ts';
 
 export class SystemOperations {
   readonly #instruction: SystemInstruction;
@@ -63,8 +66,8 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
   return {
     UNDEFINED: undefinedOpcode,
     UD: undefinedOpcode,
-    CPUID: processor.cpuid,
     NM: (i) => i.parts.events.raise(VECTOR.NM),
+    CPUID: processor.cpuid,
     RDMSR: processor.readMsr(msrs),
     WRMSR: processor.writeMsr(msrs),
     RDTSC: processor.readTimeStamp(msrs),
@@ -108,8 +111,8 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     SYSENTER: undefinedOpcode,
     SYSEXIT: undefinedOpcode,
     SWAPGS: transfers.swapGs,
-    XGETBV: control.getExtendedControl,
-    XSETBV: control.setExtendedControl,
+    XGETBV: extended.getExtendedControl,
+    XSETBV: extended.setExtendedControl,
     CLI: transfers.clearInterrupts,
     STI: transfers.setInterrupts,
     CLAC: transfers.clearAlignmentCheck,
@@ -143,12 +146,24 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     STMXCSR: vector.storeMxcsr,
     FLOAT: floatInstruction,
     INVPCID: absent('INVPCID'),
-    XSAVE: absent('XSAVE'),
-    XRSTOR: absent('XRSTOR'),
+    XSAVE: extended.saveExtendedState,
+    XSAVEOPT: extended.saveExtendedStateOptimised,
+    XSAVEC: extended.saveExtendedStateCompacted,
+    XRSTOR: extended.restoreExtendedState,
+    FNINIT: x87.initialize,
+    FNCLEX: x87.clearExceptions,
+    FNSTCW: x87.storeControl,
+    FLDCW: x87.loadControl,
+    FNSTSW: x87.storeStatus,
+    FNSTSW_AX: x87.statusToRegister,
+    WAIT: x87.wait,
+    X87: x87.other,
     RDRAND: processor.randomNumber,
     RDSEED: processor.randomNumber,
     RDPID: processor.readProcessorId(msrs),
-    PVALIDATE: absent('PVALIDATE'),
-    RMPADJUST: absent('RMPADJUST'),
+    PVALIDATE: secure.pageValidate,
+    RMPADJUST: secure.adjustPermissions,
+    RMPQUERY: secure.queryPermissions,
+    VMGEXIT: virtualization.ghcbExit,
   };
 }

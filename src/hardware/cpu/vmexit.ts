@@ -4,23 +4,28 @@
  */
 import { EVENT, NPF, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS } from '../../abi/x86.ts';
+import { SHADOW } from './interrupts.ts';
 import type { CoreParts } from './parts.ts';
 import { peekCode } from './peek-code.ts';
 import { copySaveArea } from './save-area.ts';
 import { GPR, STATE } from './state.ts';
+import type { EncryptedState } from './vmsa.ts';
 
 const INSTRUCTION_BYTES = 15;
 const RSP = STATE.GPR + 8 * GPR.RSP;
+const INTERRUPT_SHADOW = 1;
 const GUEST_INTERRUPT_MASK = 2;
 
 export class GuestExit {
   readonly #parts: CoreParts;
   readonly #words: Int32Array;
+  readonly #encrypted: EncryptedState;
   readonly #code = new Uint8Array(INSTRUCTION_BYTES);
 
-  constructor(parts: CoreParts) {
+  constructor(parts: CoreParts, encrypted: EncryptedState) {
     this.#parts = parts;
     this.#words = parts.memory.words;
+    this.#encrypted = encrypted;
   }
 
   /** Writes guest state and the pending exit to the VMCB. Returns the exit code. */
@@ -42,27 +47,35 @@ export class GuestExit {
     words[at + (VMCB.NEXT_RIP >> 2) + 1] = exit.nextRipHigh;
     words[at + (VMCB.EVENTINJ >> 2)]! &= ~EVENT.VALID;
     const isFetch = code === VMEXIT.NPF && (exit.info1 & NPF.FETCH) !== 0;
-    this.#storeBytes(vmcb, exit.withBytes && !isFetch);
+    this.#storeBytes(vmcb, exit.withBytes && !isFetch && !this.#parts.guest.sev);
     return code;
   }
 
-  /** A check of VMRUN failed: nothing of the guest is written. */
-  storeInvalid(vmcb: number): number {
+  /** VMRUN did not enter the guest, of which nothing is written. `code`: INVALID, a check failed. Returns it. */
+  storeRefused(vmcb: number, code: number): number {
     const at = vmcb >>> 2;
     const words = this.#words;
-    words[at + (VMCB.EXITCODE >> 2)] = VMEXIT.INVALID;
-    words[at + (VMCB.EXITCODE >> 2) + 1] = -1;
+    words[at + (VMCB.EXITCODE >> 2)] = code;
+    words[at + (VMCB.EXITCODE >> 2) + 1] = code >> 31;
     for (const field of [VMCB.EXITINFO1, VMCB.EXITINFO2, VMCB.EXITINTINFO, VMCB.NEXT_RIP]) {
       words[at + (field >> 2)] = 0;
       words[at + (field >> 2) + 1] = 0;
     }
-    return VMEXIT.INVALID;
+    return code;
   }
 
   /** Guest state alone. */
   storeGuest(vmcb: number): void {
-    const { registers } = this.#parts;
+    const { registers, guest } = this.#parts;
     const words = this.#words;
+    const flags = registers.rflags;
+    const shadow = this.#parts.interrupts.shadow === SHADOW.NONE ? 0 : INTERRUPT_SHADOW;
+    const interruptsOn = (flags & RFLAGS.IF) !== 0 ? GUEST_INTERRUPT_MASK : 0;
+    words[(vmcb + VMCB.INT_STATE) >>> 2] = shadow | interruptsOn;
+    if (guest.es) {
+      this.#encrypted.store();
+      return;
+    }
     const save = vmcb + VMCB.SAVE_AREA;
     if (registers.changed) {
       copySaveArea(this.#parts.memory, registers.state + STATE.SAVE, save);
@@ -76,22 +89,9 @@ export class GuestExit {
     words[at + (SAVE.RSP >> 2) + 1] = words[state + (RSP >> 2) + 1]!;
     words[at + (SAVE.RAX >> 2)] = words[state + (STATE.GPR >> 2)]!;
     words[at + (SAVE.RAX >> 2) + 1] = words[state + (STATE.GPR >> 2) + 1]!;
-    const flags = registers.rflags;
     registers.storedFlags = flags;
     words[at + (SAVE.RFLAGS >> 2)] = flags;
     words[at + (SAVE.RFLAGS >> 2) + 1] = 0;
-    const interruptsOn = (flags & RFLAGS.IF) !== 0 ? GUEST_INTERRUPT_MASK : 0;
-    words[(vmcb + VMCB.INT_STATE) >>> 2] = this.#shadow() | interruptsOn;
-  }
-
-  /** 1 while the instruction behind an STI has not run. */
-  #shadow(): number {
-    const { registers } = this.#parts;
-    if (registers.word(STATE.INTERRUPT_SHADOW) === 0) return 0;
-    const here =
-      registers.word(STATE.RIP) === registers.word(STATE.SHADOW_RIP) &&
-      registers.word(STATE.RIP + 4) === registers.word(STATE.SHADOW_RIP + 4);
-    return here ? 1 : 0;
   }
 
   #storeBytes(vmcb: number, wanted: boolean): void {

@@ -5,25 +5,30 @@
  * Clean bits (15.15): where the VMCB is the one that ran last and all bits of CACHED are set, only what has no clean bit is checked and loaded;
  * any clear bit makes it load and check everything. SEGMENTS stands for VMLOAD's fields too. Intercepts are read from the VMCB in any case.
  *
- * Left out: SEV, AVIC, virtual interrupts and NMIs, LBR virtualisation, guests without nested paging, modes other than 64-bit (the last
+ * An encrypted guest is entered by vmsa.ts; an SEV-ES guest's registers are loaded each time, from its VMSA.
+ *
+ * Left out: AVIC, virtual NMIs, LBR virtualisation, guests without nested paging, modes other than 64-bit (the last
  * three throw by name).
  */
 import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, TLB_CONTROL, VMCB } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
+import { SHADOW } from './interrupts.ts';
 import type { CoreParts } from './parts.ts';
 import { copySaveArea } from './save-area.ts';
 import { ATTRIBUTE } from './segments.ts';
 import { STATE, USER_TLB } from './state.ts';
 import { CR4_KNOWN } from './system/control-registers.ts';
+import type { EncryptedState } from './vmsa.ts';
 
+/** NP_ENABLE, SEV, SEV-ES. */
+const NESTED_CTL_KNOWN = NESTED_CTL_NP_ENABLE | 6;
 const EFER_KNOWN = EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE | EFER.SVME | EFER.LMSLE | EFER.FFXSR;
 /** Bits of a 64-bit field's high word above 48 physical address bits. */
 const ABOVE_PHYSICAL = 0xffff0000 | 0;
 const PHYSICAL_BYTES = 2 ** 48;
 const IOPM_BYTES = 0x3000;
 const MSRPM_BYTES = 0x2000;
-const V_IRQ = 1 << 8;
 /** Word 4: EFER and CR0 to CR15. */
 const WRITE_TRAPS = 0xffff8000 | 0;
 const TYPE_MASK = 0x700;
@@ -44,6 +49,7 @@ const CACHED =
 export class GuestEntry {
   readonly #parts: CoreParts;
   readonly #words: Int32Array;
+  readonly #encrypted: EncryptedState;
   /** What the TLBs belong to. */
   #asid = 0;
   #nestedRoot = -1;
@@ -51,9 +57,10 @@ export class GuestEntry {
   /** The VMCB whose checked copy the core has. */
   #held = -1;
 
-  constructor(parts: CoreParts) {
+  constructor(parts: CoreParts, encrypted: EncryptedState) {
     this.#parts = parts;
     this.#words = parts.memory.words;
+    this.#encrypted = encrypted;
   }
 
   /** Loads the guest. False: a check failed, nothing is loaded. */
@@ -77,10 +84,16 @@ export class GuestEntry {
   }
 
   #loadAll(vmcb: number): boolean {
-    if (!this.#controlIsValid() || !this.#guestIsValid(vmcb + VMCB.SAVE_AREA)) return this.#refuse();
+    if (!this.#controlIsValid()) return this.#refuse();
+    const save = this.#encrypted.enter(vmcb);
+    if (save < 0 || !this.#guestIsValid(save)) return this.#refuse();
     this.#loadControl(vmcb);
-    this.#loadGuest(vmcb + VMCB.SAVE_AREA);
+    this.#loadGuest(save);
     this.#held = vmcb;
+    if (this.#parts.guest.es) {
+      this.#encrypted.loadRegisters();
+      this.#held = -1;
+    }
     return true;
   }
 
@@ -156,15 +169,13 @@ export class GuestEntry {
     if ((intercepts.word(VMCB.NESTED_CTL) & NESTED_CTL_NP_ENABLE) === 0) {
       throw new NotImplementedError('a guest without nested paging');
     }
-    if ((intercepts.word(VMCB.NESTED_CTL) & ~NESTED_CTL_NP_ENABLE) !== 0) {
-      throw new NotImplementedError('SEV and other controls of the VMCB at 0x90');
+    if ((intercepts.word(VMCB.NESTED_CTL) & ~NESTED_CTL_KNOWN) !== 0) {
+      throw new NotImplementedError('controls of the VMCB at 0x90 beyond nested paging, SEV and SEV-ES');
     }
     if (intercepts.has(INTERCEPT.PUSHF)) throw new NotImplementedError('the PUSHF intercept');
     if ((intercepts.word(VMCB.INTERCEPT_WORD4) & WRITE_TRAPS) !== 0) {
       throw new NotImplementedError('write traps of control registers and EFER');
     }
-    if ((intercepts.word(VMCB.INT_CTL) & V_IRQ) !== 0)
-      throw new NotImplementedError('virtual interrupts (V_IRQ)');
     const root = (intercepts.word(VMCB.NCR3 + 4) & 0xffff) * 0x100000 + (intercepts.word(VMCB.NCR3) >>> 12);
     const asid = intercepts.word(VMCB.ASID);
     const flush = (intercepts.word(VMCB.TLB_CONTROL) & 7) !== TLB_CONTROL.NOTHING;
@@ -210,27 +221,21 @@ export class GuestEntry {
     const { registers } = this.#parts;
     const words = this.#words;
     const state = registers.state >>> 2;
-    const rip = words[save + (SAVE.RIP >> 2)]!;
-    const ripHigh = words[save + (SAVE.RIP >> 2) + 1]!;
-    words[state + (STATE.RIP >> 2)] = rip;
-    words[state + (STATE.RIP >> 2) + 1] = ripHigh;
+    words[state + (STATE.RIP >> 2)] = words[save + (SAVE.RIP >> 2)]!;
+    words[state + (STATE.RIP >> 2) + 1] = words[save + (SAVE.RIP >> 2) + 1]!;
     words[state + (RSP >> 2)] = words[save + (SAVE.RSP >> 2)]!;
     words[state + (RSP >> 2) + 1] = words[save + (SAVE.RSP >> 2) + 1]!;
     words[state + (STATE.GPR >> 2)] = words[save + (SAVE.RAX >> 2)]!;
     words[state + (STATE.GPR >> 2) + 1] = words[save + (SAVE.RAX >> 2) + 1]!;
     const flags = words[save + (SAVE.RFLAGS >> 2)]!;
     if (flags !== registers.storedFlags) registers.rflags = flags;
-    const shadow = words[save + INT_STATE_FROM_SAVE]! & 1;
-    words[state + (STATE.INTERRUPT_SHADOW >> 2)] = shadow;
-    if (shadow !== 0) {
-      words[state + (STATE.SHADOW_RIP >> 2)] = rip;
-      words[state + (STATE.SHADOW_RIP >> 2) + 1] = ripHigh;
-    }
+    words[state + (STATE.INTERRUPT_SHADOW >> 2)] =
+      this.#parts.intercepts.word(VMCB.INT_STATE) & SHADOW.INTERRUPTS;
+    words[state + (STATE.SHADOW_RETIRED >> 2)] = words[state + (STATE.RETIRED >> 2)]!;
+    this.#parts.debug.load();
   }
 }
 
-/** In words, from the save area's start. */
-const INT_STATE_FROM_SAVE = (VMCB.INT_STATE - VMCB.SAVE_AREA) >> 2;
 const RSP = STATE.GPR + 8 * 4;
 
 function isLegalFlush(control: number): boolean {

@@ -27,11 +27,15 @@ export type { FrameOwner } from './frame-owner.ts';
 
 /**
  * Bits of `frameFlags`. CODE: a core has decoded instructions of the frame. ENCRYPTED: it has a tag, its bytes are plaintext under some key.
- * ASSIGNED: it is assigned in the RMP, which firmware has initialised.
+ * ASSIGNED: it is assigned in the RMP, which firmware has initialised. SILICON: it holds what a chip keeps inside: to the host's software there is nothing.
  */
-export const FRAME_FLAG = { CODE: 1, ENCRYPTED: 2, ASSIGNED: 4 } as const;
+export const FRAME_FLAG = { CODE: 1, ENCRYPTED: 2, ASSIGNED: 4, SILICON: 8 } as const;
 /** Frames that are more than DRAM to the host's software. */
-const GUARDED = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.ASSIGNED;
+const GUARDED = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.ASSIGNED | FRAME_FLAG.SILICON;
+/** Frames whose bytes are not what a read gives. */
+const HIDDEN = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.SILICON;
+/** What a read of an address gives where nothing answers. */
+const NOTHING = 0xff;
 
 /** Who keeps translations to frames, and is told when they hold no longer: a core. */
 export interface TranslationCache {
@@ -168,6 +172,14 @@ export class HostMemory {
     return frame as Pfn;
   }
 
+  /** The same for what a chip keeps inside (a core's state, decoded code): the host's software reads nothing there and cannot write. */
+  allocateSilicon(order: number, owner: FrameOwner): Pfn | typeof NO_FRAME {
+    const frame = this.allocate(order, owner);
+    if (frame !== NO_FRAME)
+      for (let i = 0; i < 1 << order; i++) this.frameFlags[frame + i]! |= FRAME_FLAG.SILICON;
+    return frame;
+  }
+
   /**
    * Frees a block that `allocate` gave, or any aligned part of one. Throws RangeError when these frames are not in use, or
    * not one block's.
@@ -188,8 +200,8 @@ export class HostMemory {
   read(at: Spa, into: Uint8Array): void {
     const { length } = into;
     this.#check(at, length);
-    if (this.#meets(at, length, FRAME_FLAG.ENCRYPTED)) {
-      this.#readEncrypted(at, into);
+    if (this.#meets(at, length, HIDDEN)) {
+      this.#readHidden(at, into);
     } else if (length <= SMALL) {
       const { bytes } = this;
       for (let i = 0; i < length; i++) into[i] = bytes[at + i]!;
@@ -224,20 +236,25 @@ export class HostMemory {
     this.#check(to, length);
     this.#check(from, length);
     this.#beforeWrite(to, length);
-    if (this.#meets(from, length, FRAME_FLAG.ENCRYPTED)) {
+    if (this.#meets(from, length, HIDDEN)) {
       const seen = new Uint8Array(length);
-      this.#readEncrypted(from, seen);
+      this.#readHidden(from, seen);
       this.bytes.set(seen, to);
     } else this.#bulk.copy(to, from, length);
     this.#wrote(to, length);
   }
 
+  /** For `hardware/` alone: copies bytes as they stand in the frames, whoever they belong to. */
+  copyInside(to: number, from: number, length: number): void {
+    this.#bulk.copy(to, from, length);
+  }
+
   /** The signed 32-bit word at `at`. */
   load32(at: Spa): number {
     this.#check(at, 4);
-    if (this.#meets(at, 4, FRAME_FLAG.ENCRYPTED)) {
+    if (this.#meets(at, 4, HIDDEN)) {
       const seen = new Uint8Array(4);
-      this.#readEncrypted(at, seen);
+      this.#readHidden(at, seen);
       return seen[0]! | (seen[1]! << 8) | (seen[2]! << 16) | (seen[3]! << 24);
     }
     if ((at & 3) === 0) return this.words[at / 4]!;
@@ -273,7 +290,7 @@ export class HostMemory {
 
   load64(at: Spa): bigint {
     this.#check(at, 8);
-    if ((at & 7) === 0 && !this.#meets(at, 8, FRAME_FLAG.ENCRYPTED)) return this.longs[at / 8]!;
+    if ((at & 7) === 0 && !this.#meets(at, 8, HIDDEN)) return this.longs[at / 8]!;
     const low = BigInt.asUintN(32, BigInt(this.load32(at)));
     return low | (BigInt.asUintN(32, BigInt(this.load32((at + 4) as Spa))) << 32n);
   }
@@ -378,7 +395,8 @@ export class HostMemory {
     for (let i = frame; i < frame + frames; i++) {
       const flag = flags[i]!;
       found |= flag;
-      if ((flag & FRAME_FLAG.CODE) !== 0) flags[i] = flag & ~FRAME_FLAG.CODE;
+      const dropped = FRAME_FLAG.CODE | FRAME_FLAG.SILICON;
+      if ((flag & dropped) !== 0) flags[i] = flag & ~dropped;
     }
     if ((found & FRAME_FLAG.CODE) !== 0) Atomics.add(this.words, CODE_GENERATION, 1);
   }
@@ -399,22 +417,25 @@ export class HostMemory {
     const first = at >>> 12;
     const last = (at + length - 1) >>> 12;
     for (let frame = first; frame <= last; frame++)
-      if ((this.frameFlags[frame]! & FRAME_FLAG.ASSIGNED) !== 0)
+      if ((this.frameFlags[frame]! & (FRAME_FLAG.ASSIGNED | FRAME_FLAG.SILICON)) !== 0)
         throw new RmpViolation(Math.max(at, frame * PAGE_SIZE));
     for (let frame = first; frame <= last; frame++) this.encryption.seal(frame);
   }
 
-  #readEncrypted(at: number, into: Uint8Array): void {
+  #readHidden(at: number, into: Uint8Array): void {
     const { length } = into;
     for (let from = 0; from < length; ) {
       const frame = (at + from) >>> 12;
       const offset = (at + from) % PAGE_SIZE;
       const count = Math.min(PAGE_SIZE - offset, length - from);
-      const page =
-        this.#tags[frame] === 0
-          ? this.bytes.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE)
-          : this.encryption.ciphertext(frame);
-      into.set(page.subarray(offset, offset + count), from);
+      if ((this.frameFlags[frame]! & FRAME_FLAG.SILICON) !== 0) into.fill(NOTHING, from, from + count);
+      else {
+        const page =
+          this.#tags[frame] === 0
+            ? this.bytes.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE)
+            : this.encryption.ciphertext(frame);
+        into.set(page.subarray(offset, offset + count), from);
+      }
       from += count;
     }
   }

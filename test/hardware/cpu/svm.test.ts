@@ -85,14 +85,18 @@ describe('VMRUN refuses a VMCB: EXITCODE −1, guest state untouched', () => {
     expect(after).toEqual(save);
   });
 
-  it('what is not supported is said by name, not refused', () => {
-    bench.setLong(0x90, 0n);
-    expect(() => bench.run([hlt()])).toThrow('not implemented: a guest without nested paging');
-    bench.setLong(0x90, 3n);
-    expect(() => bench.run([hlt()])).toThrow('not implemented: SEV');
+  it.each<[string, string, (b: GuestBench) => void]>([
+    ['a guest without nested paging', 'a guest without nested paging', (b) => b.setLong(0x90, 0n)],
+    ['32-bit code', 'guest modes other than 64-bit mode', (b) => b.segment(0x10, 8, 0xc9b)],
+  ])('%s is not supported: exit 0xf00000ff, named in the trace', (_what, name, spoil) => {
+    spoil(bench);
+    expect(bench.run([hlt()])).toBe(0xf00000ff | 0);
+    expect(bench.long(EXITCODE)).toBe(0xfffffffff00000ffn);
+    expect(bench.long(RIP)).toBe(BigInt(CODE));
+    expect(bench.refusal()).toBe(`not implemented: ${name}`);
     bench.setLong(0x90, 1n);
-    bench.segment(0x10, 8, 0xc9b);
-    expect(() => bench.run([hlt()])).toThrow('not implemented: guest modes other than 64-bit mode');
+    bench.segment(0x10, 8, 0xa9b);
+    expect(bench.run([hlt()])).toBe(0x78);
   });
 
   it('EFER.LMA is recomputed, not checked', () => {

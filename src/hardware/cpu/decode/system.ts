@@ -102,12 +102,22 @@ const ROWS: Readonly<Record<string, Row>> = {
   Xsave64: row('XSAVE', 'address', 8),
   Xrstor: row('XRSTOR', 'address', 4),
   Xrstor64: row('XRSTOR', 'address', 8),
+  Xsaveopt: row('XSAVEOPT', 'address', 4),
+  Xsaveopt64: row('XSAVEOPT', 'address', 8),
+  Xsavec: row('XSAVEC', 'address', 4),
+  Xsavec64: row('XSAVEC', 'address', 8),
+  Fninit: row('FNINIT'),
+  Fnclex: row('FNCLEX'),
+  Fnstcw: row('FNSTCW', 'address', 2),
+  Fldcw: row('FLDCW', 'address', 2),
+  Wait: row('WAIT'),
   Ldmxcsr: row('LDMXCSR', 'read', 4),
   Stmxcsr: row('STMXCSR', 'write', 4),
   Pvalidate: row('PVALIDATE'),
   Pvalidated: row('PVALIDATE'),
   Pvalidateq: row('PVALIDATE'),
   Rmpadjust: row('RMPADJUST'),
+  Rmpquery: row('RMPQUERY'),
   Vmgexit: row('VMGEXIT'),
 };
 
@@ -124,6 +134,7 @@ export function planSystem(
   const planned = ROWS[name];
   if (planned) planRow(planned, instruction, line, handler);
   else if (name === 'In' || name === 'Out') planPort(name, instruction, line, handler);
+  else if (name === 'Fnstsw') planStatusWord(instruction, line, handler);
   else if (INS[name] !== undefined) planPortString('INS', INS[name], instruction, line, handler);
   else if (OUTS[name] !== undefined) planPortString('OUTS', OUTS[name], instruction, line, handler);
   else if (name === 'Int') {
@@ -200,6 +211,12 @@ function placeOrLoad(
   line.add(handler(`load.${bytes * 8}`)!, effectiveAddress(instruction, line, handler));
   line.operand(0, STATE.TEMP0);
   return STATE.TEMP0;
+}
+
+function planStatusWord(instruction: Instruction, line: Line, handler: HandlerNumber): void {
+  const toMemory = memoryOperand(instruction) >= 0;
+  const planned = toMemory ? row('FNSTSW', 'address', 2) : row('FNSTSW_AX', 'write', 2);
+  planRow(planned, instruction, line, handler);
 }
 
 function planPort(name: 'In' | 'Out', instruction: Instruction, line: Line, handler: HandlerNumber): void {

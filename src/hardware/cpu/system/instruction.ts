@@ -101,6 +101,12 @@ export class SystemInstruction {
     return LEAVE.RESUME;
   }
 
+  /** Goes on behind the instruction, which has changed IF, TF or V_TPR, or begun a shadow: what may now matter is looked at. */
+  nextWithEvents(): number {
+    const { interrupts, registers } = this.parts;
+    return interrupts.pending || (registers.flagsRest & RFLAGS.TF) !== 0 ? this.resume() : 0;
+  }
+
   /** Goes on at `rip`. */
   resumeAt(rip: bigint): number {
     this.parts.registers.rip = rip;
@@ -114,10 +120,13 @@ export class SystemInstruction {
     return this.parts.events.raiseWith(VECTOR.GP, error);
   }
 
-  /** #VMEXIT before the instruction, with NEXT_RIP behind it. */
+  /**
+   * #VMEXIT before the instruction, with NEXT_RIP behind it. To an SEV-ES guest it comes as #VC, but for automatic exits (APM volume 2, 15.35.5).
+   */
   exit(code: number, info1 = 0, info1High = 0): number {
-    const { events, registers } = this.parts;
+    const { events, registers, guest } = this.parts;
     const { exit } = events;
+    if (guest.reflects(code)) return events.raiseWith(VECTOR.VC, code);
     exit.begin(code);
     exit.info1 = info1;
     exit.info1High = info1High;

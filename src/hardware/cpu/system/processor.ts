@@ -1,6 +1,6 @@
 /** Instructions about the processor itself: CPUID, MSRs, time stamps, HLT, caches and TLB, MONITOR and MWAIT (APM volume 3). */
 import { INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
-import { CR4, RFLAGS } from '../../../abi/x86.ts';
+import { CR4, MSR, RFLAGS } from '../../../abi/x86.ts';
 import { type CpuidResult, chipCpuid } from '../cpuid.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
 import type { MsrFile } from '../msr.ts';
@@ -31,7 +31,8 @@ export const readMsr =
     const { registers, intercepts } = i.parts;
     if (!i.privileged) return i.generalProtection();
     const msr = registers.gprWord(GPR.RCX) >>> 0;
-    if (intercepts.msr(msr, 'read')) return i.exit(VMEXIT.MSR, 0);
+    // SEV_STATUS is never intercepted.
+    if (msr !== MSR.SEV_STATUS && intercepts.msr(msr, 'read')) return i.exit(VMEXIT.MSR, 0);
     const value = msrs.read(msr);
     if (value === undefined) return i.generalProtection();
     splitResult(i, value);

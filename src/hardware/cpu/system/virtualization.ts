@@ -11,6 +11,11 @@ export function hypercall(i: SystemInstruction): number {
   return i.parts.intercepts.has(INTERCEPT.VMMCALL) ? i.exit(VMEXIT.VMMCALL) : i.undefined();
 }
 
+/** An SEV-ES guest's exit to its host, at any privilege; VMMCALL for others. */
+export function ghcbExit(i: SystemInstruction): number {
+  return i.parts.guest.es ? i.exit(VMEXIT.VMGEXIT) : hypercall(i);
+}
+
 /** #UD without SVME, then #GP above CPL 0, then the intercept. */
 const svmInstruction =
   (intercept: number, code: number): SystemOperation =>
