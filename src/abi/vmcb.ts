@@ -111,6 +111,7 @@ export const INTERCEPT = {
   CLGI: 133,
   SKINIT: 134,
   RDTSCP: 135,
+  ICEBP: 136,
   WBINVD: 137,
   MONITOR: 138,
   MWAIT: 139,
@@ -167,6 +168,8 @@ export const VMEXIT = {
   VMGEXIT: 0x403,
   INVALID: -1,
   BUSY: -2,
+  /** In the range that is reserved for host software: this core cannot go on, and says why in the trace. */
+  NOT_IMPLEMENTED: 0xf00000ff | 0,
 } as const;
 
 /** EXITINFO1 of a nested page fault: bits of the low word, and of the high word as they lie there (bit − 32). */

@@ -9,6 +9,7 @@ import { CR4 } from '../../abi/x86.ts';
 import type { Gpa } from '../../base/address.ts';
 import { FRAME_FLAG } from '../memory/host-memory.ts';
 import { ACCESS, PRIVILEGE } from './access.ts';
+import type { DebugUnit } from './debug.ts';
 import type { Events } from './events.ts';
 import { faultGpa, type MmioStep } from './mmio.ts';
 import type { PageWalker } from './page-walk.ts';
@@ -44,6 +45,7 @@ export class MemoryAccess {
   readonly #events: Events;
   readonly #walker: PageWalker;
   readonly #tlb: CoreTlb;
+  readonly #debug: DebugUnit;
   readonly #codeWritten: CodeWritten;
   readonly #first = new Part();
   readonly #second = new Part();
@@ -55,8 +57,10 @@ export class MemoryAccess {
     events: Events;
     walker: PageWalker;
     tlb: CoreTlb;
+    debug: DebugUnit;
     codeWritten: CodeWritten;
   }) {
+    this.#debug = parts.debug;
     this.#bytes = parts.memory.bytes;
     this.#frameFlags = parts.memory.frameFlags;
     this.#registers = parts.registers;
@@ -76,6 +80,7 @@ export class MemoryAccess {
   load(size: number, privilege: number): number {
     const reason = this.#locate(size, ACCESS.READ, privilege);
     if (reason !== 0) return reason;
+    if (this.#isWatched(size, 'read', privilege)) return LEAVE.STEP;
     const here = this.#bytesInFirst(size);
     const failed = this.#readPart(this.#first, 0, here);
     if (failed !== 0 || here === size) return failed;
@@ -86,6 +91,7 @@ export class MemoryAccess {
   store(size: number, privilege: number): number {
     const reason = this.#locate(size, ACCESS.WRITE, privilege);
     if (reason !== 0) return reason;
+    if (this.#isWatched(size, 'write', privilege)) return LEAVE.STEP;
     const here = this.#bytesInFirst(size);
     if (this.step !== undefined && (this.#first.address < 0 || (here < size && this.#second.address < 0))) {
       if (!this.step.mayWrite()) return LEAVE.VMEXIT;
@@ -97,7 +103,21 @@ export class MemoryAccess {
 
   /** Whether such a store would succeed. */
   probe(size: number, privilege: number): number {
-    return this.#locate(size, ACCESS.WRITE, privilege);
+    const reason = this.#locate(size, ACCESS.WRITE, privilege);
+    if (reason !== 0) return reason;
+    return this.#isWatched(size, 'probe', privilege) ? LEAVE.STEP : 0;
+  }
+
+  /** A data breakpoint on the access at ADDRESS, which generated code cannot stop behind. */
+  #isWatched(size: number, access: 'read' | 'write' | 'probe', privilege: number): boolean {
+    if (!this.#debug.watchesData || privilege === PRIVILEGE.IMPLICIT) return false;
+    const registers = this.#registers;
+    return !this.#debug.mayAccess(
+      registers.word(STATE.ADDRESS),
+      registers.word(STATE.ADDRESS + 4),
+      size,
+      access,
+    );
   }
 
   /** Loads for the slow path itself. The result is in `value`. */
@@ -160,6 +180,7 @@ export class MemoryAccess {
   }
 
   #fill(low: number, high: number, access: number, privilege: number): void {
+    if (this.#debug.watchesData && this.#debug.watchesPage(low, high, 'data')) return;
     const walker = this.#walker;
     const set = privilege === PRIVILEGE.USER ? USER_TLB : 0;
     // Where SMAP counts, RFLAGS.AC decides at each access.

@@ -2,9 +2,11 @@
 import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../memory/host-memory.ts';
+import type { DebugUnit } from './debug.ts';
 import type { EncryptedGuest } from './encrypted-guest.ts';
 import type { Events } from './events.ts';
 import type { Intercepts } from './intercepts.ts';
+import type { Interrupts } from './interrupts.ts';
 import type { MemoryAccess } from './memory-access.ts';
 import type { NestedWalker } from './nested-walk.ts';
 import type { PageWalker } from './page-walk.ts';
@@ -19,6 +21,8 @@ export interface CoreParts {
   readonly registers: Registers;
   readonly events: Events;
   readonly intercepts: Intercepts;
+  readonly interrupts: Interrupts;
+  readonly debug: DebugUnit;
   readonly nested: NestedWalker;
   readonly walker: PageWalker;
   readonly tlb: CoreTlb;

@@ -25,6 +25,8 @@ export class Registers {
   changed = false;
   /** RFLAGS as the last entry or exit left them both here and in the VMCB. */
   storedFlags: number = RFLAGS.FIXED;
+  /** Low word of RETIRED while RF counts. */
+  #resumeRetired = 0;
   readonly #word: number;
   readonly #long: number;
 
@@ -119,7 +121,15 @@ export class Registers {
     this.setSaveWord(field, (this.saveWord(field) & 0xffffff) | (value << 24));
   }
 
-  /** RFLAGS, its low word; the upper one is always 0. */
+  /** IRET has set RFLAGS and is not retired yet: RF, if set, holds for the instruction behind it. */
+  keepResumeFlag(): void {
+    this.#resumeRetired = (this.word(STATE.RETIRED) + 1) | 0;
+  }
+
+  /**
+   * RFLAGS, its low word; the upper one is always 0. RF holds for one instruction, told by the count of those retired; in `flagsRest` and
+   * where RETIRED is not exact it may be seen longer.
+   */
   get rflags(): number {
     const { words } = this;
     const at = this.#word;
@@ -134,6 +144,8 @@ export class Registers {
     if (words[at + (STATE.FLAG_CV >> 2) + 1]! < 0) flags |= RFLAGS.CF;
     if ((words[at + (STATE.FLAG_CV >> 2)]! & 8) !== 0) flags |= RFLAGS.AF;
     if (words[at + (STATE.FLAG_OV >> 2) + 1]! < 0) flags |= RFLAGS.OF;
+    if ((flags & RFLAGS.RF) !== 0 && words[at + (STATE.RETIRED >> 2)] !== this.#resumeRetired)
+      flags &= ~RFLAGS.RF;
     return flags;
   }
   set rflags(flags: number) {
@@ -148,6 +160,7 @@ export class Registers {
     words[at + (STATE.FLAG_OV >> 2)] = 0;
     words[at + (STATE.FLAG_OV >> 2) + 1] = (flags & RFLAGS.OF) !== 0 ? SIGN : 0;
     words[at + (STATE.FLAGS_REST >> 2)] = (flags & ~SPREAD) | RFLAGS.FIXED;
+    this.#resumeRetired = words[at + (STATE.RETIRED >> 2)]!;
     words[at + (STATE.FLAGS_REST >> 2) + 1] = 0;
   }
   /** RFLAGS bits other than the six arithmetic ones. */

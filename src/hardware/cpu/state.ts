@@ -62,11 +62,13 @@ export const STATE = {
   TLB_SET: 0x24c,
   /** u64 XCR0 */
   XCR0: 0x250,
-  /** u32: 1 while an STI or MOV SS shadow holds interrupts off. */
+  /** u32: SHADOW (interrupts.ts), what STI or MOV SS holds off from the instruction before which RETIRED is SHADOW_RETIRED. */
   INTERRUPT_SHADOW: 0x258,
   DR0: 0x260,
-  /** u64: while INTERRUPT_SHADOW is 1, the RIP at which it holds (one instruction). */
-  SHADOW_RIP: 0x280,
+  /** u32: the low word of RETIRED while INTERRUPT_SHADOW counts. */
+  SHADOW_RETIRED: 0x280,
+  /** The x87 state: FXSAVE's first 24 bytes (error pointers of 48 bits), from 0x320 on R0 to R7 by number, 16 bytes each. */
+  X87: 0x300,
   /** The save area's mirror, SAVE.SIZE bytes used. */
   SAVE: 0x400,
   /** TLBs: 256 entries of 16 bytes, supervisor's set first, user's set USER_TLB bytes on. */
@@ -111,4 +113,6 @@ export const LEAVE = {
   RESUME: 4,
   /** A single step is done. */
   STOP: 5,
+  /** A watched address (debug.ts): the instruction at RIP must be stepped. */
+  STEP: 6,
 } as const;

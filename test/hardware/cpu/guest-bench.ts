@@ -220,6 +220,11 @@ export class GuestBench {
     return byte[0]!;
   }
 
+  /** What the core last said that it cannot do. */
+  refusal(): string | undefined {
+    return this.events.findLast(({ what }) => what === 'not-implemented')?.why;
+  }
+
   close(): void {
     this.core.close();
     this.memory.close();

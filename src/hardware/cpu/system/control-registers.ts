@@ -24,6 +24,7 @@ export const CR4_KNOWN =
   CR4.OSXMMEXCPT |
   CR4.UMIP |
   CR4.FSGSBASE |
+  CR4.OSXSAVE |
   CR4.SMEP |
   CR4.SMAP;
 const CR0_KNOWN =
@@ -199,12 +200,4 @@ function debugRegister(i: SystemInstruction): number {
   if (number > 7) return -1;
   if (number !== 4 && number !== 5) return number;
   return (i.parts.registers.saveWord(SAVE.CR4) & CR4.DE) !== 0 ? -1 : number + 2;
-}
-
-/** XGETBV and XSETBV: CR4.OSXSAVE cannot be set on this chip, so both are undefined. */
-export function getExtendedControl(i: SystemInstruction): number {
-  return i.undefined();
-}
-export function setExtendedControl(i: SystemInstruction): number {
-  return i.undefined();
 }

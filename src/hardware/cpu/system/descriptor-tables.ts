@@ -2,6 +2,7 @@
 import { SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR4, RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
+import { SHADOW } from '../interrupts.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
 import { SEGMENTS } from '../segments.ts';
 import { STATE } from '../state.ts';
@@ -88,7 +89,8 @@ export function moveToSegment(i: SystemInstruction): number {
   const reason = segments.loadStack(selector, registers.cpl);
   if (reason !== 0) return reason;
   segments.put(SAVE.SS, selector);
-  return 0;
+  i.parts.interrupts.holdNext(SHADOW.INTERRUPTS_AND_TRAPS);
+  return i.nextWithEvents();
 }
 
 export function moveFromSegment(i: SystemInstruction): number {

@@ -27,7 +27,8 @@ function access(i: SystemInstruction, direction: number): number {
   const { intercepts, registers } = i.parts;
   if (intercepts.port(port, size)) return exitForPort(i, direction | SIZE_BITS(size) | IOIO.ADDRESS64, port);
   if (direction === IOIO.IN) fillWithOnes(registers, size);
-  return 0;
+  i.parts.debug.noteIo(port, size);
+  return i.parts.debug.pending === 0 ? 0 : i.resume();
 }
 
 function fillWithOnes(

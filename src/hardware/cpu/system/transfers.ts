@@ -1,13 +1,14 @@
 /**
  * Transfers between privilege levels and the flags that go with them, in 64-bit mode (APM volume 3: IRET, RET far, INT, INT3, SYSCALL, SYSRET,
- * SWAPGS, POPF, CLI, STI, CLAC, STAC). Left out: compatibility mode, single-stepping by RFLAGS.TF (both throw by name).
+ * SWAPGS, POPF, CLI, STI, CLAC, STAC). Left out: compatibility mode (throws by name).
  */
 import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR4, EFER, RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
+import { SHADOW } from '../interrupts.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
 import { ATTRIBUTE, dpl, FLAT_CODE_64, FLAT_DATA, FLAT_LIMIT } from '../segments.ts';
-import { GPR, LEAVE, STATE } from '../state.ts';
+import { GPR, LEAVE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
 const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
@@ -21,7 +22,6 @@ function mergedFlags(i: SystemInstruction, value: number, also: number): number 
   let mask = ALWAYS | also;
   if (i.privileged) mask |= RFLAGS.IOPL;
   if (i.ioPrivileged) mask |= RFLAGS.IF;
-  if ((value & RFLAGS.TF) !== 0) throw new NotImplementedError('single-stepping (RFLAGS.TF) in the guest');
   return (registers.rflags & ~mask) | (value & mask) | RFLAGS.FIXED;
 }
 
@@ -34,7 +34,7 @@ export function popFlags(i: SystemInstruction): number {
   const merged = mergedFlags(i, (popped & ~kept) | (old & kept), 0) & ~RFLAGS.RF;
   registers.rflags = merged;
   registers.setGpr(GPR.RSP, BigInt.asUintN(64, registers.gpr(GPR.RSP) + BigInt(i.size)));
-  return 0;
+  return i.nextWithEvents();
 }
 
 export function clearInterrupts(i: SystemInstruction): number {
@@ -48,10 +48,9 @@ export function setInterrupts(i: SystemInstruction): number {
   if (!i.ioPrivileged) return i.generalProtection();
   if ((registers.flagsRest & RFLAGS.IF) === 0) {
     registers.flagsRest |= RFLAGS.IF;
-    registers.setWord(STATE.INTERRUPT_SHADOW, 1);
-    registers.setLong(STATE.SHADOW_RIP, i.nextRip);
+    i.parts.interrupts.holdNext(SHADOW.INTERRUPTS);
   }
-  return 0;
+  return i.nextWithEvents();
 }
 
 /** CLAC and STAC are there where SMAP is, at CPL 0 alone. */
@@ -106,6 +105,7 @@ export function systemCall(i: SystemInstruction): number {
   registers.setSegment(SAVE.SS, selector + 8, FLAT_DATA, FLAT_LIMIT, 0n);
   registers.cpl = 0;
   registers.rflags = flags & ~registers.saveWord(SAVE.SFMASK);
+  i.parts.debug.settle(registers.flagsRest);
   return i.resumeAt(registers.save(SAVE.LSTAR));
 }
 
@@ -119,8 +119,8 @@ export function systemReturn(i: SystemInstruction): number {
   registers.setSegment(SAVE.SS, ((base + 8) & 0xffff) | 3, FLAT_DATA | ATTRIBUTE.DPL, FLAT_LIMIT, 0n);
   registers.cpl = 3;
   const flags = registers.gprWord(11) & ~(RFLAGS.RF | RFLAGS.VM);
-  if ((flags & RFLAGS.TF) !== 0) throw new NotImplementedError('single-stepping (RFLAGS.TF) in the guest');
   registers.rflags = flags;
+  i.parts.debug.settle(flags);
   return i.resumeAt(registers.gpr(GPR.RCX));
 }
 
@@ -134,8 +134,12 @@ export function breakpoint(i: SystemInstruction): number {
   return delivered(i.exceptions.deliverSoftware(VECTOR.BP, EVENT.TYPE_EXCEPTION, i.nextRip));
 }
 
-export function debugTrap(): number {
-  throw new NotImplementedError('INT1 (ICEBP)');
+/** INT1: #DB that leaves DR6 alone and does not ask for the gate's DPL. */
+export function debugTrap(i: SystemInstruction): number {
+  const { intercepts } = i.parts;
+  if (intercepts.has(INTERCEPT.ICEBP)) return i.exit(VMEXIT.ICEBP);
+  if (intercepts.exception(VECTOR.DB)) return i.exit(VMEXIT.EXCEPTION0 + VECTOR.DB);
+  return delivered(i.exceptions.deliverPrivilegedSoftware(VECTOR.DB, i.nextRip));
 }
 
 const delivered = (reason: number): number => (reason === 0 ? LEAVE.RESUME : reason);
@@ -160,7 +164,10 @@ export function interruptReturn(i: SystemInstruction): number {
   const frame = { rip: popped[0]!, cs: Number(popped[1]! & 0xffffn) };
   const flags = mergedFlags(i, Number(BigInt.asIntN(32, popped[2]!)), RFLAGS.RF);
   const reason = returnTo(i, frame, popped[3]!, Number(popped[4]! & 0xffffn));
-  if (reason === LEAVE.RESUME) registers.rflags = flags;
+  if (reason === LEAVE.RESUME) {
+    registers.rflags = flags;
+    registers.keepResumeFlag();
+  }
   return reason;
 }
 
