@@ -13,6 +13,7 @@ import { multiPrecision } from './multi-precision.ts';
 import { multiplication } from './multiply.ts';
 import type { Group } from './operation.ts';
 import { shifts } from './shift.ts';
+import { sseConversion } from './sse-conversion.ts';
 import { sseFloat } from './sse-float.ts';
 import { sse2 } from './sse2.ts';
 import { sse41 } from './sse4-1.ts';
@@ -39,6 +40,7 @@ export const GROUPS: readonly Group[] = [
   strings,
   sse2,
   sseFloat,
+  sseConversion,
   ssse3,
   sse41,
   stringCompare,

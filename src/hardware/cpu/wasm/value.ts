@@ -5,7 +5,7 @@
  */
 import { signed, unsigned } from './bytes.ts';
 
-export type ValueType = 'i32' | 'i64' | 'v128';
+export type ValueType = 'i32' | 'i64' | 'f32' | 'f64' | 'v128';
 
 export interface Value<T extends ValueType> {
   readonly type: T;
@@ -13,13 +13,15 @@ export interface Value<T extends ValueType> {
 }
 export type I32 = Value<'i32'>;
 export type I64 = Value<'i64'>;
+export type F32 = Value<'f32'>;
+export type F64 = Value<'f64'>;
 export type V128 = Value<'v128'>;
 
 /** Where a literal may stand. */
 export type Int32 = I32 | number;
 export type Int64 = I64 | number | bigint;
 
-export const TYPE_BYTE = { i32: 0x7f, i64: 0x7e, v128: 0x7b } as const;
+export const TYPE_BYTE = { i32: 0x7f, i64: 0x7e, f32: 0x7d, f64: 0x7c, v128: 0x7b } as const;
 
 export const value = <T extends ValueType>(type: T, ...parts: (readonly number[])[]): Value<T> => ({
   type,
