@@ -215,7 +215,7 @@ export class LineDecoder {
         this.#planPop(name, instruction, line) ||
         planDescribed(name, instruction, line, handler));
     if (!planned) {
-      addSystem(line, handler, 'UNDEFINED', 0);
+      addSystem(line, handler, isX87(instruction) ? 'X87' : 'UNDEFINED', 0);
       line.immediate(BigInt(instruction.mnemonic));
     }
     return name;
@@ -291,6 +291,17 @@ export class LineDecoder {
     }
     return undefined;
   }
+}
+
+function isX87(instruction: Instruction): boolean {
+  const { CpuidFeature } = iced();
+  const { FPU, FPU287, FPU387, SSE3 } = CpuidFeature;
+  const features = [...instruction.cpuidFeatures()];
+  // FISTTP is counted among SSE3.
+  return (
+    [FPU, FPU287, FPU387].some((one) => features.includes(one)) ||
+    (features.includes(SSE3) && instruction.mnemonic === iced().Mnemonic.Fisttp)
+  );
 }
 
 /** iced's decoder over a copy of some bytes, whose first one has offset `start` in its page. */

@@ -53,7 +53,7 @@ export function planDescribed(
   return true;
 }
 
-/** In a mode in which XMM registers are not to be used, the record of an instruction that does; false for all others. */
+/** In a mode in which XMM registers are not to be used, the record of an instruction that does, or MXCSR; false for all others. */
 export function planUnavailable(
   name: string,
   mode: number,
@@ -61,8 +61,9 @@ export function planUnavailable(
   line: Line,
   handler: HandlerNumber,
 ): boolean {
-  if (mode === VECTOR_MODE.AVAILABLE || !DESCRIPTIONS[name]) return false;
-  if (!operandsInVectors(instruction)) return false;
+  if (mode === VECTOR_MODE.AVAILABLE) return false;
+  const usesVectors = DESCRIPTIONS[name] && operandsInVectors(instruction);
+  if (!usesVectors && name !== 'Ldmxcsr' && name !== 'Stmxcsr') return false;
   addSystem(line, handler, mode === VECTOR_MODE.UNDEFINED ? 'UD' : 'NM', 0);
   return true;
 }

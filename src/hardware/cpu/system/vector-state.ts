@@ -1,86 +1,73 @@
 /**
- * The SSE state in memory: FXSAVE, FXRSTOR, LDMXCSR, STMXCSR (APM volume 2, 11.5.5; volume 4). There is no x87 here: its part of the image is
- * that of an FPU after FNINIT and is not taken back.
+ * The SSE and x87 state in memory: FXSAVE, FXRSTOR, LDMXCSR, STMXCSR (APM volume 2, 11.5; volume 4). With EFER.FFXSR, FXSAVE and FXRSTOR leave
+ * the vectors out at CPL 0.
  */
 import { SAVE } from '../../../abi/vmcb.ts';
-import { CR0, CR4, VECTOR } from '../../../abi/x86.ts';
-import { STATE } from '../state.ts';
+import { CR0, EFER, VECTOR } from '../../../abi/x86.ts';
+import { FX, FX_BYTES, FxImage, MXCSR_KNOWN } from '../fx-image.ts';
+import { LEAVE, STATE } from '../state.ts';
+import { loadImage, probeImage, storeImage } from './image-access.ts';
 import type { SystemInstruction } from './instruction.ts';
 
-const MXCSR_MASK = 0xffff;
-const FCW_INITIAL = 0x37fn;
-const MXCSR_AT = 24n;
-const XMM_AT = 160n;
-const IMAGE_BYTES = 512;
+const ALIGNMENT = 15n;
 
-/** 0, or #UD (no OSFXSR, EM) or #NM (TS) pending. */
-function available(i: SystemInstruction): number {
-  const { registers, events } = i.parts;
-  const cr0 = registers.saveWord(SAVE.CR0);
-  if ((cr0 & CR0.EM) !== 0 || (registers.saveWord(SAVE.CR4) & CR4.OSFXSR) === 0) return i.undefined();
-  return (cr0 & CR0.TS) !== 0 ? events.raise(VECTOR.NM) : 0;
-}
-
+/** Whether it is available is decided when it is decoded (vector-mode.ts). */
 export function loadMxcsr(i: SystemInstruction): number {
-  const reason = available(i);
-  if (reason !== 0) return reason;
   return takeMxcsr(i, Number(BigInt.asIntN(32, i.operand)));
 }
 
 export function storeMxcsr(i: SystemInstruction): number {
-  const reason = available(i);
-  if (reason !== 0) return reason;
   i.setOperand(BigInt(i.parts.registers.word(STATE.MXCSR) >>> 0), 4);
   return 0;
 }
 
 /** Reserved bits are #GP. A flag that is set together with the clearing of its mask raises nothing: the next instruction that finds it does. */
-function takeMxcsr(i: SystemInstruction, value: number): number {
-  if ((value & ~MXCSR_MASK) !== 0) return i.generalProtection();
+export function takeMxcsr(i: SystemInstruction, value: number): number {
+  if ((value & ~MXCSR_KNOWN) !== 0) return i.generalProtection();
   i.parts.registers.setWord(STATE.MXCSR, value);
   return 0;
 }
 
+/** The linear address of the image; undefined: an exception is pending. */
+function imageAddress(i: SystemInstruction): bigint | undefined {
+  const { registers, events } = i.parts;
+  if ((registers.saveWord(SAVE.CR0) & (CR0.EM | CR0.TS)) !== 0) {
+    events.raise(VECTOR.NM);
+    return undefined;
+  }
+  const address = registers.long(STATE.TEMP_EA);
+  if ((address & ALIGNMENT) !== 0n) {
+    i.generalProtection();
+    return undefined;
+  }
+  return address;
+}
+
+const withoutVectors = (i: SystemInstruction): boolean =>
+  i.privileged && (i.parts.registers.saveWord(SAVE.EFER) & EFER.FFXSR) !== 0;
+
 export function saveVectorState(i: SystemInstruction): number {
-  const { registers, access } = i.parts;
-  const unavailable = (registers.saveWord(SAVE.CR0) & (CR0.EM | CR0.TS)) !== 0;
-  if (unavailable) return i.parts.events.raise(VECTOR.NM);
-  const image = registers.long(STATE.TEMP_EA);
-  if ((image & 15n) !== 0n) return i.generalProtection();
-  const { privilege } = access;
-  for (const end of [image, image + BigInt(IMAGE_BYTES - 8)]) {
-    const reason = access.probeAt(end, 8, privilege);
-    if (reason !== 0) return reason;
-  }
-  const mxcsr = BigInt(registers.word(STATE.MXCSR) >>> 0) | (BigInt(MXCSR_MASK) << 32n);
-  let reason = access.storeLong(image, FCW_INITIAL, privilege);
-  for (let at = 8n; at < XMM_AT && reason === 0; at += 8n) {
-    reason = access.storeLong(image + at, at === MXCSR_AT ? mxcsr : 0n, privilege);
-  }
-  for (let k = 0; k < 32 && reason === 0; k++) {
-    reason = access.storeLong(image + XMM_AT + BigInt(8 * k), registers.long(STATE.XMM + 8 * k), privilege);
-  }
-  return reason;
+  const address = imageAddress(i);
+  if (address === undefined) return LEAVE.EXCEPTION;
+  const end = withoutVectors(i) ? FX.XMM : FX_BYTES;
+  const reason = probeImage(i, address, end);
+  if (reason !== 0) return reason;
+  const image = new FxImage(i.parts.registers);
+  image.takeX87(i.size);
+  image.takeMxcsr();
+  image.takeVectors();
+  return storeImage(i, address, image, [0, end]);
 }
 
 export function restoreVectorState(i: SystemInstruction): number {
-  const { registers, access } = i.parts;
-  const unavailable = (registers.saveWord(SAVE.CR0) & (CR0.EM | CR0.TS)) !== 0;
-  if (unavailable) return i.parts.events.raise(VECTOR.NM);
-  const image = registers.long(STATE.TEMP_EA);
-  if ((image & 15n) !== 0n) return i.generalProtection();
-  const { privilege } = access;
-  let reason = access.loadLong(image + MXCSR_AT, privilege);
+  const address = imageAddress(i);
+  if (address === undefined) return LEAVE.EXCEPTION;
+  const end = withoutVectors(i) ? FX.XMM : FX_BYTES;
+  const image = new FxImage(i.parts.registers);
+  let reason = loadImage(i, address, image, [0, end]);
+  if (reason === 0) reason = takeMxcsr(i, image.mxcsr);
   if (reason !== 0) return reason;
-  const mxcsr = Number(BigInt.asIntN(32, access.value));
-  const loaded: bigint[] = [];
-  for (let k = 0; k < 32; k++) {
-    reason = access.loadLong(image + XMM_AT + BigInt(8 * k), privilege);
-    if (reason !== 0) return reason;
-    loaded.push(access.value);
-  }
-  reason = takeMxcsr(i, mxcsr);
-  if (reason !== 0) return reason;
-  for (let k = 0; k < 32; k++) registers.setLong(STATE.XMM + 8 * k, loaded[k]!);
+  image.giveX87();
+  if (end === FX_BYTES) image.giveVectors();
   return 0;
 }
