@@ -22,6 +22,7 @@ import {
   CR0,
   CR3,
   CR4,
+  DATA,
   EFER,
   EVENTINJ,
   EXITCODE,
@@ -320,5 +321,41 @@ describe('EVENTINJ', () => {
     expect(bench.word(0x8c)).toBe(6);
     expect(bench.long(RIP)).toBe(BigInt(CODE));
     expect(bench.long(RSP)).toBe(BigInt(STACK));
+  });
+});
+
+describe('INS and OUTS that nobody intercepts', () => {
+  const at = (register: number, value: number) => {
+    bench.core.gpr[register] = BigInt(value);
+  };
+  beforeEach(() => {
+    bench.intercept(123, 0);
+    at(2, 0x60);
+    at(6, DATA);
+    at(7, DATA);
+  });
+
+  it('read ones, element by element', () => {
+    at(1, 3);
+    // rep insb; hlt
+    bench.memory.write(bench.spa(CODE), Uint8Array.of(0xf3, 0x6c, 0xf4));
+    bench.setLong(RIP, BigInt(CODE));
+    expect(bench.run()).toBe(0x78);
+    expect(bench.read(DATA)).toBe(0xffffffn);
+    expect([bench.core.gpr[1], bench.core.gpr[7]]).toEqual([0n, BigInt(DATA + 3)]);
+  });
+
+  it('write into nothing, and count', () => {
+    at(1, 3);
+    expect(bench.run([outString(8), hlt()])).toBe(0x78);
+    expect([bench.core.gpr[1], bench.core.gpr[6]]).toEqual([0n, BigInt(DATA + 3)]);
+    expect(bench.run([outString(8), hlt()])).toBe(0x78);
+    expect(bench.core.gpr[6]).toBe(BigInt(DATA + 3));
+  });
+
+  it('fault on their memory', () => {
+    bench.interceptException(14);
+    at(7, 0x500000);
+    expect(bench.run([inString(16)])).toBe(0x4e);
   });
 });

@@ -99,7 +99,8 @@ export const stack: Group = {
     },
     pop: { sizes: PUSH_SIZES, hot: [64], emit: pop },
     popToMemory: { sizes: PUSH_SIZES, emit: popToMemory },
-    pushFlags: { sizes: PUSH_SIZES, emit: (c) => push(c, composeFlags(c), c.size) },
+    // RF and VM are pushed as 0.
+    pushFlags: { sizes: PUSH_SIZES, emit: (c) => push(c, i64.and(composeFlags(c), ~0x30000), c.size) },
     leave: { sizes: PUSH_SIZES, hot: [64], emit: leave },
     enter: { sizes: [64], emit: enter },
     call: { ...IN_LINE, emit: (c) => call(c, () => c.branchInPage()) },

@@ -4,8 +4,8 @@
  */
 import { IOIO, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { RFLAGS } from '../../../abi/x86.ts';
-import { NotImplementedError } from '../../../base/errors.ts';
 import { PRIVILEGE } from '../access.ts';
+import type { MmioStep } from '../mmio.ts';
 import { GPR, STATE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
@@ -54,9 +54,9 @@ function accessString(i: SystemInstruction, direction: number): number {
   if (repeats && count === 0n) return 0;
   const denied = checkPermission(i, port, size);
   if (denied !== 0) return denied;
-  if (i.parts.access.step !== undefined) return emulateElement(i, direction, port);
-  if (!intercepts.port(port, size))
-    throw new NotImplementedError('INS or OUTS on a port that the host does not intercept');
+  const { step } = i.parts.access;
+  if (step !== undefined) return transferElement(i, direction, port, step);
+  if (!intercepts.port(port, size)) return transferElement(i, direction, port, EMPTY_BUS);
   const segment = direction === IOIO.IN ? SEGMENT_ES : segmentNumber(i);
   const info =
     direction |
@@ -68,8 +68,18 @@ function accessString(i: SystemInstruction, direction: number): number {
   return exitForPort(i, info, port);
 }
 
-/** One element of a string instruction that is emulated: memory and the bus's port, then RSI or RDI, then the count. */
-function emulateElement(i: SystemInstruction, direction: number, port: number): number {
+/** Ports behind which there is nothing, or those of the host's emulator. `portRead` returns 0 or a LEAVE code. */
+type PortBus = Pick<MmioStep, 'portRead' | 'portWrite'>;
+const EMPTY_BUS: PortBus = {
+  portRead(_port, into) {
+    into.fill(0xff);
+    return 0;
+  },
+  portWrite() {},
+};
+
+/** One element of a string instruction: memory and the bus's port, then RSI or RDI, then the count. */
+function transferElement(i: SystemInstruction, direction: number, port: number, bus: PortBus): number {
   const { registers, access } = i.parts;
   const { size, addressSize, repeats } = i;
   const masked = (value: bigint): bigint => BigInt.asUintN(8 * addressSize, value);
@@ -78,21 +88,22 @@ function emulateElement(i: SystemInstruction, direction: number, port: number): 
   const bytes = new Uint8Array(size);
   if (direction === IOIO.IN) {
     let reason = access.probeAt(address, size, access.privilege);
-    if (reason === 0) reason = access.step!.portRead(port, bytes);
+    if (reason === 0) reason = bus.portRead(port, bytes);
     if (reason === 0) reason = access.storeSized(address, toLong(bytes), size, access.privilege);
     if (reason !== 0) return reason;
   } else {
     const reason = access.loadSized(address, size, access.privilege);
     if (reason !== 0) return reason;
     for (let at = 0; at < size; at++) bytes[at] = Number((access.value >> BigInt(8 * at)) & 0xffn);
-    access.step!.portWrite(port, bytes);
+    bus.portWrite(port, bytes);
   }
   const step = BigInt((registers.flagsRest & RFLAGS.DF) !== 0 ? -size : size);
   registers.setGpr(pointer, masked(registers.gpr(pointer) + step));
-  if (!repeats) return 0;
-  const left = masked(registers.gpr(GPR.RCX) - 1n);
-  registers.setGpr(GPR.RCX, left);
-  return left === 0n ? 0 : i.resumeAt(registers.rip);
+  const left = repeats ? masked(registers.gpr(GPR.RCX) - 1n) : 0n;
+  if (repeats) registers.setGpr(GPR.RCX, left);
+  i.parts.debug.noteIo(port, size);
+  if (left !== 0n) return i.resumeAt(registers.rip);
+  return i.parts.debug.pending === 0 ? 0 : i.resume();
 }
 
 const toLong = (bytes: Uint8Array): bigint =>
