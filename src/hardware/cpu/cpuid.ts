@@ -2,6 +2,8 @@
  * CPUID of the chip (AMD APM volume 3, appendix E): Milan, family 25 model 1 stepping 1, with the features that this core has and no
  * others. KVM intercepts CPUID and answers from its own table; this one is for whoever does not.
  */
+import { XCR0_KNOWN, XSAVE_BYTES } from './fx-image.ts';
+
 export interface CpuidResult {
   eax: number;
   ebx: number;
@@ -11,7 +13,7 @@ export interface CpuidResult {
 
 /** Family 25 (0xf + 0xa), model 1, stepping 1: EPYC 7003. */
 export const MILAN_SIGNATURE = 0x00a00f11;
-export const MAX_STANDARD_LEAF = 7;
+export const MAX_STANDARD_LEAF = 0xd;
 export const MAX_EXTENDED_LEAF = 0x8000_0008;
 const PHYSICAL_BITS = 48;
 const LINEAR_BITS = 48;
@@ -25,16 +27,20 @@ const bits = (...numbers: number[]): number => numbers.reduce((sum, bit) => sum 
 
 /** DE PSE TSC MSR PAE MCE CX8 PGE CMOV PAT CLFSH FXSR SSE SSE2. */
 const STANDARD_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 19, 24, 25, 26);
-/** CX16, MOVBE, POPCNT, RDRAND. */
-const STANDARD_ECX = bits(13, 22, 23, 30);
+/** SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, RDRAND. */
+const STANDARD_ECX = bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 26, 30);
 /** FSGSBASE, BMI1, SMEP, BMI2, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB. */
 const STRUCTURED_EBX = bits(0, 3, 7, 8, 18, 19, 20, 23, 24);
 /** UMIP, RDPID. */
 const STRUCTURED_ECX = bits(2, 22);
 /** LAHF in 64-bit mode, LZCNT, PREFETCHW. */
 const EXTENDED_ECX = bits(0, 5, 8);
-/** The AMD copies of STANDARD_EDX; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode. */
-const EXTENDED_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 24) | bits(11, 20, 26, 27, 29);
+/** The AMD copies of STANDARD_EDX; SYSCALL, NX, FFXSR, 1 GiB pages, RDTSCP, long mode. */
+const EXTENDED_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 24) | bits(11, 20, 25, 26, 27, 29);
+/** Error pointers are always saved (RstrFpErrPtrs). */
+const PROCESSOR_EBX = bits(2);
+/** XSAVEOPT, XSAVEC, XGETBV of 1. */
+const XSAVE_VARIANTS = bits(0, 1, 2);
 const CLFLUSH_SIZE = 8 << 8;
 const BRAND = 'SoftCVM virtual AMD EPYC 7003'.padEnd(48, '\0');
 
@@ -63,6 +69,12 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
       result.ebx = STRUCTURED_EBX;
       result.ecx = STRUCTURED_ECX;
       break;
+    case 0xd:
+      if (subleaf > 1) break;
+      result.eax = subleaf === 0 ? Number(XCR0_KNOWN) : XSAVE_VARIANTS;
+      result.ebx = XSAVE_BYTES;
+      result.ecx = subleaf === 0 ? XSAVE_BYTES : 0;
+      break;
     case 0x8000_0001:
       result.eax = MILAN_SIGNATURE;
       result.ecx = EXTENDED_ECX;
@@ -75,6 +87,7 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
       break;
     case 0x8000_0008:
       result.eax = PHYSICAL_BITS | (LINEAR_BITS << 8);
+      result.ebx = PROCESSOR_EBX;
       break;
   }
 }

@@ -6,6 +6,8 @@
 import type { Registers } from './registers.ts';
 import { STATE } from './state.ts';
 
+/** What XCR0 may hold: x87 and SSE. */
+export const XCR0_KNOWN = 3n;
 /** Bytes of the legacy region that the processor writes, and of that with the XSAVE header. */
 export const FX_BYTES = 416;
 export const XSAVE_BYTES = 576;

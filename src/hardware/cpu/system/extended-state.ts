@@ -13,6 +13,7 @@ import {
   MXCSR_INITIAL,
   vectorsAreInitial,
   X87State,
+  XCR0_KNOWN,
   XSAVE_BYTES,
 } from '../fx-image.ts';
 import type { Registers } from '../registers.ts';
@@ -24,8 +25,6 @@ import { takeMxcsr } from './vector-state.ts';
 /** Bits of XCR0, of the header's fields, and of EDX:EAX. */
 const X87 = 1n;
 const SSE = 2n;
-/** What XCR0 may hold. */
-export const XCR0_KNOWN = X87 | SSE;
 const COMPACTED = 1n << 63n;
 const ALIGNMENT = 63n;
 /** Longs of the header: XSTATE_BV, XCOMP_BV, and those after them. */

@@ -9,6 +9,8 @@ import type { SystemInstruction, SystemOperation } from './instruction.ts';
 
 const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
 const U32 = 0xffffffffn;
+/** CPUID leaf 1 ECX: CR4.OSXSAVE is set. */
+const OSXSAVE = 1 << 27;
 const CPUID_RESULT: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 /** How many bytes a data access of CLFLUSH counts as. */
 const CLFLUSH_BYTES = 1;
@@ -17,7 +19,9 @@ export function cpuid(i: SystemInstruction): number {
   const { registers, intercepts, id } = i.parts;
   if (intercepts.has(INTERCEPT.CPUID)) return i.exit(VMEXIT.CPUID);
   const result = { ...CPUID_RESULT };
-  chipCpuid(registers.gprWord(GPR.RAX) >>> 0, registers.gprWord(GPR.RCX) >>> 0, id, result);
+  const leaf = registers.gprWord(GPR.RAX) >>> 0;
+  chipCpuid(leaf, registers.gprWord(GPR.RCX) >>> 0, id, result);
+  if (leaf === 1 && (registers.saveWord(SAVE.CR4) & CR4.OSXSAVE) !== 0) result.ecx |= OSXSAVE;
   registers.setGprWord(GPR.RAX, result.eax);
   registers.setGprWord(GPR.RBX, result.ebx);
   registers.setGprWord(GPR.RCX, result.ecx);
