@@ -32,6 +32,21 @@ export class Trace {
   /** True while somebody listens. */
   on = false;
   #listeners: readonly TraceListener[] = [];
+  #failureListeners: readonly TraceListener[] = [];
+
+  /** An event after which a vCPU does not go on: also for those who listen to nothing else. Not to be guarded by `on`. */
+  fail(event: TraceEvent): void {
+    for (const listener of this.#failureListeners) listener(event);
+    this.emit(event);
+  }
+
+  /** Calls `listener` for each `fail` until the returned function is called. Leaves `on` alone: all else costs what it did. */
+  listenToFailures(listener: TraceListener): () => void {
+    this.#failureListeners = [...this.#failureListeners, listener];
+    return () => {
+      this.#failureListeners = this.#failureListeners.filter((other) => other !== listener);
+    };
+  }
 
   emit(event: TraceEvent): void {
     for (const listener of this.#listeners) listener(event);

@@ -135,8 +135,6 @@ function createVm<Vm>(create: () => Vm): Vm {
 
 function describeEnd({ exit }: RunReport, timeout: string | undefined): string {
   switch (exit.reason) {
-    case 'shutdown':
-      return 'the guest shut down by a triple fault; --trace FILE shows the exceptions that led to it';
     case 'timeout':
       return `timeout: the guest still ran after ${timeout} s`;
     default:

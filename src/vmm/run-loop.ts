@@ -24,7 +24,7 @@ import type { KvmRun } from '../abi/kvm-run.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { type Clock, platformClock } from '../base/clock.ts';
 import { ERRNO } from '../base/errors.ts';
-import type { Trace } from '../base/trace.ts';
+import type { Trace, TraceEvent } from '../base/trace.ts';
 import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
 import type { DebugExit } from './devices/debug-exit.ts';
 import { hex, nameOfResult } from './error.ts';
@@ -105,6 +105,8 @@ export class RunLoop {
   };
   readonly #options: RunLoopOptions;
   readonly #trace: Trace;
+  /** What the core said that could not go on in the last KVM_RUN. (After a triple fault KVM has reset the vCPU.) */
+  #failure: TraceEvent | undefined;
   readonly #turns: readonly Turn[];
   #next = 0;
   #end: RunEnd | undefined;
@@ -135,7 +137,11 @@ export class RunLoop {
     const deadline =
       options.timeoutMs === undefined ? Number.POSITIVE_INFINITY : start + options.timeoutMs * 1e6;
     for (;;) {
+      const stopListening = this.#trace.listenToFailures((event) => {
+        this.#failure = event;
+      });
       const idle = this.#slice(clock, Math.min(clock.now() + SLICE, deadline));
+      stopListening();
       this.#options.flushConsole();
       if (this.#end !== undefined) return this.#end;
       if (options.signal?.aborted) {
@@ -187,6 +193,7 @@ export class RunLoop {
 
   #take(turn: Turn): void {
     for (let exits = 0; exits < EXITS_A_TURN; exits++) {
+      this.#failure = undefined;
       const result = turn.vcpu.run();
       if (result === 0) {
         this.#exit(turn);
@@ -236,7 +243,7 @@ export class RunLoop {
         this.#end = {
           reason: 'shutdown',
           code: EXIT_CODE_FAILED,
-          message: `vCPU ${turn.vcpu.id}: triple fault${where(turn.vcpu)}`,
+          message: `vCPU ${turn.vcpu.id}: triple fault${this.#cause(turn)}`,
         };
         break;
       case KVM_EXIT_INTR:
@@ -244,7 +251,7 @@ export class RunLoop {
         break;
       case KVM_EXIT_INTERNAL_ERROR:
         this.exits.internal_error++;
-        this.#fail(turn, `KVM internal error: ${internalError(run)}${where(turn.vcpu)}`);
+        this.#fail(turn, `KVM internal error: ${internalError(run)}${this.#cause(turn)}`);
         break;
       case KVM_EXIT_FAIL_ENTRY:
         this.exits.fail_entry++;
@@ -254,6 +261,12 @@ export class RunLoop {
         this.exits.other++;
         this.#fail(turn, `KVM: unhandled exit reason ${run.exitReason}${where(turn.vcpu)}`);
     }
+  }
+
+  /** Where and why the vCPU stopped, if its core said so; else where it stands. */
+  #cause({ vcpu }: Turn): string {
+    const failure = this.#failure;
+    return failure === undefined ? where(vcpu) : ` at rip ${failure['rip']}: ${failure.why}`;
   }
 
   #io(turn: Turn): void {

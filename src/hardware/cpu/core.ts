@@ -17,7 +17,7 @@ import { DebugUnit } from './debug.ts';
 import { EncryptedGuest } from './encrypted-guest.ts';
 import { Events } from './events.ts';
 import { Exceptions } from './exceptions.ts';
-import { X87State } from './fx-image.ts';
+import { FxImage, X87State } from './fx-image.ts';
 import { Intercepts } from './intercepts.ts';
 import { Interpreter } from './interpreter.ts';
 import { Interrupts, SHADOW } from './interrupts.ts';
@@ -57,6 +57,7 @@ export interface CoreOptions {
   readonly codeBytes?: number;
 }
 
+const X87_BYTES = 160;
 const MXCSR_RESET = 0x1f80;
 /** Instructions of one call of generated code at most: it counts in 32 bits. */
 const SLICE = 1 << 30;
@@ -76,6 +77,7 @@ export class Core {
   readonly interpreter: Interpreter;
   readonly #parts: CoreParts;
   readonly #msrs: MsrFile;
+  readonly #image: FxImage;
   readonly #exceptions: Exceptions;
   readonly #stepping: Stepping;
   readonly #entry: GuestEntry;
@@ -106,6 +108,7 @@ export class Core {
     registers.setWord(STATE.MXCSR, MXCSR_RESET);
     registers.setLong(STATE.XCR0, 1n);
     new X87State(registers).clear();
+    this.#image = new FxImage(registers);
     const events = new Events(registers);
     const guest = new EncryptedGuest();
     const rmp = new RmpCheck(memory, guest, events, registers);
@@ -186,6 +189,16 @@ export class Core {
   set mxcsr(value: number) {
     this.#parts.registers.setWord(STATE.MXCSR, value);
   }
+  /** The x87 part of FXSAVE's image, 160 bytes, without MXCSR. */
+  readX87(into: Uint8Array): void {
+    this.#image.bytes.fill(0);
+    this.#image.takeX87(8);
+    into.set(this.#image.bytes.subarray(0, X87_BYTES));
+  }
+  writeX87(from: Uint8Array): void {
+    this.#image.bytes.set(from.subarray(0, X87_BYTES));
+    this.#image.giveX87();
+  }
   get xcr0(): bigint {
     return this.#parts.registers.long(STATE.XCR0);
   }
@@ -233,14 +246,14 @@ export class Core {
 
   /** Something that the processor has and this core has not: exit NOT_IMPLEMENTED, whose cause the trace names. Other errors are thrown on. */
   #giveUp(error: unknown): void {
-    const { debug, events, registers, trace, id } = this.#parts;
+    const { debug, events } = this.#parts;
     debug.stepping = true;
     this.#entry.forget();
     if (!(error instanceof NotImplementedError)) throw error;
     events.exit.begin(VMEXIT.NOT_IMPLEMENTED);
-    if (!trace.on) return;
+    const { registers, trace, id } = this.#parts;
     const rip = `0x${registers.rip.toString(16)}`;
-    trace.emit({ kind: 'core', who: 'core', what: 'not-implemented', why: error.message, vcpu: id, rip });
+    trace.fail({ kind: 'core', who: 'core', what: 'not-implemented', why: error.message, vcpu: id, rip });
   }
 
   /**
@@ -430,7 +443,8 @@ export class Core {
   }
 
   #traceUndefined(mnemonic: string, rip: bigint): void {
-    const { trace, id } = this.#parts;
+    const { trace, id, events } = this.#parts;
+    events.noteUndefined(mnemonic, rip);
     if (!trace.on) return;
     const at = `0x${rip.toString(16)}`;
     trace.emit({ kind: 'core', who: 'core', what: 'undefined', why: mnemonic, vcpu: id, rip: at });

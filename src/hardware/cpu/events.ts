@@ -47,6 +47,8 @@ export class Events {
   notCanonical = false;
   /** The guest halted without an exit: nothing happens until the host's timer. */
   halted = false;
+  /** The last instruction that was undefined because the core does not have it. */
+  #undefined = { mnemonic: '', rip: -1n };
   readonly #registers: Registers;
 
   constructor(registers: Registers) {
@@ -56,6 +58,16 @@ export class Events {
   /** Vector of the pending exception. */
   get faultVector(): number {
     return this.#registers.word(STATE.EXCEPTION_VECTOR);
+  }
+
+  noteUndefined(mnemonic: string, rip: bigint): void {
+    this.#undefined = { mnemonic, rip };
+  }
+
+  /** The instruction at RIP, if the core has no such. */
+  get undefinedHere(): string | undefined {
+    const { mnemonic, rip } = this.#undefined;
+    return rip === this.#registers.rip ? mnemonic : undefined;
   }
 
   /** Makes an exception without error code pending. Returns LEAVE.EXCEPTION. */

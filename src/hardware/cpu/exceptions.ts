@@ -37,6 +37,8 @@ interface Delivery {
 export class Exceptions {
   readonly #parts: CoreParts;
   readonly #segments: Segmentation;
+  /** What a chain of exceptions began with. */
+  #first = 0;
 
   constructor(parts: CoreParts, segments: Segmentation) {
     this.#parts = parts;
@@ -90,6 +92,7 @@ export class Exceptions {
   /** The pending exception, which came while `first` was delivered. */
   #raised(first: Delivery | undefined): number {
     let delivering = first;
+    this.#first = first?.vector ?? this.#parts.registers.word(STATE.EXCEPTION_VECTOR);
     for (;;) {
       const { registers, events } = this.#parts;
       let vector = registers.word(STATE.EXCEPTION_VECTOR);
@@ -172,8 +175,24 @@ export class Exceptions {
     const { events, intercepts } = this.#parts;
     if (!intercepts.has(INTERCEPT.SHUTDOWN))
       throw new NotImplementedError('a shutdown that the host does not intercept');
-    this.#trace(-1, undefined);
+    this.#traceShutdown();
     return events.exit.begin(VMEXIT.SHUTDOWN);
+  }
+
+  #traceShutdown(): void {
+    const { events, trace, registers, id } = this.#parts;
+    const absent = events.undefinedHere;
+    const first =
+      nameOf(this.#first) + (absent === undefined ? '' : ` of ${absent}, which this core does not have`);
+    trace.fail({
+      kind: 'core',
+      who: 'core',
+      what: 'shutdown',
+      vcpu: id,
+      vector: this.#first,
+      rip: `0x${registers.rip.toString(16)}`,
+      why: `${first}; ${nameOf(registers.word(STATE.EXCEPTION_VECTOR))} while the double fault was delivered`,
+    });
   }
 
   #setCr2(): void {
@@ -281,13 +300,19 @@ export class Exceptions {
     trace.emit({
       kind: 'core',
       who: 'core',
-      what: vector < 0 ? 'shutdown' : 'exception',
+      what: 'exception',
       vcpu: id,
       vector,
       error: error ?? 0,
       rip: `0x${registers.rip.toString(16)}`,
     });
   }
+}
+
+/** #UD, #GP, … or the vector's number. */
+function nameOf(vector: number): string {
+  const name = Object.entries(VECTOR).find(([, value]) => value === vector)?.[0];
+  return name === undefined ? `vector ${vector}` : `#${name}`;
 }
 
 /** APM volume 2, table 8-5. */
