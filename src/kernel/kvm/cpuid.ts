@@ -2,7 +2,7 @@
  * CPUID of a vCPU (Linux arch/x86/kvm/cpuid.c; reference svm.md 8.2): the entries of KVM_SET_CPUID2, how CPUID looks them up, what
  * follows from them, and what KVM_GET_SUPPORTED_CPUID offers: what our cores execute, under a Milan's name.
  *
- * Left out: x87 and MMX, which our cores do not have; paravirtual leaves (0x40000000), XSAVE (0xd), the cache topology.
+ * Left out: x87 and MMX, which our cores do not have; paravirtual leaves (0x40000000), the cache topology.
  */
 import { CR4, EFER } from '../../abi/x86.ts';
 import { LinuxError } from '../../base/errors.ts';
@@ -97,6 +97,8 @@ export class GuestCpuid {
       into.ecx = (state.cr4 & CR4.OSXSAVE) !== 0 ? into.ecx | OSXSAVE : into.ecx & ~OSXSAVE;
       into.edx = (state.apicBase & APIC_ENABLED) !== 0n ? into.edx : into.edx & ~APIC;
     }
+    // The sizes are those of what XCR0 enables, and x87 and SSE take the same.
+    if (entry?.function === LEAF_XSAVE && sizedByXcr0(entry)) into.ebx = XSAVE_BYTES;
     // Topology leaves end with an invalid level, which still tells level and APIC id.
     if (entry === undefined && (leaf === 0xb || leaf === 0x1f) && index > 0) {
       const first = find(this.#entries, leaf, 1);
@@ -146,6 +148,10 @@ const sameEntry = (a: CpuidEntry, b: CpuidEntry): boolean =>
     (field) => a[field] >>> 0 === b[field] >>> 0,
   );
 
+/** __kvm_update_cpuid_runtime: subleaf 0, and 1 where XSAVEC or XSAVES is there. */
+const sizedByXcr0 = ({ index, eax }: CpuidEntry): boolean => index === 0 || (index === 1 && (eax & 0xa) !== 0);
+const LEAF_XSAVE = 0xd;
+
 const MILAN_SIGNATURE = 0x00a00f11;
 const bitsOf = (...numbers: readonly number[]): number =>
   numbers.reduce((word, bit) => word | (1 << bit), 0) >>> 0;
@@ -153,14 +159,22 @@ const bitsOf = (...numbers: readonly number[]): number =>
 const LEAF1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 24, 25, 26);
 /** CX16 MOVBE POPCNT RDRAND */
 const LEAF1_ECX = bitsOf(13, 22, 23, 30);
+/** SSE3 PCLMULQDQ SSSE3 SSE4.1 SSE4.2 AES XSAVE */
+const LEAF1_ECX_VECTORS = bitsOf(0, 1, 9, 19, 20, 25, 26);
 /** FSGSBASE BMI1 SMEP BMI2 RDSEED ADX SMAP CLFLUSHOPT CLWB */
 const LEAF7_EBX = bitsOf(0, 3, 7, 8, 18, 19, 20, 23, 24);
 /** UMIP RDPID */
 const LEAF7_ECX = bitsOf(2, 22);
-/** The bits of leaf 1 that AMD repeats, and SYSCALL NX PAGE1GB RDTSCP LM */
-const EXTENDED1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 24, 26, 27, 29);
+/** The bits of leaf 1 that AMD repeats, and SYSCALL NX FXSR_OPT PAGE1GB RDTSCP LM */
+const EXTENDED1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 24, 25, 26, 27, 29);
 /** LAHF in long mode, ABM (LZCNT), 3DNOWPREFETCH */
 const EXTENDED1_ECX = bitsOf(0, 5, 8);
+/** Components that XCR0 may have, and the bytes that they and the header take in any form. */
+const XCR0_X87_SSE = 3;
+const XSAVE_BYTES = 576;
+/** XSAVEOPT XSAVEC XGETBV1 */
+const XSAVE_VARIANTS = bitsOf(0, 1, 2);
+const XSAVEERPTR = bitsOf(2);
 const LEAF_1 = 1;
 const PHYSICAL_AND_LINEAR_BITS = 48 | (48 << 8) | (48 << 16);
 const NAME = 'SoftCVM virtual processor';
@@ -187,14 +201,16 @@ export function supportedCpuid(): CpuidEntry[] {
       name.getUint32(at + 12, true),
     );
   return [
-    entry(0, 7, vendorB, vendorC, vendorD),
-    entry(LEAF_1, MILAN_SIGNATURE, 8 << 8, LEAF1_ECX, LEAF1_EDX),
+    entry(0, 0xd, vendorB, vendorC, vendorD),
+    entry(LEAF_1, MILAN_SIGNATURE, 8 << 8, LEAF1_ECX | LEAF1_ECX_VECTORS, LEAF1_EDX),
     entry(7, 0, LEAF7_EBX, LEAF7_ECX, 0, 0),
+    entry(0xd, XCR0_X87_SSE, XSAVE_BYTES, XSAVE_BYTES, 0, 0),
+    entry(0xd, XSAVE_VARIANTS, XSAVE_BYTES, 0, 0, 1),
     entry(0x8000_0000, 0x8000_0008, vendorB, vendorC, vendorD),
     entry(0x8000_0001, MILAN_SIGNATURE, 0, EXTENDED1_ECX, EXTENDED1_EDX),
     nameLeaf(0x8000_0002, 0),
     nameLeaf(0x8000_0003, 16),
     nameLeaf(0x8000_0004, 32),
-    entry(0x8000_0008, PHYSICAL_AND_LINEAR_BITS),
+    entry(0x8000_0008, PHYSICAL_AND_LINEAR_BITS, XSAVEERPTR),
   ];
 }
