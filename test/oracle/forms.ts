@@ -10,7 +10,7 @@ const { Code, Instruction, Mnemonic, OpCodeOperandKind } = iced;
  */
 const EXCLUDED = /^Enterw/;
 /** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
-const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
+const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32|^Rcp[ps]s_|^Rsqrt[ps]s_/;
 
 export interface Form {
   readonly code: Iced.Code;

@@ -18,6 +18,7 @@ const fourForms = (stems: string): string[] =>
 export const FLOAT_GROUPS: ReadonlySet<string> = new Set([
   'floatArithmetic',
   'floatHorizontal',
+  'floatApproximation',
   'floatComparison',
   'floatConversion',
 ]);
@@ -44,6 +45,7 @@ export const GROUPS: Readonly<Record<string, readonly string[]>> = {
   cryptography: [...Object.keys(aes.instructions), ...Object.keys(carryless.instructions)],
   floatArithmetic: fourForms('Add Sub Mul Div Sqrt Min Max'),
   floatHorizontal: 'Addsubps Addsubpd Haddps Haddpd Hsubps Hsubpd Dpps Dppd'.split(' '),
+  floatApproximation: 'Rcpss Rcpps Rsqrtss Rsqrtps'.split(' '),
   floatComparison: [...fourForms('Cmp'), ...'Comiss Comisd Ucomiss Ucomisd'.split(' ')],
   floatConversion: [
     ...fourForms('Round'),

@@ -5,6 +5,7 @@
  */
 
 import { STATE } from '../state.ts';
+import { approximateInverseRoot, approximateReciprocal } from './approximation.ts';
 import { add, divide, type FloatOperation, multiply, squareRoot, subtract } from './arithmetic.ts';
 import { compare, compareMask, maximum, minimum } from './comparison.ts';
 import { fromInteger, narrow, roundToIntegral, toInteger, widen } from './conversion.ts';
@@ -164,6 +165,15 @@ const truncated = (f: FloatFormat) => (environment: FloatEnvironment, x: bigint)
 const rounded = (f: FloatFormat) => (environment: FloatEnvironment, x: bigint) =>
   toInteger(environment, f, x, { bits: 32, mode: environment.rounding });
 
+/** An approximation on each lane, without exceptions. */
+const approximated =
+  (form: 'packed' | 'scalar', approximate: (x: number) => number): Execute =>
+  (_, operands) => {
+    for (let k = 0; k < lanesOf(SINGLE, form); k++)
+      operands.setLane(32, k, BigInt(approximate(Number(operands.lane(1, 32, k)))));
+    return true;
+  };
+
 /** By iced's mnemonic; where operand sizes matter, with them behind it. */
 export const FLOAT_INSTRUCTIONS: Readonly<Record<string, Execute>> = {
   ...arithmetic('Add', add),
@@ -179,6 +189,10 @@ export const FLOAT_INSTRUCTIONS: Readonly<Record<string, Execute>> = {
   ...twoForms('Hadd', horizontal(add)),
   ...twoForms('Hsub', horizontal(subtract)),
   ...twoForms('Dp', dotProduct),
+  Rcpss: approximated('scalar', approximateReciprocal),
+  Rcpps: approximated('packed', approximateReciprocal),
+  Rsqrtss: approximated('scalar', approximateInverseRoot),
+  Rsqrtps: approximated('packed', approximateInverseRoot),
   Comiss: flagComparison(SINGLE, 'invalid'),
   Comisd: flagComparison(DOUBLE, 'invalid'),
   Ucomiss: flagComparison(SINGLE, 'silent'),

@@ -1,7 +1,8 @@
 /**
  * Arithmetic and comparisons of SSE, SSE2, SSE3 and SSE4.1 floating point (AMD APM volume 4). What is computed here is what needs no
  * thought (float-lanes.ts says what that is); the rest goes to the slow path, which has every instruction in full
- * (float/instructions.ts). Left out, so always slow: DPPS and DPPD.
+ * (float/instructions.ts). Left out, so always slow: DPPS and DPPD,
+ * RCPxx and RSQRTxx.
  */
 import { floatNumber } from '../float/instructions.ts';
 import { STATE } from '../state.ts';
@@ -25,6 +26,7 @@ import {
   unlessSafeAndExact,
 } from './float-lanes.ts';
 import {
+  type Form,
   type Group,
   type Instruction,
   type OperandContext,
@@ -238,13 +240,13 @@ const FREQUENT: ReadonlySet<string> = new Set(
 const operations: Record<string, Operation> = {};
 const instructions: Record<string, Instruction> = {};
 
-function define(name: string, emit: Emit, { aligned }: { aligned: boolean }): void {
-  operations[name] = {
-    sizes: [128],
-    forms: aligned ? ['registers'] : ['registers', 'memory1'],
-    hot: FREQUENT.has(name) ? [128] : undefined,
-    emit,
-  };
+const ON_REGISTERS: readonly Form[] = ['registers'];
+/** An aligned operand is loaded by a record of its own. */
+const formsFor = (form: { readonly aligned: boolean }): readonly Form[] =>
+  form.aligned ? ON_REGISTERS : ['registers', 'memory1'];
+
+function define(name: string, emit: Emit, forms: readonly Form[]): void {
+  operations[name] = { sizes: [128], forms, hot: FREQUENT.has(name) ? [128] : undefined, emit };
 }
 
 function describe({ mnemonic, operation, roles, aligned }: Row): void {
@@ -266,11 +268,11 @@ function defineForm<T extends ValueType, M extends ValueType>(form: FloatForm<T,
   };
   for (const [stem, emit] of Object.entries(emits)) {
     const mnemonic = stem + suffix;
-    define(mnemonic.toLowerCase(), emit, form);
+    define(mnemonic.toLowerCase(), emit, formsFor(form));
     describe({ mnemonic, operation: mnemonic.toLowerCase(), roles: [UPDATE, source], aligned });
   }
   for (const predicate of PREDICATES)
-    define(`cmp${predicate}${suffix}`, emitPredicate(form, predicate), form);
+    define(`cmp${predicate}${suffix}`, emitPredicate(form, predicate), formsFor(form));
   describe({
     mnemonic: `Cmp${suffix}`,
     operation: (_, immediate) => `cmp${PREDICATES[immediate & 7]!}${suffix}`,
@@ -283,7 +285,7 @@ function defineFlagComparisons(form: FloatForm<'f32', 'i32'> | FloatForm<'f64', 
   const emit = form.suffix === 'ss' ? emitFlags(SS) : emitFlags(SD);
   for (const stem of ['Comi', 'Ucomi']) {
     const mnemonic = stem + form.suffix;
-    define(mnemonic.toLowerCase(), emit, form);
+    define(mnemonic.toLowerCase(), emit, formsFor(form));
     describe({ mnemonic, operation: mnemonic.toLowerCase(), roles: [READ, form.source], aligned: false });
   }
 }
@@ -322,14 +324,26 @@ function definePacked(form: typeof PS): void {
   };
   for (const [stem, emit] of Object.entries(emits)) {
     const mnemonic = stem + suffix;
-    define(mnemonic.toLowerCase(), emit, form);
+    define(mnemonic.toLowerCase(), emit, formsFor(form));
     describe({ mnemonic, operation: mnemonic.toLowerCase(), roles: [UPDATE, source], aligned: true });
   }
   const mnemonic = `Dp${suffix}`;
-  define(mnemonic.toLowerCase(), (c) => c.leaveToSystem(), form);
+  define(mnemonic.toLowerCase(), (c) => c.leaveToSystem(), ON_REGISTERS);
   describe({ mnemonic, operation: mnemonic.toLowerCase(), roles: [UPDATE, source, READ], aligned: true });
 }
 
+for (const form of [SS, PS]) {
+  for (const stem of ['Rcp', 'Rsqrt']) {
+    const mnemonic = stem + form.suffix;
+    define(mnemonic.toLowerCase(), (c) => c.leaveToSystem(), ON_REGISTERS);
+    describe({
+      mnemonic,
+      operation: mnemonic.toLowerCase(),
+      roles: [UPDATE, form.source],
+      aligned: form.aligned,
+    });
+  }
+}
 for (const form of [SS, SD, PS, PD] as readonly FloatForm<ValueType, ValueType>[]) defineForm(form);
 for (const form of [SS, SD]) defineFlagComparisons(form);
 for (const form of [PS, PD]) definePacked(form);
