@@ -149,7 +149,8 @@ const sameEntry = (a: CpuidEntry, b: CpuidEntry): boolean =>
   );
 
 /** __kvm_update_cpuid_runtime: subleaf 0, and 1 where XSAVEC or XSAVES is there. */
-const sizedByXcr0 = ({ index, eax }: CpuidEntry): boolean => index === 0 || (index === 1 && (eax & 0xa) !== 0);
+const sizedByXcr0 = ({ index, eax }: CpuidEntry): boolean =>
+  index === 0 || (index === 1 && (eax & 0xa) !== 0);
 const LEAF_XSAVE = 0xd;
 
 const MILAN_SIGNATURE = 0x00a00f11;
