@@ -1,0 +1,125 @@
+/**
+ * The launch digest of an SNP guest (AMD 56860, SNP_LAUNCH_UPDATE, PAGE_INFO): each page that the host adds makes a new digest of the one before
+ * it. Here as a relying party computes it; the firmware's own is in hardware/asp, and a test compares the two.
+ */
+import { toHex, unshared } from './bytes.ts';
+
+const PAGE = 4096;
+const DIGEST_BYTES = 48;
+const PAGE_INFO_BYTES = 0x70;
+
+/** PAGE_TYPE of SNP_LAUNCH_UPDATE. */
+export const PAGE_TYPE = { normal: 1, vmsa: 2, zero: 3, unmeasured: 4, secrets: 5, cpuid: 6 } as const;
+export type PageType = keyof typeof PAGE_TYPE;
+
+/** What firmware takes for the address of a VMSA page. */
+export const VMSA_GPA = 0xffff_ffff_f000;
+
+/** TSC scale and offset of a VMSA count as zero. */
+const VMSA_TSC = [0x2f0, 0x300] as const;
+
+/** Pages that a host adds in one step. */
+export interface LaunchUpdate {
+  readonly type: PageType;
+  readonly gpa: number;
+  /** Bytes, whole pages. */
+  readonly size: number;
+  /** What lies in `normal` and `vmsa` pages. */
+  readonly bytes?: Uint8Array;
+  /** What the pages are for. */
+  readonly label: string;
+}
+
+/** One page's part in the digest. */
+export interface LaunchStep {
+  readonly type: PageType;
+  readonly gpa: number;
+  readonly label: string;
+  /** SHA-384 of the page, in hex; zeros where firmware does not look into it. */
+  readonly content: string;
+  /** The digest after this page, in hex. */
+  readonly digest: string;
+}
+
+/** SHA-384. Web Crypto's by default; a synchronous one is faster. */
+export type Sha384 = (bytes: Uint8Array) => Uint8Array | Promise<Uint8Array>;
+
+export const webSha384: Sha384 = async (bytes) =>
+  new Uint8Array(await crypto.subtle.digest('SHA-384', unshared(bytes)));
+
+/** Pages of a batch whose contents are hashed at once. */
+const BATCH = 64;
+
+export interface LaunchDigestOptions {
+  readonly sha384?: Sha384;
+  /** A digest to go on from, 48 bytes: of a firmware image that was hashed before. */
+  readonly from?: Uint8Array;
+}
+
+/**
+ * The digest after `updates`, 48 bytes; `onStep` hears of each page. RangeError: an update that is no whole pages, or has no bytes where it needs
+ * them.
+ */
+export async function launchDigest(
+  updates: readonly LaunchUpdate[],
+  { sha384 = webSha384, from }: LaunchDigestOptions = {},
+  onStep?: (step: LaunchStep) => void,
+): Promise<Uint8Array> {
+  const info = new Uint8Array(PAGE_INFO_BYTES);
+  const view = new DataView(info.buffer);
+  view.setUint16(0x60, PAGE_INFO_BYTES, true);
+  if (from !== undefined) info.set(from);
+  for (const update of updates) {
+    check(update);
+    const { type, gpa, size, label } = update;
+    info[0x62] = PAGE_TYPE[type];
+    for (let batch = 0; batch < size; batch += BATCH * PAGE) {
+      const end = Math.min(size, batch + BATCH * PAGE);
+      const contents = await contentDigests(update, batch, end, sha384);
+      for (let at = batch; at < end; at += PAGE) {
+        const content = contents[(at - batch) / PAGE];
+        info.fill(0, DIGEST_BYTES, 2 * DIGEST_BYTES);
+        if (content !== undefined) info.set(content, DIGEST_BYTES);
+        view.setBigUint64(0x68, BigInt(gpa + at), true);
+        info.set(await sha384(info));
+        onStep?.({
+          type,
+          gpa: gpa + at,
+          label,
+          content: toHex(info.subarray(DIGEST_BYTES, 2 * DIGEST_BYTES)),
+          digest: toHex(info.subarray(0, DIGEST_BYTES)),
+        });
+      }
+    }
+  }
+  return info.slice(0, DIGEST_BYTES);
+}
+
+async function contentDigests(
+  { type, bytes }: LaunchUpdate,
+  first: number,
+  end: number,
+  sha384: Sha384,
+): Promise<Uint8Array[]> {
+  if (bytes === undefined || (type !== 'normal' && type !== 'vmsa')) return [];
+  const digests: (Uint8Array | Promise<Uint8Array>)[] = [];
+  for (let at = first; at < end; at += PAGE) {
+    const page = bytes.subarray(at, at + PAGE);
+    digests.push(sha384(type === 'vmsa' ? withoutTsc(page) : page));
+  }
+  return Promise.all(digests);
+}
+
+const withoutTsc = (page: Uint8Array): Uint8Array => page.slice().fill(0, ...VMSA_TSC);
+
+function check({ type, gpa, size, bytes, label }: LaunchUpdate): void {
+  const bad = (field: string, got: unknown, want: string): never => {
+    throw new RangeError(`${label}: ${field}: got ${got}, want ${want}`);
+  };
+  if (size % PAGE !== 0 || size < PAGE) bad('size', `0x${size.toString(16)}`, 'whole pages of 4096 bytes');
+  if (gpa % PAGE !== 0) bad('address', `0x${gpa.toString(16)}`, 'a multiple of 4096');
+  if ((type === 'normal' || type === 'vmsa') && bytes?.length !== size) {
+    bad('bytes', bytes?.length ?? 'none', `${size}`);
+  }
+  if (type === 'vmsa' && size !== PAGE) bad('size', size, 'one page');
+}
