@@ -26,6 +26,8 @@ const exits = union('exit', {
     insn_size: u8,
     insn_bytes: bytes(15),
   }),
+  /** IOAPIC_EOI */
+  eoi: struct('eoi', { vector: u8 }),
   system_event: struct('system_event', { type: u32, ndata: u32, data: array(u64, 16) }),
   /** X86_RDMSR, X86_WRMSR */
   msr: struct('msr', { error: u8, pad: bytes(7), reason: u32, index: u32, data: u64 }),
@@ -60,3 +62,62 @@ export const kvm_run = struct('kvm_run', {
 
 /** Members of the exit union, for whoever checks offsets. */
 export const kvm_run_exits = exits.members;
+
+const AT = kvm_run.offsets;
+const EXIT = AT.exit;
+const IO = kvm_run_exits.io.offsets;
+const MMIO = kvm_run_exits.mmio.offsets;
+const HYPERCALL = kvm_run_exits.hypercall.offsets;
+const FAULT = kvm_run_exits.memory_fault.offsets;
+const INTERNAL = kvm_run_exits.internal.offsets;
+const FAIL = kvm_run_exits.fail_entry.offsets;
+const MSR = kvm_run_exits.msr.offsets;
+const DEBUG = kvm_run_exits.debug.offsets;
+
+/** Where `KvmRun` finds bytes, 16-bit halves and 32-bit words; a u64's high word is the next one. */
+export const RUN_BYTE = {
+  requestInterruptWindow: AT.request_interrupt_window,
+  immediateExit: AT.immediate_exit,
+  readyForInterruptInjection: AT.ready_for_interrupt_injection,
+  ifFlag: AT.if_flag,
+  ioDirection: EXIT + IO.direction,
+  ioSize: EXIT + IO.size,
+  mmioData: EXIT + MMIO.data,
+  mmioIsWrite: EXIT + MMIO.is_write,
+  msrError: EXIT + MSR.error,
+  eoiVector: EXIT + kvm_run_exits.eoi.offsets.vector,
+} as const;
+
+export const RUN_HALF = { flags: AT.flags / 2, ioPort: (EXIT + IO.port) / 2 } as const;
+
+export const RUN_WORD = {
+  exitReason: AT.exit_reason / 4,
+  cr8: AT.cr8 / 4,
+  apicBase: AT.apic_base / 4,
+  exit: EXIT / 4,
+  ioCount: (EXIT + IO.count) / 4,
+  ioDataOffset: (EXIT + IO.data_offset) / 4,
+  mmioPhysAddr: (EXIT + MMIO.phys_addr) / 4,
+  mmioLen: (EXIT + MMIO.len) / 4,
+  hypercallNr: (EXIT + HYPERCALL.nr) / 4,
+  hypercallArgs: (EXIT + HYPERCALL.args) / 4,
+  hypercallRet: (EXIT + HYPERCALL.ret) / 4,
+  hypercallFlags: (EXIT + HYPERCALL.flags) / 4,
+  faultFlags: (EXIT + FAULT.flags) / 4,
+  faultGpa: (EXIT + FAULT.gpa) / 4,
+  faultSize: (EXIT + FAULT.size) / 4,
+  suberror: (EXIT + INTERNAL.suberror) / 4,
+  ndata: (EXIT + INTERNAL.ndata) / 4,
+  data: (EXIT + INTERNAL.data) / 4,
+  debugException: (EXIT + DEBUG.exception) / 4,
+  debugPc: (EXIT + DEBUG.pc) / 4,
+  debugDr6: (EXIT + DEBUG.dr6) / 4,
+  debugDr7: (EXIT + DEBUG.dr7) / 4,
+  failReason: (EXIT + FAIL.hardware_entry_failure_reason) / 4,
+  failCpu: (EXIT + FAIL.cpu) / 4,
+  msrReason: (EXIT + MSR.reason) / 4,
+  msrIndex: (EXIT + MSR.index) / 4,
+  msrData: (EXIT + MSR.data) / 4,
+  validRegs: AT.kvm_valid_regs / 4,
+  dirtyRegs: AT.kvm_dirty_regs / 4,
+} as const;

@@ -4,58 +4,7 @@
  * sibling (exact below 2^53) for hot paths. Left out: the coalesced MMIO ring and the dirty ring.
  */
 
-import { kvm_run_exits as exits, kvm_run } from './kvm-run-layout.ts';
-
-const AT = kvm_run.offsets;
-const EXIT = AT.exit;
-const IO = exits.io.offsets;
-const MMIO = exits.mmio.offsets;
-const HYPERCALL = exits.hypercall.offsets;
-const FAULT = exits.memory_fault.offsets;
-const INTERNAL = exits.internal.offsets;
-const FAIL = exits.fail_entry.offsets;
-const MSR = exits.msr.offsets;
-
-const BYTE = {
-  requestInterruptWindow: AT.request_interrupt_window,
-  immediateExit: AT.immediate_exit,
-  readyForInterruptInjection: AT.ready_for_interrupt_injection,
-  ifFlag: AT.if_flag,
-  ioDirection: EXIT + IO.direction,
-  ioSize: EXIT + IO.size,
-  mmioData: EXIT + MMIO.data,
-  mmioIsWrite: EXIT + MMIO.is_write,
-  msrError: EXIT + MSR.error,
-} as const;
-
-/** Indices of 32-bit words; a u64's high word is the next one. */
-const WORD = {
-  exitReason: AT.exit_reason / 4,
-  cr8: AT.cr8 / 4,
-  apicBase: AT.apic_base / 4,
-  exit: EXIT / 4,
-  ioCount: (EXIT + IO.count) / 4,
-  ioDataOffset: (EXIT + IO.data_offset) / 4,
-  mmioPhysAddr: (EXIT + MMIO.phys_addr) / 4,
-  mmioLen: (EXIT + MMIO.len) / 4,
-  hypercallNr: (EXIT + HYPERCALL.nr) / 4,
-  hypercallArgs: (EXIT + HYPERCALL.args) / 4,
-  hypercallRet: (EXIT + HYPERCALL.ret) / 4,
-  hypercallFlags: (EXIT + HYPERCALL.flags) / 4,
-  faultFlags: (EXIT + FAULT.flags) / 4,
-  faultGpa: (EXIT + FAULT.gpa) / 4,
-  faultSize: (EXIT + FAULT.size) / 4,
-  suberror: (EXIT + INTERNAL.suberror) / 4,
-  ndata: (EXIT + INTERNAL.ndata) / 4,
-  data: (EXIT + INTERNAL.data) / 4,
-  failReason: (EXIT + FAIL.hardware_entry_failure_reason) / 4,
-  failCpu: (EXIT + FAIL.cpu) / 4,
-  msrReason: (EXIT + MSR.reason) / 4,
-  msrIndex: (EXIT + MSR.index) / 4,
-  msrData: (EXIT + MSR.data) / 4,
-  validRegs: AT.kvm_valid_regs / 4,
-  dirtyRegs: AT.kvm_dirty_regs / 4,
-} as const;
+import { RUN_BYTE as BYTE, RUN_HALF as HALF, RUN_WORD as WORD } from './kvm-run-layout.ts';
 
 const SIZE = 0x3000;
 const PIO_PAGE = 0x1000;
@@ -70,6 +19,7 @@ export class KvmRun {
   /** The 8 data bytes of an MMIO exit. */
   readonly mmioData: Uint8Array;
   readonly #words: Int32Array;
+  readonly #longs: BigUint64Array;
   readonly #halves: Uint16Array;
   readonly #pio: DataView;
 
@@ -80,16 +30,16 @@ export class KvmRun {
     this.pio = bytes.subarray(PIO_PAGE, PIO_PAGE + PAGE);
     this.mmioData = bytes.subarray(BYTE.mmioData, BYTE.mmioData + 8);
     this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, PAGE / 4);
+    this.#longs = new BigUint64Array(bytes.buffer, bytes.byteOffset, PAGE / 8);
     this.#halves = new Uint16Array(bytes.buffer, bytes.byteOffset, PAGE / 2);
     this.#pio = new DataView(bytes.buffer, bytes.byteOffset + PIO_PAGE, PAGE);
   }
 
   #u64(word: number): bigint {
-    return (BigInt(this.#words[word + 1]! >>> 0) << 32n) | BigInt(this.#words[word]! >>> 0);
+    return this.#longs[word >>> 1]!;
   }
   #setU64(word: number, value: bigint): void {
-    this.#words[word] = Number(BigInt.asIntN(32, value));
-    this.#words[word + 1] = Number(BigInt.asIntN(32, value >> 32n));
+    this.#longs[word >>> 1] = value;
   }
   #number(word: number): number {
     return (this.#words[word + 1]! >>> 0) * 0x1_0000_0000 + (this.#words[word]! >>> 0);
@@ -130,10 +80,10 @@ export class KvmRun {
     this.bytes[BYTE.ifFlag] = value;
   }
   get flags(): number {
-    return this.#halves[AT.flags / 2]!;
+    return this.#halves[HALF.flags]!;
   }
   set flags(value: number) {
-    this.#halves[AT.flags / 2] = value;
+    this.#halves[HALF.flags] = value;
   }
   get cr8(): bigint {
     return this.#u64(WORD.cr8);
@@ -177,10 +127,10 @@ export class KvmRun {
     this.bytes[BYTE.ioSize] = value;
   }
   get ioPort(): number {
-    return this.#halves[(EXIT + IO.port) / 2]!;
+    return this.#halves[HALF.ioPort]!;
   }
   set ioPort(value: number) {
-    this.#halves[(EXIT + IO.port) / 2] = value;
+    this.#halves[HALF.ioPort] = value;
   }
   /** IO: number of accesses (a string instruction may have many). */
   get ioCount(): number {
@@ -287,6 +237,13 @@ export class KvmRun {
   }
 
   /** Bit 3: the access was private. */
+  /** IOAPIC_EOI: the vector that ended. */
+  get eoiVector(): number {
+    return this.bytes[BYTE.eoiVector]!;
+  }
+  set eoiVector(value: number) {
+    this.bytes[BYTE.eoiVector] = value;
+  }
   get memoryFaultFlags(): bigint {
     return this.#u64(WORD.faultFlags);
   }
@@ -343,6 +300,33 @@ export class KvmRun {
   }
   setInternalErrorData(index: number, value: bigint): void {
     this.#setU64(WORD.data + 2 * index, value);
+  }
+
+  /** DEBUG: 1 #DB, 3 #BP. */
+  get debugException(): number {
+    return this.#words[WORD.debugException]!;
+  }
+  set debugException(value: number) {
+    this.#words[WORD.debugException] = value;
+  }
+  /** DEBUG: where, as a linear address. */
+  get debugPc(): bigint {
+    return this.#u64(WORD.debugPc);
+  }
+  set debugPc(value: bigint) {
+    this.#setU64(WORD.debugPc, value);
+  }
+  get debugDr6(): bigint {
+    return this.#u64(WORD.debugDr6);
+  }
+  set debugDr6(value: bigint) {
+    this.#setU64(WORD.debugDr6, value);
+  }
+  get debugDr7(): bigint {
+    return this.#u64(WORD.debugDr7);
+  }
+  set debugDr7(value: bigint) {
+    this.#setU64(WORD.debugDr7, value);
   }
 
   get failEntryReason(): bigint {

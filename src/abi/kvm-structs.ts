@@ -257,3 +257,27 @@ export const kvm_irq_level = struct('kvm_irq_level', {
   source: union('source', { irq: u32, status: s32 }),
   level: u32,
 });
+
+/** KVM_SIGNAL_MSI */
+export const kvm_msi = struct('kvm_msi', {
+  address_lo: u32,
+  address_hi: u32,
+  data: u32,
+  flags: u32,
+  devid: u32,
+  padding: pad(12),
+});
+
+/** KVM_SET_GSI_ROUTING: its head, and an entry with an MSI. */
+export const kvm_irq_routing = struct('kvm_irq_routing', { nr: u32, flags: u32 });
+export const kvm_irq_routing_entry = struct('kvm_irq_routing_entry', {
+  gsi: u32,
+  type: u32,
+  flags: u32,
+  padding1: pad(4),
+  address_lo: u32,
+  address_hi: u32,
+  data: u32,
+  devid: u32,
+  padding2: pad(16),
+});

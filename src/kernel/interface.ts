@@ -64,7 +64,19 @@ export interface Kvm {
   getVcpuMmapSize(): number;
   getSupportedCpuid(): CpuidEntry[];
   createVm(type: number): KvmVm;
+  /** KVM_GET_MSR_INDEX_LIST: MSRs that hold a vCPU's state. */
+  getMsrIndexList(): number[];
+  /** KVM_GET_MSR_FEATURE_INDEX_LIST: MSRs that say what the host can do. */
+  getMsrFeatureIndexList(): number[];
+  /** KVM_GET_MSRS of feature MSRs: as `KvmVcpu.getMsrs`. */
+  getMsrs(indices: readonly number[]): MsrEntry[];
   close(): void;
+}
+
+/** struct kvm_msr_entry */
+export interface MsrEntry {
+  index: number;
+  data: bigint;
 }
 
 export interface UserMemoryRegion {
@@ -108,8 +120,37 @@ export interface KvmVm {
   clearDirtyLog(request: ClearDirtyLogRequest): void;
   /** KVM_RESET_DIRTY_RINGS: how many entries were taken back. */
   resetDirtyRings(): number;
+  /** KVM_X86_SET_MSR_FILTER. At most 16 ranges. */
+  setMsrFilter(filter: MsrFilter): void;
+  /** KVM_CREATE_IRQCHIP: PIC and IOAPIC in the kernel. */
+  createIrqchip(): void;
+  /** KVM_SET_BOOT_CPU_ID */
+  setBootCpuId(id: number): void;
+  /** KVM_IRQ_LINE_STATUS: how many took it, 0 blocked, −1 the line leads nowhere. */
+  irqLine(request: { irq: number; level: number }): number;
+  /** KVM_SIGNAL_MSI: how many took it, 0 blocked, −1 nobody was meant. */
+  signalMsi(message: MsiMessage): number;
+  /** KVM_SET_GSI_ROUTING: these routes instead of all that were. */
+  setGsiRouting(request: { routes: readonly GsiRoute[]; flags: number }): void;
   /** Closes the VM's descriptor; the VM lives on while vCPUs or guest_memfd files hold it. */
   close(): void;
+}
+
+/** struct kvm_msi */
+export interface MsiMessage {
+  addressLo: number;
+  addressHi: number;
+  data: number;
+  flags: number;
+  devid: number;
+}
+
+/** struct kvm_irq_routing_entry; type 2 is an MSI. */
+export interface GsiRoute {
+  gsi: number;
+  type: number;
+  flags: number;
+  msi: { addressLo: number; addressHi: number; data: number };
 }
 
 /** `KvmVcpu.run` returns this when the vCPU waits for something; `pending` says when to call again. */
@@ -136,9 +177,122 @@ export interface KvmVcpu {
   setSregs(sregs: Sregs): void;
   getCpuid2(): CpuidEntry[];
   setCpuid2(entries: readonly CpuidEntry[]): void;
+  /** KVM_INTERRUPT: an external interrupt of user space's own controller. */
+  interrupt(vector: number): void;
+  /** KVM_NMI */
+  nmi(): void;
+  getVcpuEvents(): VcpuEvents;
+  setVcpuEvents(events: VcpuEvents): void;
+  getDebugRegs(): DebugRegisters;
+  setDebugRegs(registers: DebugRegisters): void;
+  setGuestDebug(request: GuestDebugRequest): void;
+  getFpu(): Fpu;
+  setFpu(fpu: Fpu): void;
+  /** KVM_GET_XSAVE: the XSAVE image in its standard form, 4096 bytes. */
+  getXsave(): Uint8Array;
+  /** KVM_GET_XSAVE2: as many bytes as KVM_CAP_XSAVE2 says. */
+  getXsave2(): Uint8Array;
+  setXsave(image: Uint8Array): void;
+  getXcrs(): Xcrs;
+  setXcrs(xcrs: Xcrs): void;
+  /** KVM_GET_MSRS: the values of as many as could be read, in order, up to the first that could not. */
+  getMsrs(indices: readonly number[]): MsrEntry[];
+  /** KVM_SET_MSRS: how many were written; the next one could not be. */
+  setMsrs(entries: readonly MsrEntry[]): number;
+  /** KVM_TRANSLATE, by the vCPU's page tables as they are. */
+  translate(linearAddress: bigint): Translation;
+  /** KVM_GET_TSC_KHZ */
+  getTscKhz(): number;
+  /** KVM_SET_TSC_KHZ; 0: the host's. */
+  setTscKhz(khz: number): void;
   /** KVM_PRE_FAULT_MEMORY. Returns what is left of the range, which is less as soon as a page was mapped. */
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange;
+  /** KVM_GET_LAPIC: the register page, 1024 bytes. */
+  getLapic(): Uint8Array;
+  setLapic(state: Uint8Array): void;
+  getMpState(): number;
+  setMpState(state: number): void;
+  /** After RUN_PENDING: whether KVM_RUN would go on now, perhaps before `pending` is settled. */
+  readonly ready: boolean;
   close(): void;
+}
+
+/** struct kvm_vcpu_events; one-bit fields are 0 or 1. */
+export interface VcpuEvents {
+  exception: { injected: number; nr: number; hasErrorCode: number; pending: number; errorCode: number };
+  /** `shadow`: 1 after MOV SS, 2 after STI, 3 after either. */
+  interrupt: { injected: number; nr: number; soft: number; shadow: number };
+  nmi: { injected: number; pending: number; masked: number };
+  sipiVector: number;
+  /** KVM_VCPUEVENT_VALID_* */
+  flags: number;
+  smi: { smm: number; pending: number; smmInsideNmi: number; latchedInit: number };
+  tripleFaultPending: number;
+  exceptionHasPayload: number;
+  exceptionPayload: bigint;
+}
+
+/** struct kvm_debugregs */
+export interface DebugRegisters {
+  /** DR0 to DR3. */
+  db: readonly bigint[];
+  dr6: bigint;
+  dr7: bigint;
+  flags: bigint;
+}
+
+/** struct kvm_guest_debug */
+export interface GuestDebugRequest {
+  /** KVM_GUESTDBG_* */
+  control: number;
+  /** DR0 to DR7 of the debugger; 0 to 3 and 7 count. */
+  debugreg: readonly bigint[];
+}
+
+/** struct kvm_fpu */
+export interface Fpu {
+  /** ST(0) to ST(7), 16 bytes each. */
+  fpr: readonly Uint8Array[];
+  fcw: number;
+  fsw: number;
+  /** Abridged: a bit for each register that is not empty. */
+  ftwx: number;
+  lastOpcode: number;
+  lastIp: bigint;
+  lastDp: bigint;
+  /** XMM0 to XMM15, 16 bytes each. */
+  xmm: readonly Uint8Array[];
+  mxcsr: number;
+}
+
+/** struct kvm_xcrs */
+export interface Xcrs {
+  flags: number;
+  /** At most 16. */
+  xcrs: readonly { xcr: number; value: bigint }[];
+}
+
+/** struct kvm_translation, as it comes back. */
+export interface Translation {
+  /** All ones where there is none. */
+  physicalAddress: bigint;
+  valid: number;
+  writeable: number;
+  usermode: number;
+}
+
+/** struct kvm_msr_filter */
+export interface MsrFilter {
+  /** KVM_MSR_FILTER_DEFAULT_DENY 1 */
+  flags: number;
+  ranges: readonly {
+    /** KVM_MSR_FILTER_READ 1, …_WRITE 2 */
+    flags: number;
+    base: number;
+    nmsrs: number;
+    /** A bit an MSR from `base` on, the lowest first; 1 allows. */
+    bitmap: Uint8Array;
+  }[];
 }
 
 /** Bytes of guest physical addresses, whole pages. */

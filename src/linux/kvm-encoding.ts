@@ -2,11 +2,21 @@
 import {
   kvm_cpuid_entry2,
   kvm_cpuid2,
+  kvm_irq_routing,
+  kvm_irq_routing_entry,
+  kvm_msi,
   kvm_sregs,
   kvm_userspace_memory_region,
   kvm_userspace_memory_region2,
 } from '../abi/kvm-structs.ts';
-import type { CpuidEntry, Sregs, UserMemoryRegion, UserMemoryRegion2 } from '../kernel/interface.ts';
+import type {
+  CpuidEntry,
+  GsiRoute,
+  MsiMessage,
+  Sregs,
+  UserMemoryRegion,
+  UserMemoryRegion2,
+} from '../kernel/interface.ts';
 
 const regionOf = (region: UserMemoryRegion) => ({
   slot: region.slot >>> 0,
@@ -25,6 +35,30 @@ export const encodeRegion2 = (region: UserMemoryRegion2): Uint8Array =>
     guest_memfd_offset: region.guestMemfdOffset,
     guest_memfd: region.guestMemfd >>> 0,
   });
+
+export const encodeMsi = ({ addressLo, addressHi, data, flags, devid }: MsiMessage): Uint8Array =>
+  kvm_msi.encode({
+    address_lo: addressLo >>> 0,
+    address_hi: addressHi >>> 0,
+    data: data >>> 0,
+    flags,
+    devid,
+  });
+
+/** `struct kvm_irq_routing` with its entries. */
+export function encodeGsiRouting(routes: readonly GsiRoute[], flags: number): Uint8Array {
+  const { size } = kvm_irq_routing_entry;
+  const bytes = new Uint8Array(kvm_irq_routing.size + routes.length * size);
+  bytes.set(kvm_irq_routing.encode({ nr: routes.length, flags }));
+  for (const [index, { gsi, type, flags, msi }] of routes.entries()) {
+    const entry = kvm_irq_routing_entry.encode({
+      ...{ gsi, type, flags },
+      ...{ address_lo: msi.addressLo >>> 0, address_hi: msi.addressHi >>> 0, data: msi.data >>> 0 },
+    });
+    bytes.set(entry, kvm_irq_routing.size + index * size);
+  }
+  return bytes;
+}
 
 export function encodeSregs(sregs: Sregs): Uint8Array {
   const { apicBase, interruptBitmap, ...same } = sregs;

@@ -7,7 +7,13 @@
  */
 import * as abi from '../abi/kvm.ts';
 import { KvmRun } from '../abi/kvm-run.ts';
-import { kvm_pre_fault_memory, kvm_regs, kvm_signal_mask, kvm_sregs } from '../abi/kvm-structs.ts';
+import {
+  kvm_mp_state,
+  kvm_pre_fault_memory,
+  kvm_regs,
+  kvm_signal_mask,
+  kvm_sregs,
+} from '../abi/kvm-structs.ts';
 import { ERRNO } from '../base/errors.ts';
 import {
   type CpuidEntry,
@@ -29,6 +35,8 @@ import type { LinuxProcess } from './process.ts';
 import type { Timeslice } from './timeslice.ts';
 
 const READ_WRITE = PROT_READ | PROT_WRITE;
+/** struct kvm_lapic_state */
+const LAPIC_STATE_BYTES = 1024;
 
 interface RunWindow {
   readonly libc: Libc;
@@ -45,6 +53,7 @@ export class LinuxKvmVcpu implements KvmVcpu {
   readonly kvmRun: KvmRun;
   readonly instructions = Number.NaN;
   readonly pending = undefined;
+  readonly ready = true;
   /** `LinuxKvmVm.enableCap` has none. */
   readonly dirtyRing = undefined;
   readonly #process: LinuxProcess;
@@ -108,6 +117,26 @@ export class LinuxKvmVcpu implements KvmVcpu {
     this.#ioctl(abi.KVM_PRE_FAULT_MEMORY, bytes, 'KVM_PRE_FAULT_MEMORY');
     const { gpa, size } = kvm_pre_fault_memory.decode(bytes);
     return { gpa, size };
+  }
+
+  getLapic(): Uint8Array {
+    const bytes = new Uint8Array(LAPIC_STATE_BYTES);
+    this.#ioctl(abi.KVM_GET_LAPIC, bytes, 'KVM_GET_LAPIC');
+    return bytes;
+  }
+
+  setLapic(state: Uint8Array): void {
+    this.#ioctl(abi.KVM_SET_LAPIC, state.slice(0, LAPIC_STATE_BYTES), 'KVM_SET_LAPIC');
+  }
+
+  getMpState(): number {
+    const bytes = new Uint8Array(kvm_mp_state.size);
+    this.#ioctl(abi.KVM_GET_MP_STATE, bytes, 'KVM_GET_MP_STATE');
+    return kvm_mp_state.decode(bytes).mp_state;
+  }
+
+  setMpState(state: number): void {
+    this.#ioctl(abi.KVM_SET_MP_STATE, kvm_mp_state.encode({ mp_state: state }), `KVM_SET_MP_STATE ${state}`);
   }
 
   close(): void {

@@ -5,6 +5,7 @@ import {
   kvm_create_guest_memfd,
   kvm_dirty_log,
   kvm_enable_cap,
+  kvm_irq_level,
   kvm_memory_attributes,
 } from '../abi/kvm-structs.ts';
 import { PAGE_SIZE } from '../base/address.ts';
@@ -13,14 +14,16 @@ import type {
   ClearDirtyLogRequest,
   CpuidEntry,
   DirtyLogRequest,
+  GsiRoute,
   Kvm,
   KvmVcpu,
   KvmVm,
+  MsiMessage,
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../kernel/interface.ts';
 import { getCpuid } from './get-cpuid.ts';
-import { encodeRegion, encodeRegion2 } from './kvm-encoding.ts';
+import { encodeGsiRouting, encodeMsi, encodeRegion, encodeRegion2 } from './kvm-encoding.ts';
 import { LinuxKvmVcpu } from './kvm-vcpu.ts';
 import type { Libc } from './libc.ts';
 import type { LinuxProcess } from './process.ts';
@@ -162,6 +165,34 @@ export class LinuxKvmVm implements KvmVm {
 
   resetDirtyRings(): number {
     return this.#libc.ioctl(this.#fd, abi.KVM_RESET_DIRTY_RINGS, 0, 'KVM_RESET_DIRTY_RINGS');
+  }
+
+  createIrqchip(): void {
+    this.#libc.ioctl(this.#fd, abi.KVM_CREATE_IRQCHIP, 0, 'KVM_CREATE_IRQCHIP');
+  }
+
+  setBootCpuId(id: number): void {
+    this.#libc.ioctl(this.#fd, abi.KVM_SET_BOOT_CPU_ID, id, `KVM_SET_BOOT_CPU_ID ${id}`);
+  }
+
+  irqLine(request: { irq: number; level: number }): number {
+    const bytes = kvm_irq_level.encode({ source: { irq: request.irq }, level: request.level });
+    this.#ioctl(abi.KVM_IRQ_LINE_STATUS, bytes, `KVM_IRQ_LINE_STATUS ${wordsOf(request)}`);
+    return kvm_irq_level.decode(bytes).source.status;
+  }
+
+  signalMsi(message: MsiMessage): number {
+    return this.#libc.ioctlBytes(
+      this.#fd,
+      abi.KVM_SIGNAL_MSI,
+      encodeMsi(message),
+      `KVM_SIGNAL_MSI ${wordsOf(message)}`,
+    );
+  }
+
+  setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
+    const what = `KVM_SET_GSI_ROUTING of ${routes.length} routes`;
+    this.#ioctl(abi.KVM_SET_GSI_ROUTING, encodeGsiRouting(routes, flags), what);
   }
 
   createVcpu(id: number): KvmVcpu {

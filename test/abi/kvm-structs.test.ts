@@ -158,6 +158,13 @@ const TABLE: [string, number, Record<string, number>][] = [
   ],
   ['kvm_create_device', 12, { type: 0, fd: 4, flags: 8 }],
   ['kvm_device_attr', 24, { flags: 0, group: 4, attr: 8, addr: 0x10 }],
+  ['kvm_msi', 32, { address_lo: 0, address_hi: 4, data: 8, flags: 0xc, devid: 0x10 }],
+  ['kvm_irq_routing', 8, { nr: 0, flags: 4 }],
+  [
+    'kvm_irq_routing_entry',
+    48,
+    { gsi: 0, type: 4, flags: 8, address_lo: 0x10, address_hi: 0x14, data: 0x18, devid: 0x1c },
+  ],
   ['kvm_irq_level', 8, { source: 0, level: 4 }],
 ];
 

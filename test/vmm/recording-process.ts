@@ -103,6 +103,15 @@ export class ScriptedVcpu implements KvmVcpu {
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.cpuid = entries;
   }
+  readonly ready = false;
+  getLapic(): Uint8Array {
+    return new Uint8Array(1024);
+  }
+  setLapic(): void {}
+  getMpState(): number {
+    return 0;
+  }
+  setMpState(): void {}
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
     this.preFaults.push(range);
     const answer = this.preFaultAnswers.shift() ?? { gpa: range.gpa + range.size, size: 0n };

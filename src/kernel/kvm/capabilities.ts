@@ -2,6 +2,8 @@
 import * as kvm from '../../abi/kvm.ts';
 import { MANUAL_PROTECT_OPTIONS } from './dirty-log.ts';
 import { MAX_RING_BYTES } from './dirty-ring.ts';
+import { type InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
+import { x2apicApiFlags } from './lapic/x2apic-api.ts';
 import { supportedAttributes } from './memory-attributes.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 
@@ -28,13 +30,23 @@ const ALWAYS: ReadonlySet<number> = new Set([
   kvm.KVM_CAP_USER_MEMORY2,
   kvm.KVM_CAP_MEMORY_FAULT_INFO,
   kvm.KVM_CAP_PRE_FAULT_MEMORY,
+  kvm.KVM_CAP_MP_STATE,
+  kvm.KVM_CAP_IRQ_INJECT_STATUS,
+  kvm.KVM_CAP_SET_BOOT_CPU_ID,
+  kvm.KVM_CAP_TSC_DEADLINE_TIMER,
+  kvm.KVM_CAP_SIGNAL_MSI,
+  kvm.KVM_CAP_SPLIT_IRQCHIP,
 ]);
 
 /** `vm`: asked on a VM; without it, on /dev/kvm, where an answer says what some VM can have. 0: not there. */
 export function checkExtension(
   capability: number,
   policy: KvmPolicy,
-  vm?: { readonly hasPrivateMemory: boolean; readonly addressSpaces: readonly unknown[] },
+  vm?: {
+    readonly hasPrivateMemory: boolean;
+    readonly addressSpaces: readonly unknown[];
+    readonly interrupts: InterruptController | undefined;
+  },
 ): number {
   if (ALWAYS.has(capability)) return 1;
   switch (capability) {
@@ -43,6 +55,10 @@ export function checkExtension(
       return MAX_VCPUS;
     case kvm.KVM_CAP_MAX_VCPU_ID:
       return MAX_VCPU_IDS;
+    case kvm.KVM_CAP_IRQ_ROUTING:
+      return MAX_IRQ_ROUTES;
+    case kvm.KVM_CAP_X2APIC_API:
+      return Number(x2apicApiFlags(policy, vm));
     case kvm.KVM_CAP_NR_MEMSLOTS:
       return kvm.KVM_USER_MEM_SLOTS;
     case kvm.KVM_CAP_MULTI_ADDRESS_SPACE:

@@ -11,6 +11,8 @@ import type { CpuidEntry } from '../interface.ts';
 const MAX_ENTRIES = 256;
 const SIGNIFICANT_INDEX = 1;
 const OSXSAVE = 1 << 27;
+const X2APIC = 1 << 21;
+const TSC_DEADLINE = 1 << 24;
 const APIC = 1 << 9;
 const APIC_ENABLED = 1n << 11n;
 
@@ -79,6 +81,13 @@ export class GuestCpuid {
     this.physicalBits = widths === undefined ? 36 : widths.eax & 0xff;
     this.reservedCr4Bits = this.#missing(CR4_FEATURES);
     this.reservedEferBits = this.#missing(EFER_FEATURES);
+  }
+
+  get hasX2apic(): boolean {
+    return ((find(this.#entries, 1, 0)?.ecx ?? 0) & X2APIC) !== 0;
+  }
+  get hasTscDeadline(): boolean {
+    return ((find(this.#entries, 1, 0)?.ecx ?? 0) & TSC_DEADLINE) !== 0;
   }
 
   /** EAX of leaf 1, or 0x600 for a vCPU that was told nothing. */
@@ -158,8 +167,8 @@ const bitsOf = (...numbers: readonly number[]): number =>
   numbers.reduce((word, bit) => word | (1 << bit), 0) >>> 0;
 /** DE PSE TSC MSR PAE CX8 APIC SEP PGE CMOV PAT PSE36 CLFSH FXSR SSE SSE2 */
 const LEAF1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 24, 25, 26);
-/** CX16 MOVBE POPCNT RDRAND */
-const LEAF1_ECX = bitsOf(13, 22, 23, 30);
+/** CX16 X2APIC MOVBE POPCNT TSC_DEADLINE RDRAND */
+const LEAF1_ECX = bitsOf(13, 21, 22, 23, 24, 30);
 /** SSE3 PCLMULQDQ SSSE3 SSE4.1 SSE4.2 AES XSAVE */
 const LEAF1_ECX_VECTORS = bitsOf(0, 1, 9, 19, 20, 25, 26);
 /** FSGSBASE BMI1 SMEP BMI2 RDSEED ADX SMAP CLFLUSHOPT CLWB */

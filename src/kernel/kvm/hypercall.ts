@@ -6,7 +6,7 @@
 import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../abi/kvm.ts';
 import { SAVE } from '../../abi/vmcb.ts';
 import { EFER } from '../../abi/x86.ts';
-import { GUEST_AGAIN, TO_USER_SPACE } from './run-result.ts';
+import { TO_USER_SPACE } from './run-result.ts';
 import type { Vmcb } from './svm/vmcb.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -29,14 +29,13 @@ export function handleHypercall(vcpu: Vcpu): number {
   const refused = vmcb.cpl !== 0 ? KVM_EPERM : mapGpaRange(vcpu, number, mask);
   if (refused === undefined) return TO_USER_SPACE;
   vmcb.setSave(SAVE.RAX, -refused & mask);
-  vcpu.skipInstruction();
-  return GUEST_AGAIN;
+  return vcpu.skipInstruction();
 }
 
 /** Exits, or says with which KVM errno the guest is refused. */
 function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefined {
   if (number !== BigInt(KVM_HC_MAP_GPA_RANGE)) return KVM_ENOSYS;
-  if ((vcpu.vm.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return KVM_ENOSYS;
+  if ((vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return KVM_ENOSYS;
   const gpr = vcpu.gpr;
   const gpa = gpr[RBX]! & mask;
   const pages = gpr[RCX]! & mask;
@@ -55,10 +54,10 @@ function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefin
 }
 
 /** The VMM's answer goes to RAX (complete_hypercall_exit). */
-export function completeHypercall(vcpu: Vcpu): void {
+export function completeHypercall(vcpu: Vcpu): number {
   const result = vcpu.kvmRun.hypercallRet;
   vcpu.vmcb.setSave(SAVE.RAX, inLongMode(vcpu.vmcb) ? result : result & U32_MASK);
-  vcpu.skipInstruction();
+  return vcpu.skipInstruction();
 }
 
 /** is_64_bit_mode */

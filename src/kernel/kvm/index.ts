@@ -6,6 +6,7 @@ import { Trace } from '../../base/trace.ts';
 import { Core } from '../../hardware/cpu/core.ts';
 import { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { Process } from '../process.ts';
+import { HostTime } from './host-time.ts';
 import { Kvm } from './kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from './policy.ts';
 import type { VmHost } from './vm.ts';
@@ -44,13 +45,15 @@ export class Kernel {
     const memory = HostMemory.create({ bytes: options.memory ?? 256 * 1024 * 1024, trace });
     this.memory = memory;
     this.trace = trace;
+    const time = new HostTime();
     this.#host = {
       memory,
       trace,
       policy: kvmPolicy(options.kernel ?? '7.2', options.early ?? []),
       timeslice: options.timeslice ?? 0,
+      time,
       gmemHuge: options.gmemHuge ?? false,
-      createCore: (id) => new Core({ id, memory, trace }),
+      createCore: (id) => new Core({ id, memory, trace, tsc: () => BigInt(time.now()) }),
     };
   }
 

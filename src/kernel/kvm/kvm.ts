@@ -1,10 +1,12 @@
 /** /dev/kvm: the system ioctls (Linux virt/kvm/kvm_main.c kvm_dev_ioctl). */
 import { KVM_API_VERSION, KVM_VCPU_MMAP_SIZE } from '../../abi/kvm.ts';
-import type { CpuidEntry, Kvm as KvmInterface } from '../interface.ts';
+import type { CpuidEntry, Kvm as KvmInterface, MsrEntry } from '../interface.ts';
 import type { Process } from '../process.ts';
 import { checkExtension } from './capabilities.ts';
 import { supportedCpuid } from './cpuid.ts';
 import { Descriptor } from './descriptor.ts';
+import { getFeatureMsrs } from './msr-ioctls.ts';
+import { FEATURE_MSRS, MSR_INDICES } from './msrs.ts';
 import { Vm, type VmHost } from './vm.ts';
 
 export class Kvm implements KvmInterface {
@@ -38,6 +40,21 @@ export class Kvm implements KvmInterface {
 
   getSupportedCpuid(): CpuidEntry[] {
     return supportedCpuid();
+  }
+
+  getMsrIndexList(): number[] {
+    this.#descriptor.check();
+    return [...MSR_INDICES];
+  }
+
+  getMsrFeatureIndexList(): number[] {
+    this.#descriptor.check();
+    return [...FEATURE_MSRS.keys()];
+  }
+
+  getMsrs(indices: readonly number[]): MsrEntry[] {
+    this.#descriptor.check();
+    return getFeatureMsrs(indices);
   }
 
   createVm(type: number): Vm {

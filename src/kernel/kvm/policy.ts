@@ -22,6 +22,8 @@ export interface KvmPolicy extends RunPolicy {
   readonly mmapFileServesSharedFaults: boolean;
   /** Two slots of a VM want the same pages of a file. */
   readonly bindingOverlap: ErrnoName;
+  /** KVM_CAP_X2APIC_API has flags for suppressed EOI broadcasts. */
+  readonly eoiSuppressionFlags: boolean;
 }
 
 const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
@@ -30,6 +32,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     guestMemfdNeedsPrivateMemory: true,
     mmapFileServesSharedFaults: false,
     bindingOverlap: 'EINVAL',
+    eoiSuppressionFlags: false,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: false,
@@ -41,6 +44,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     guestMemfdNeedsPrivateMemory: false,
     mmapFileServesSharedFaults: true,
     bindingOverlap: 'EEXIST',
+    eoiSuppressionFlags: true,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: true,

@@ -4,11 +4,12 @@
  *
  * Checks that depend on the guest's CPUID begin with KVM_SET_CPUID2, as in Linux. Left out: SREGS2 and PDPTEs.
  */
-import { EVENT, SAVE, SEGMENT, VMCB } from '../../abi/vmcb.ts';
+import { SAVE, SEGMENT } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, PAT_DEFAULT, RFLAGS } from '../../abi/x86.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { DescriptorTable, Regs, Segment, Sregs } from '../interface.ts';
 import type { GuestCpuid } from './cpuid.ts';
+import { apicBaseIsValid } from './lapic/apic-base.ts';
 import type { Vmcb } from './svm/vmcb.ts';
 
 const GPR_NAMES = [
@@ -46,14 +47,12 @@ export function getRegs(vmcb: Vmcb, gpr: BigUint64Array): Regs {
   return regs;
 }
 
-/** An exception that waits for delivery is dropped, as KVM_SET_REGS does. */
 export function setRegs(vmcb: Vmcb, gpr: BigUint64Array, regs: Regs): void {
   for (const [i, name] of GPR_NAMES.entries()) gpr[i] = regs[name];
   vmcb.setSave(SAVE.RAX, regs.rax);
   vmcb.setSave(SAVE.RSP, regs.rsp);
   vmcb.setSave(SAVE.RIP, regs.rip);
   vmcb.setSave(SAVE.RFLAGS, regs.rflags | BigInt(RFLAGS.FIXED));
-  if ((vmcb.word(VMCB.EVENTINJ) & 0x700) === EVENT.TYPE_EXCEPTION) vmcb.setWord(VMCB.EVENTINJ, 0);
 }
 
 const ATTRIB_P = 1 << 7;
@@ -91,6 +90,7 @@ export function resetRegisters(
   if (event.kind === 'power-on') vmcb.setSave(SAVE.G_PAT, PAT_DEFAULT);
 }
 
+/** All but the interrupt that waits, which is the caller's. */
 export function getSregs(vmcb: Vmcb, other: OtherRegisters): Sregs {
   const data = (field: number): Segment => {
     const segment = getSegment(vmcb, field);
@@ -102,10 +102,6 @@ export function getSregs(vmcb: Vmcb, other: OtherRegisters): Sregs {
   ss.dpl = vmcb.cpl;
   const tr = getSegment(vmcb, SAVE.TR);
   tr.type |= 2;
-  const event = vmcb.word(VMCB.EVENTINJ);
-  const interruptBitmap = [0n, 0n, 0n, 0n];
-  if ((event & EVENT.VALID) !== 0 && (event & 0x700) === EVENT.TYPE_INTR)
-    interruptBitmap[(event & 0xff) >>> 6] = 1n << BigInt(event & 63);
   return {
     cs: getSegment(vmcb, SAVE.CS),
     ds: data(SAVE.DS),
@@ -124,13 +120,13 @@ export function getSregs(vmcb: Vmcb, other: OtherRegisters): Sregs {
     cr8: BigInt(other.cr8),
     efer: vmcb.save(SAVE.EFER) & ~BigInt(EFER.SVME),
     apicBase: other.apicBase,
-    interruptBitmap,
+    interruptBitmap: [0n, 0n, 0n, 0n],
   };
 }
 
-/** All but CR8, which is the caller's. Errors: EINVAL, nothing is changed then. */
+/** All but CR8 and the interrupt that is to wait, which are the caller's. Errors: EINVAL, nothing is changed then. */
 export function setSregs(vmcb: Vmcb, other: OtherRegisters, sregs: Sregs, cpuid: GuestCpuid): void {
-  checkSregs(sregs, cpuid);
+  checkSregs(sregs, other.apicBase, cpuid);
   const segments = [
     [SAVE.CS, sregs.cs],
     [SAVE.DS, sregs.ds],
@@ -151,11 +147,6 @@ export function setSregs(vmcb: Vmcb, other: OtherRegisters, sregs: Sregs, cpuid:
   vmcb.setSave(SAVE.CR4, sregs.cr4);
   vmcb.setSave(SAVE.EFER, sregs.efer | BigInt(EFER.SVME));
   other.apicBase = sregs.apicBase;
-  const word = sregs.interruptBitmap.findLastIndex((bits) => bits !== 0n);
-  if (word >= 0) {
-    const vector = word * 64 + sregs.interruptBitmap[word]!.toString(2).length - 1;
-    vmcb.setWord(VMCB.EVENTINJ, EVENT.VALID | EVENT.TYPE_INTR | vector);
-  }
 }
 
 const bits = (...values: readonly number[]): bigint =>
@@ -173,9 +164,8 @@ const CR4_KNOWN = bits(
   CR4.SMAP,
   CR4.PKE,
 );
-const APIC_BASE_RESERVED = 0x2ffn | (1n << 10n);
 
-function checkSregs(sregs: Sregs, cpuid: GuestCpuid): void {
+function checkSregs(sregs: Sregs, oldApicBase: bigint, cpuid: GuestCpuid): void {
   const { cr0, cr3, cr4, efer } = sregs;
   const hex = (value: bigint): string => `0x${value.toString(16)}`;
   if ((efer & BigInt(EFER.LME)) !== 0n && (cr0 & CR0_PG) !== 0n) {
@@ -194,8 +184,9 @@ function checkSregs(sregs: Sregs, cpuid: GuestCpuid): void {
   if ((cr0 & CR0_PG) !== 0n && (cr0 & bits(CR0.PE)) === 0n) invalid(`cr0 ${hex(cr0)}: PG without PE`);
   if ((efer & ~EFER_KNOWN) !== 0n || (efer & cpuid.reservedEferBits) !== 0n)
     invalid(`efer ${hex(efer)}: bits that the guest's CPUID does not have`);
-  if ((sregs.apicBase & APIC_BASE_RESERVED) !== 0n || sregs.apicBase >> BigInt(cpuid.physicalBits) !== 0n)
-    invalid(`apic_base ${hex(sregs.apicBase)}: reserved bits`);
+  const { physicalBits, hasX2apic } = cpuid;
+  if (!apicBaseIsValid(oldApicBase, sregs.apicBase, { physicalBits, hasX2apic, by: 'host' }))
+    invalid(`apic_base ${hex(sregs.apicBase)}: reserved bits, or x2APIC mode that is not there`);
 }
 
 function invalid(what: string): never {

@@ -5,7 +5,7 @@
  * A read whose data are not there yet makes the core abandon the instruction; KVM_EXIT_MMIO asks the VMM, the next KVM_RUN runs
  * the instruction again from its start. All that was read is kept until it completes. Writes are reported after it completed.
  *
- * Left out: devices in the kernel; an emulated store to memory whose page comes later (throws by name).
+ * The local APIC's page is the kernel's own where there is one in the kernel. Left out: other devices in the kernel; an emulated store to memory whose page comes later (throws by name).
  */
 import {
   KVM_EXIT_INTERNAL_ERROR,
@@ -86,7 +86,11 @@ export class MmioEmulation implements MmioBus {
 
   read(gpa: Gpa, into: Uint8Array): boolean {
     if (this.#isMemory(gpa, 'read')) return this.#readMemory(gpa, into);
-    const { kvmRun } = this.#vcpu;
+    const { kvmRun, apic } = this.#vcpu;
+    if (apic?.covers(gpa)) {
+      apic.readPage(gpa, into);
+      return true;
+    }
     if (this.#answered(into)) return true;
     const have = this.#answers.length - this.#cursor;
     this.#asked = 'memory';
@@ -103,6 +107,11 @@ export class MmioEmulation implements MmioBus {
   write(gpa: Gpa, from: Uint8Array): void {
     if (this.#isMemory(gpa, 'write')) {
       this.#writeMemory(gpa, from);
+      return;
+    }
+    const { apic } = this.#vcpu;
+    if (apic?.covers(gpa)) {
+      apic.writePage(gpa, from);
       return;
     }
     for (let at = 0; at < from.length; at += FRAGMENT)
@@ -221,9 +230,14 @@ export class MmioEmulation implements MmioBus {
 
   /** An instruction that cannot be emulated: #UD, and for one of CPL 0 INTERNAL_ERROR first (handle_emulation_failure). */
   fail(): number {
+    const { vmcb, events } = this.#vcpu;
+    events.queueException(VECTOR.UD);
+    return vmcb.cpl !== 0 ? GUEST_AGAIN : this.reportFailure();
+  }
+
+  /** INTERNAL_ERROR EMULATION with the instruction's bytes and the exit (prepare_emulation_failure_exit). */
+  reportFailure(): number {
     const { vmcb, kvmRun, core } = this.#vcpu;
-    vmcb.injectException(VECTOR.UD);
-    if (vmcb.cpl !== 0) return GUEST_AGAIN;
     kvmRun.exitReason = KVM_EXIT_INTERNAL_ERROR;
     kvmRun.internalErrorSuberror = KVM_INTERNAL_ERROR_EMULATION;
     const bytes = new Uint8Array(MAX_INSTRUCTION).fill(NOP);

@@ -6,45 +6,80 @@
  * space. `run` returns 0, −errno, or RUN_PENDING. With `vm.timeslice` the VMM's thread gets a signal after that many instructions: −EINTR,
  * exit INTR; a VMM that runs several vCPUs on one thread takes turns by it, and time-outs work.
  *
- * Left out: the in-kernel interrupt controller and with it mp_state and interrupt injection; sync regs; guest debugging.
+ * Left out: sync regs.
  */
 import {
   KVM_EXIT_DIRTY_RING_FULL,
   KVM_EXIT_INTR,
+  KVM_EXIT_IOAPIC_EOI,
+  KVM_EXIT_IRQ_WINDOW_OPEN,
+  KVM_EXIT_SHUTDOWN,
   KVM_EXIT_UNKNOWN,
-  KVM_VCPU_MMAP_SIZE,
 } from '../../abi/kvm.ts';
-import { KvmRun } from '../../abi/kvm-run.ts';
+import type { KvmRun } from '../../abi/kvm-run.ts';
 import { SAVE, TLB_CONTROL, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS } from '../../abi/x86.ts';
-import { type Pfn, pfn, spaOf } from '../../base/address.ts';
+import { spaOf } from '../../base/address.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
-import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
+import type {
+  CpuidEntry,
+  DebugRegisters,
+  Fpu,
+  GuestDebugRequest,
+  KvmVcpu,
+  MsrEntry,
+  PreFaultRange,
+  Regs,
+  Sregs,
+  Translation,
+  VcpuEvents,
+  Xcrs,
+} from '../interface.ts';
 import { RUN_PENDING } from '../interface.ts';
 import { type CpuidResult, GuestCpuid } from './cpuid.ts';
 import type { DirtyTracking } from './dirty-log.ts';
-import { DirtyRing, ringOrder } from './dirty-ring.ts';
+import { ENTRY, EventInjection } from './event-injection.ts';
+import { traceExit } from './exit-trace.ts';
+import { GuestFpu } from './fpu.ts';
+import { GuestDebug } from './guest-debug.ts';
+import { HOST_TSC_KHZ, type HostTime } from './host-time.ts';
 import { completeHypercall } from './hypercall.ts';
+import type { InterruptController } from './lapic/interrupt-controller.ts';
+import { setApicBase, VcpuApic } from './lapic/vcpu-apic.ts';
 import type { GuestMemory, InvalidationChecks } from './mmu/guest-memory.ts';
 import type { Mmu } from './mmu/mmu.ts';
 import { PageFault, PageFaultHandler } from './mmu/page-fault.ts';
+import { MpState } from './mp-state.ts';
+import type { MsrPermissions } from './msr-filter.ts';
+import { getMsrs, setMsrs } from './msr-ioctls.ts';
+import { GuestMsrs, type MsrAccess } from './msrs.ts';
 import { preFaultMemory } from './pre-fault.ts';
 import { getRegs, getSregs, type OtherRegisters, resetRegisters, setRegs, setSregs } from './registers.ts';
 import { MmioEmulation } from './run-mmio.ts';
 import { GUEST_AGAIN, TO_USER_SPACE, WAIT } from './run-result.ts';
 import { completeIn, finishFault, handleExit } from './svm/exits.ts';
 import type { GuestCore } from './svm/guest-core.ts';
-import { MISC_ENABLE_DEFAULT } from './svm/msr.ts';
-import { PermissionMaps } from './svm/permission-maps.ts';
-import { Vmcb } from './svm/vmcb.ts';
+import { completeMsr } from './svm/msr.ts';
+import type { Vmcb } from './svm/vmcb.ts';
+import { translate } from './translate.ts';
+import { guestTscKhz } from './tsc-khz.ts';
+import { getVcpuEvents, setVcpuEvents } from './vcpu-events.ts';
+import { VcpuFrames } from './vcpu-frames.ts';
+import type { VmCapabilities } from './vm-capabilities.ts';
 
 /** What a vCPU asks of its VM. */
 export interface VcpuVm extends GuestMemory {
   readonly mmu: Mmu;
-  /** KVM_CAP_EXIT_HYPERCALL's bitmap. */
-  readonly hypercallExits: number;
+  readonly capabilities: VmCapabilities;
+  /** KVM_X86_SET_MSR_FILTER */
+  readonly msrFilter: MsrPermissions | undefined;
   readonly dirtyTracking: DirtyTracking;
+  readonly time: HostTime;
+  /** Local APICs in the kernel, where user space asked for them. */
+  readonly interrupts: InterruptController | undefined;
+  /** KVM_SET_BOOT_CPU_ID */
+  readonly bootCpuId: number;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
   /** The vCPU's descriptor was closed and its frames are free. */
@@ -53,7 +88,6 @@ export interface VcpuVm extends GuestMemory {
   createCore(id: number): GuestCore;
 }
 
-const RUN_ORDER = 2;
 /** Each vCPU's core is its own, so they all use the same tag. */
 const ASID = 1;
 const UNLIMITED = 0x7fff_ffff;
@@ -61,9 +95,19 @@ const RIP = VMCB.SAVE_AREA + SAVE.RIP;
 const APIC_BASE = 0xfee0_0800n;
 const APIC_BASE_BSP = 0x100n;
 const V_TPR = 0xf;
+const NR_INTERRUPTS = 256;
 
 /** What the next KVM_RUN has to finish first (vcpu->arch.complete_userspace_io). */
-const COMPLETE = { NOTHING: 0, IN: 1, OUT: 2, MMIO_READ: 3, MMIO_WRITE: 4, HYPERCALL: 5 } as const;
+const COMPLETE = {
+  NOTHING: 0,
+  IN: 1,
+  OUT: 2,
+  MMIO_READ: 3,
+  MMIO_WRITE: 4,
+  HYPERCALL: 5,
+  RDMSR: 6,
+  WRMSR: 7,
+} as const;
 /** Whom a pending KVM_RUN waits for. */
 const WAITING = { NOBODY: 0, FAULT: 1, MMIO: 2, RETRY: 3 } as const;
 
@@ -75,9 +119,15 @@ export class Vcpu implements KvmVcpu {
   readonly faults: PageFaultHandler;
   readonly fault = new PageFault();
   readonly mmio: MmioEmulation;
+  readonly events: EventInjection;
+  readonly debug: GuestDebug;
+  readonly msrs = new GuestMsrs(this);
+  readonly fpu = new GuestFpu(() => this.core);
+  readonly apic: VcpuApic | undefined;
+  readonly mp: MpState;
   readonly cpuid = new GuestCpuid();
   readonly cpuidResult: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
-  readonly other: OtherRegisters & { miscEnable: bigint };
+  readonly other: OtherRegisters;
   pending: Promise<void> | undefined = undefined;
   /** Faults in a row that came to "retry". */
   retries = 0;
@@ -86,11 +136,7 @@ export class Vcpu implements KvmVcpu {
   gpr: BigUint64Array = new BigUint64Array(16);
   gprWords: Int32Array = new Int32Array(this.gpr.buffer);
 
-  readonly #runPfn: Pfn;
-  readonly #ring: DirtyRing | undefined;
-  readonly #ringPfn: number;
-  readonly #vmcbPfn: Pfn;
-  readonly #maps: PermissionMaps;
+  readonly #frames: VcpuFrames;
   #core: GuestCore | undefined;
   #complete: number = COMPLETE.NOTHING;
   #waiting: number = WAITING.NOBODY;
@@ -101,42 +147,52 @@ export class Vcpu implements KvmVcpu {
   #sliceLeft: number;
   #tlbGeneration = -1;
   #closed = false;
+  #hasRun = false;
+  #tscKhz = HOST_TSC_KHZ;
 
   /** `checks`: see PageFaultHandler. Errors: ENOMEM. */
   constructor(vm: VcpuVm, id: number, checks: InvalidationChecks = vm.invalidation) {
     this.vm = vm;
     this.id = id;
-    const { memory } = vm;
-    const owner = memory.owner('vCPU');
-    this.#maps = new PermissionMaps(memory, owner);
-    const vmcb = memory.allocate(0, owner);
-    const run = vmcb < 0 ? vmcb : memory.allocate(RUN_ORDER, owner);
-    const ring = run < 0 ? run : vm.dirtyTracking.allocateRing(memory);
-    if (ring < 0) {
-      this.#maps.free();
-      if (vmcb >= 0) memory.free(pfn(vmcb), 0);
-      if (run >= 0) memory.free(pfn(run), RUN_ORDER);
-      throw new LinuxError('ENOMEM', `no frames for vCPU ${id}`);
-    }
-    this.#vmcbPfn = pfn(vmcb);
-    this.#runPfn = pfn(run);
-    const { buffer, byteOffset } = memory.page(this.#runPfn);
-    this.kvmRun = new KvmRun(new Uint8Array(buffer, byteOffset, KVM_VCPU_MMAP_SIZE));
-    this.vmcb = new Vmcb(memory, spaOf(this.#vmcbPfn));
+    this.#frames = new VcpuFrames(vm.memory, vm.dirtyTracking, id);
+    this.kvmRun = this.#frames.kvmRun;
+    this.vmcb = this.#frames.vmcb;
+    this.debug = new GuestDebug(this);
+    this.events = new EventInjection(this.vmcb, this.debug);
     this.other = {
       cr8: 0,
-      apicBase: id === 0 ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
-      miscEnable: MISC_ENABLE_DEFAULT,
+      apicBase: this.isBoot ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
     };
     this.#sliceLeft = vm.timeslice;
-    this.#ringPfn = ring;
-    this.#ring = ring === 0 ? undefined : new DirtyRing(memory, pfn(ring), vm.dirtyTracking.ringBytes);
-    if (this.#ring !== undefined) vm.dirtyTracking.rings.add(this.#ring);
-    this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#ring);
+    this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#frames.ring);
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
     this.#initControl();
+    if (vm.msrFilter !== undefined) this.msrFilterChanged();
     resetRegisters(this.vmcb, this.gpr, { kind: 'power-on' });
+    this.vmcb.setLong(VMCB.TSC_OFFSET, BigInt.asUintN(64, -BigInt(vm.time.now())));
+    this.apic = vm.interrupts === undefined ? undefined : new VcpuApic(this, vm.interrupts);
+    this.events.source = this.apic?.source;
+    this.mp = new MpState(this, this.apic?.lapic, this.isBoot ? 'bsp' : 'ap');
+  }
+
+  /** It is the boot processor after reset. */
+  get isBoot(): boolean {
+    return this.id === this.vm.bootCpuId;
+  }
+  get time(): HostTime {
+    return this.vm.time;
+  }
+  /** The guest's time stamp counter. */
+  get guestTsc(): bigint {
+    return BigInt.asUintN(64, BigInt(this.vm.time.now()) + this.vmcb.long(VMCB.TSC_OFFSET));
+  }
+  get tscKhz(): number {
+    return this.#tscKhz;
+  }
+  /** KVM_RUN would go on now, and not block for an event. */
+  get ready(): boolean {
+    return this.#waiting === WAITING.NOBODY && this.mp.ready;
   }
 
   /** The core that runs this vCPU. */
@@ -146,7 +202,7 @@ export class Vcpu implements KvmVcpu {
 
   /** The dirty ring, as user space maps it at page 64 of the vCPU. */
   get dirtyRing(): Int32Array | undefined {
-    return this.#ring?.entries;
+    return this.#frames.ring?.entries;
   }
 
   /** Retired by the core, and those that KVM carried out for the guest. */
@@ -159,36 +215,132 @@ export class Vcpu implements KvmVcpu {
     const { kvmRun } = this;
     kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     this.pending = undefined;
-    if (kvmRun.cr8Number > V_TPR) return -ERRNO.EINVAL;
-    this.setCr8(kvmRun.cr8Number);
+    this.mp.endBlock();
+    if (this.mp.isUninitialized) return this.#waitForStart();
+    if (this.apic === undefined) {
+      if (kvmRun.cr8Number > V_TPR) return -ERRNO.EINVAL;
+      this.setCr8(kvmRun.cr8Number);
+    }
     let result = this.#completeExit();
     if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter();
     this.#saveRunState();
-    if (this.vm.trace.on) this.#traceExit(result);
+    if (this.vm.trace.on) traceExit(this.vm.trace, this.id, result, kvmRun.exitReason);
     return result === WAIT ? RUN_PENDING : result;
   }
 
   getRegs(): Regs {
-    return getRegs(this.vmcb, this.gpr);
+    const regs = getRegs(this.vmcb, this.gpr);
+    regs.rflags = this.debug.guestFlags(regs.rflags);
+    return regs;
   }
   setRegs(regs: Regs): void {
     setRegs(this.vmcb, this.gpr, regs);
+    this.debug.setGuestFlags(this.vmcb.save(SAVE.RFLAGS));
+    this.events.exception.pending = false;
   }
   getSregs(): Sregs {
-    return getSregs(this.vmcb, this.other);
+    const sregs = getSregs(this.vmcb, this.other);
+    const { injected, soft, vector } = this.events.interrupt;
+    if (!injected || soft) return sregs;
+    const interruptBitmap = [0n, 0n, 0n, 0n];
+    interruptBitmap[vector >>> 6] = 1n << BigInt(vector & 63);
+    return { ...sregs, interruptBitmap };
   }
   setSregs(sregs: Sregs): void {
+    const oldBase = this.other.apicBase;
     setSregs(this.vmcb, this.other, sregs, this.cpuid);
+    if (sregs.apicBase !== oldBase) this.apic?.baseChanged(oldBase);
     this.setCr8(Number(sregs.cr8 & 15n));
+    this.apic?.lapic.setTpr(this.other.cr8 << 4);
+    this.#unhaltAfterReset(sregs);
     this.kvmRun.cr8Number = this.other.cr8;
     this.kvmRun.apicBase = this.other.apicBase;
     this.#tlbGeneration = -1;
+    const word = sregs.interruptBitmap.findIndex((bits) => bits !== 0n);
+    if (word < 0) return;
+    const bits = sregs.interruptBitmap[word]!;
+    this.events.queueInterrupt(word * 64 + (bits & -bits).toString(2).length - 1);
   }
   getCpuid2(): CpuidEntry[] {
     return this.cpuid.entries;
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
-    this.cpuid.set(entries, { hasRun: this.#core !== undefined });
+    this.cpuid.set(entries, { hasRun: this.#hasRun });
+    this.apic?.lapic.setVersion();
+  }
+  getLapic(): Uint8Array {
+    return this.#inKernelApic('KVM_GET_LAPIC').getState();
+  }
+  setLapic(state: Uint8Array): void {
+    this.#inKernelApic('KVM_SET_LAPIC').setState(state);
+  }
+  getMpState(): number {
+    return this.mp.get();
+  }
+  setMpState(state: number): void {
+    this.mp.set(state);
+  }
+  /** KVM_INTERRUPT. Errors: EINVAL (no such vector), ENXIO and EEXIST by the kernel's own interrupt controller. */
+  interrupt(vector: number): void {
+    if (vector >= NR_INTERRUPTS)
+      throw new LinuxError('EINVAL', `KVM_INTERRUPT ${vector}: vectors are below ${NR_INTERRUPTS}`);
+    if (this.apic === undefined) this.events.queueInterrupt(vector);
+    else this.apic.queueExternal(vector);
+  }
+  nmi(): void {
+    this.events.queueNmi();
+    this.mp.wake();
+  }
+  getVcpuEvents(): VcpuEvents {
+    return getVcpuEvents(this);
+  }
+  setVcpuEvents(events: VcpuEvents): void {
+    setVcpuEvents(this, events);
+  }
+  getDebugRegs(): DebugRegisters {
+    return this.debug.getRegisters();
+  }
+  setDebugRegs(registers: DebugRegisters): void {
+    this.debug.setRegisters(registers);
+  }
+  setGuestDebug(request: GuestDebugRequest): void {
+    this.debug.set(request);
+  }
+  getFpu(): Fpu {
+    return this.fpu.get();
+  }
+  setFpu(fpu: Fpu): void {
+    this.fpu.set(fpu);
+  }
+  getXsave(): Uint8Array {
+    return this.fpu.image();
+  }
+  getXsave2(): Uint8Array {
+    return this.fpu.image();
+  }
+  setXsave(image: Uint8Array): void {
+    this.fpu.setImage(image);
+  }
+  getXcrs(): Xcrs {
+    return this.fpu.getXcrs();
+  }
+  setXcrs(xcrs: Xcrs): void {
+    this.fpu.setXcrs(xcrs);
+  }
+  getMsrs(indices: readonly number[]): MsrEntry[] {
+    return getMsrs(this.msrs, indices);
+  }
+  setMsrs(entries: readonly MsrEntry[]): number {
+    return setMsrs(this.msrs, entries);
+  }
+  translate(linearAddress: bigint): Translation {
+    return translate(this, linearAddress);
+  }
+  getTscKhz(): number {
+    return this.#tscKhz;
+  }
+  setTscKhz(khz: number): void {
+    this.#tscKhz = guestTscKhz(khz);
   }
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
     return preFaultMemory(this, range);
@@ -198,27 +350,24 @@ export class Vcpu implements KvmVcpu {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.mp.endBlock();
+    this.apic?.lapic.timer.cancel();
     this.#emulated = this.instructions;
     this.#core?.close();
     this.#core = undefined;
-    const { memory } = this.vm;
-    this.#maps.free();
-    memory.free(this.#vmcbPfn, 0);
-    memory.free(this.#runPfn, RUN_ORDER);
-    if (this.#ring !== undefined) {
-      const { dirtyTracking } = this.vm;
-      dirtyTracking.rings.delete(this.#ring);
-      memory.free(pfn(this.#ringPfn), ringOrder(dirtyTracking.ringBytes));
-    }
+    this.#frames.free();
     this.vm.vcpuClosed(this);
   }
 
   // What the exit handlers do to a vCPU.
 
-  /** The intercepted instruction was carried out. */
-  skipInstruction(): void {
-    this.vmcb.skipInstruction();
+  /** The intercepted instruction was carried out (kvm_skip_emulated_instruction). A run result: where TF is set, it was a step. */
+  skipInstruction(): number {
+    const { vmcb } = this;
+    const stepped = (vmcb.rflags & RFLAGS.TF) !== 0;
+    vmcb.skipInstruction();
     this.#emulated++;
+    return stepped ? this.debug.stepped() : GUEST_AGAIN;
   }
   /** Has KVM_RUN return RUN_PENDING; the fault goes on afterwards. */
   waitFor(pending: Promise<void>): number {
@@ -243,6 +392,17 @@ export class Vcpu implements KvmVcpu {
   awaitHypercall(): void {
     this.#complete = COMPLETE.HYPERCALL;
   }
+  awaitMsr(access: 'read' | 'write'): void {
+    this.#complete = access === 'read' ? COMPLETE.RDMSR : COMPLETE.WRMSR;
+  }
+  /** IA32_APIC_BASE. False: refused. */
+  setApicBase(value: bigint, by: MsrAccess): boolean {
+    return setApicBase(this, value, by);
+  }
+  /** The MSR filter of the VM changed. */
+  msrFilterChanged(): void {
+    this.#frames.maps.apply(this.vm.msrFilter);
+  }
   /** Takes instructions from the slice that the vCPU did not run. */
   spendSlice(instructions: number): void {
     this.#sliceLeft -= instructions;
@@ -253,6 +413,11 @@ export class Vcpu implements KvmVcpu {
     if (number === GPR.RSP) return this.vmcb.save(SAVE.RSP);
     return this.gpr[number]!;
   }
+  writeGpr(number: number, value: bigint): void {
+    if (number === GPR.RAX) this.vmcb.setSave(SAVE.RAX, value);
+    else if (number === GPR.RSP) this.vmcb.setSave(SAVE.RSP, value);
+    else this.gpr[number] = value;
+  }
   setCr8(value: number): void {
     if (value === this.other.cr8) return;
     this.other.cr8 = value;
@@ -262,19 +427,75 @@ export class Vcpu implements KvmVcpu {
   init(): void {
     const oldCr0 = this.vmcb.save(SAVE.CR0);
     const pat = this.vmcb.save(SAVE.G_PAT);
+    const tscOffset = this.vmcb.long(VMCB.TSC_OFFSET);
     this.vm.memory.clear(this.vmcb.spa, 4096);
     this.#initControl();
     this.vmcb.setSave(SAVE.G_PAT, pat);
+    this.vmcb.setLong(VMCB.TSC_OFFSET, tscOffset);
     resetRegisters(this.vmcb, this.gpr, { kind: 'init', oldCr0, signature: this.cpuid.signature });
     this.setCr8(0);
     this.#tlbGeneration = -1;
+    this.events.reset();
+    this.apic?.reset('init');
+    this.debug.reset();
+  }
+
+  /** SIPI: real mode at vector:0 (kvm_vcpu_deliver_sipi_vector). */
+  startAt(vector: number): void {
+    this.vmcb.setSaveWord(SAVE.CS, (this.vmcb.saveWord(SAVE.CS) & ~0xffff) | (vector << 8));
+    this.vmcb.setSave(SAVE.CS + 8, BigInt(vector << 12));
+    this.vmcb.setSave(SAVE.RIP, 0n);
+  }
+
+  #inKernelApic(call: string): VcpuApic {
+    if (this.apic === undefined) throw new LinuxError('EINVAL', `${call}: no local APIC in the kernel`);
+    return this.apic;
+  }
+
+  /** User space that resets a boot processor by its registers alone means it to run. */
+  #unhaltAfterReset(sregs: Sregs): void {
+    const { cs } = sregs;
+    if ((this.other.apicBase & APIC_BASE_BSP) === 0n || this.vmcb.save(SAVE.RIP) !== 0xfff0n) return;
+    if (cs.selector === 0xf000 && cs.base === 0xffff_0000n && (sregs.cr0 & 1n) === 0n) this.mp.makeRunnable();
+  }
+
+  /** KVM_RUN of a vCPU that was never started: −EAGAIN as soon as something came. */
+  #waitForStart(): number {
+    const { kvmRun, mp } = this;
+    if (kvmRun.immediateExit !== 0) return -ERRNO.EINTR;
+    if (!mp.ready) {
+      this.pending = mp.block();
+      return RUN_PENDING;
+    }
+    mp.acceptEvents();
+    return -ERRNO.EAGAIN;
+  }
+
+  /** What the kernel's APIC wants done before an entry: an EOI for user space's IOAPIC, the timer, INIT and SIPI, HLT. A run result. */
+  #serveApic({ lapic }: VcpuApic): number {
+    const { mp, kvmRun } = this;
+    if (lapic.pendingIoapicEoi >= 0) {
+      kvmRun.exitReason = KVM_EXIT_IOAPIC_EOI;
+      kvmRun.eoiVector = lapic.pendingIoapicEoi;
+      lapic.pendingIoapicEoi = -1;
+      return TO_USER_SPACE;
+    }
+    if (lapic.timerPending) lapic.injectTimer();
+    if (mp.isRunning) mp.acceptEvents();
+    if (!mp.isRunning && mp.ready) mp.unblock();
+    if (!mp.isRunning) {
+      this.pending = mp.block();
+      return WAIT;
+    }
+    this.setCr8(lapic.cr8);
+    return GUEST_AGAIN;
   }
 
   #initControl(): void {
     this.vmcb.initControl({
       nestedRoot: this.vm.mmu.root,
-      ioPermissions: spaOf(this.#maps.ports),
-      msrPermissions: spaOf(this.#maps.msrs),
+      ioPermissions: spaOf(this.#frames.maps.ports),
+      msrPermissions: spaOf(this.#frames.maps.msrs),
       asid: ASID,
     });
   }
@@ -299,32 +520,53 @@ export class Vcpu implements KvmVcpu {
       case COMPLETE.MMIO_WRITE:
         return this.mmio.completeWrite();
       case COMPLETE.HYPERCALL:
-        completeHypercall(this);
-        return GUEST_AGAIN;
+        return completeHypercall(this);
+      case COMPLETE.RDMSR:
+        return completeMsr(this, 'read');
+      case COMPLETE.WRMSR:
+        return completeMsr(this, 'write');
       default:
         // A VMM that moved RIP (a reset) does not want the instruction completed.
         if (this.#exitRipLow !== this.vmcb.word(RIP) || this.#exitRipHigh !== this.vmcb.word(RIP + 4))
           return GUEST_AGAIN;
         if (complete === COMPLETE.IN) completeIn(this);
-        this.skipInstruction();
-        return GUEST_AGAIN;
+        return this.skipInstruction();
     }
   }
 
   /** vcpu_run: until something is due for user space. */
   #enter(): number {
-    const result = this.#resumeWaiting();
-    if (result !== GUEST_AGAIN) return result;
-    const { vmcb, core, vm } = this;
+    const waited = this.#resumeWaiting();
+    if (waited !== GUEST_AGAIN) return waited;
+    this.#hasRun = true;
+    const { vmcb, core, vm, events, kvmRun, apic } = this;
+    const { time } = vm;
+    const { ring } = this.#frames;
     for (;;) {
-      if (this.#ring?.blocks() === true) {
-        this.kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
+      if (ring?.blocks() === true) {
+        kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
         return TO_USER_SPACE;
+      }
+      if (time.nextDue <= time.now()) time.expire();
+      if (apic !== undefined) {
+        const served = this.#serveApic(apic);
+        if (served !== GUEST_AGAIN) return served;
       }
       const limited = vm.timeslice > 0;
       if (limited && this.#sliceLeft <= 0) {
         this.#sliceLeft = vm.timeslice;
         return this.#interrupted();
+      }
+      const windowWanted = kvmRun.requestInterruptWindow !== 0 && events.acceptsUserInterrupt;
+      let budget = limited ? this.#sliceLeft : UNLIMITED;
+      if (apic !== undefined) budget = Math.min(budget, apic.lapic.timer.due - time.now());
+      if (events.requested || windowWanted) {
+        const entry = events.inject(windowWanted);
+        if (entry === ENTRY.TRIPLE_FAULT) {
+          kvmRun.exitReason = KVM_EXIT_SHUTDOWN;
+          return TO_USER_SPACE;
+        }
+        if (entry === ENTRY.AND_BACK) budget = 0;
       }
       const flush = this.#tlbGeneration !== vm.mmu.tlbGeneration;
       if (flush) {
@@ -332,13 +574,20 @@ export class Vcpu implements KvmVcpu {
         vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.FLUSH_ASID);
       }
       const before = this.instructions;
-      const code = core.vmrun(vmcb.spa, limited ? this.#sliceLeft : UNLIMITED);
+      time.enter(core);
+      const code = core.vmrun(vmcb.spa, budget);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
       vmcb.markAllClean();
-      if (code !== VMEXIT.INVALID) vmcb.requeueEvent();
+      if (code !== VMEXIT.INVALID && events.inFlight) events.complete();
       const result = handleExit(this, code);
-      if (limited) this.#sliceLeft -= this.instructions - before;
+      const ran = this.instructions - before;
+      time.leave(ran);
+      if (limited) this.#sliceLeft -= ran;
       if (result !== GUEST_AGAIN) return result;
+      if (kvmRun.requestInterruptWindow !== 0 && events.readyForUserInterrupt) {
+        kvmRun.exitReason = KVM_EXIT_IRQ_WINDOW_OPEN;
+        return TO_USER_SPACE;
+      }
     }
   }
 
@@ -357,38 +606,11 @@ export class Vcpu implements KvmVcpu {
 
   /** post_kvm_run_save */
   #saveRunState(): void {
-    const { kvmRun, vmcb } = this;
-    const interruptsOn = (vmcb.rflags & RFLAGS.IF) !== 0 ? 1 : 0;
-    const held = vmcb.word(VMCB.INT_STATE) & 1;
-    kvmRun.ifFlag = interruptsOn;
-    kvmRun.readyForInterruptInjection = interruptsOn === 1 && held === 0 && !vmcb.eventPending ? 1 : 0;
+    const { kvmRun, vmcb, events } = this;
+    kvmRun.ifFlag = (vmcb.rflags & RFLAGS.IF) !== 0 ? 1 : 0;
+    kvmRun.readyForInterruptInjection = events.readyForUserInterrupt ? 1 : 0;
     kvmRun.flags = 0;
     kvmRun.cr8Number = this.other.cr8;
-  }
-
-  #traceExit(result: number): void {
-    this.vm.trace.emit({
-      kind: 'exit',
-      who: 'kernel',
-      what:
-        result === WAIT ? 'pending' : (EXIT_NAMES[this.kvmRun.exitReason] ?? String(this.kvmRun.exitReason)),
-      vcpu: this.id,
-      ...(result < 0 ? { errno: -result } : {}),
-    });
+    kvmRun.apicBase = this.other.apicBase;
   }
 }
-
-const EXIT_NAMES: Readonly<Record<number, string>> = {
-  0: 'unknown',
-  2: 'io',
-  3: 'hypercall',
-  5: 'hlt',
-  6: 'mmio',
-  8: 'shutdown',
-  9: 'fail-entry',
-  10: 'intr',
-  11: 'set-tpr',
-  17: 'internal-error',
-  31: 'dirty-ring-full',
-  39: 'memory-fault',
-};

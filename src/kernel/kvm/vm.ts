@@ -5,38 +5,47 @@
 import {
   KVM_CAP_DIRTY_LOG_RING,
   KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
-  KVM_CAP_EXIT_HYPERCALL,
   KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+  KVM_CAP_SPLIT_IRQCHIP,
+  KVM_CAP_X2APIC_API,
   KVM_X86_DEFAULT_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
 import type { Gfn, Hva } from '../../base/address.ts';
-import { LinuxError } from '../../base/errors.ts';
+import { LinuxError, NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { OpenFile } from '../files.ts';
 import type {
   ClearDirtyLogRequest,
   DirtyLogRequest,
+  GsiRoute,
   KvmVm,
+  MsiMessage,
+  MsrFilter,
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../interface.ts';
 import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
 import type { Process } from '../process.ts';
-import { checkExtension, EXIT_HYPERCALLS, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
+import { checkExtension, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
 import { Descriptor } from './descriptor.ts';
 import { clearDirtyLog, DirtyTracking, getDirtyLog, resetDirtyRings } from './dirty-log.ts';
 import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
+import type { HostTime } from './host-time.ts';
 import { Invalidation } from './invalidation.ts';
+import { InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
+import { setX2apicApi } from './lapic/x2apic-api.ts';
 import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
 import { type MemorySlot, MemorySlots } from './memory-slots.ts';
 import type { BackingPage, FaultSlot } from './mmu/guest-memory.ts';
 import { Mmu } from './mmu/mmu.ts';
+import { MsrPermissions } from './msr-filter.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 import { type RegionVm, setUserMemoryRegion, setUserMemoryRegion2 } from './set-memory-region.ts';
 import type { GuestCore } from './svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from './vcpu.ts';
+import { VmCapabilities } from './vm-capabilities.ts';
 
 const GUEST_MEMFD_MMAP = 1n;
 const GUEST_MEMFD_INIT_SHARED = 2n;
@@ -50,6 +59,7 @@ export interface VmHost {
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
   readonly gmemHuge: boolean;
+  readonly time: HostTime;
   createCore(id: number): GuestCore;
 }
 
@@ -60,19 +70,25 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   readonly trace: Trace;
   readonly policy: KvmPolicy;
   readonly timeslice: number;
+  readonly time: HostTime;
   readonly gmemHuge: boolean;
   readonly hasPrivateMemory: boolean;
   readonly addressSpaces: readonly MemorySlots[];
   readonly attributes = new MemoryAttributes();
   readonly dirtyTracking = new DirtyTracking();
+  readonly capabilities = new VmCapabilities();
   readonly invalidation = new Invalidation();
   readonly mmu: Mmu;
   readonly #host: VmHost;
   readonly #descriptor: Descriptor;
   /** Descriptors of all vCPUs that were ever created, by id: a vCPU keeps its place until the VM ends. */
   readonly #vcpus = new Map<number, Descriptor>();
+  /** vCPUs that are not closed. */
+  readonly #open = new Set<Vcpu>();
+  #msrFilter: MsrPermissions | undefined;
   #references = 1;
-  #hypercallExits = 0;
+  #interrupts: InterruptController | undefined;
+  #bootCpuId = 0;
   readonly #notifier = {
     begin: (start: Hva, end: Hva): void => this.#beginNotifier(start, end),
     end: (start: Hva, end: Hva): void => this.#endNotifier(start, end),
@@ -90,6 +106,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     this.trace = host.trace;
     this.policy = host.policy;
     this.timeslice = host.timeslice;
+    this.time = host.time;
     this.gmemHuge = host.gmemHuge;
     this.hasPrivateMemory = type === KVM_X86_SW_PROTECTED_VM;
     const count = this.hasPrivateMemory ? 1 : 2;
@@ -109,8 +126,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     return this.addressSpaces[0]!;
   }
 
-  get hypercallExits(): number {
-    return this.#hypercallExits;
+  get msrFilter(): MsrPermissions | undefined {
+    return this.#msrFilter;
   }
 
   checkExtension(capability: number): number {
@@ -131,15 +148,69 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
       this.dirtyTracking.enableManualProtect(args[0] ?? 0n);
       return;
     }
-    if (cap !== KVM_CAP_EXIT_HYPERCALL)
-      throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: no capability that can be enabled on a VM`);
-    const hypercalls = args[0] ?? 0n;
-    if ((hypercalls & ~BigInt(EXIT_HYPERCALLS)) !== 0n)
-      throw new LinuxError(
-        'EINVAL',
-        `KVM_CAP_EXIT_HYPERCALL: args[0] ${hypercalls}, want a subset of ${EXIT_HYPERCALLS}`,
-      );
-    this.#hypercallExits = Number(hypercalls);
+    const argument = args[0] ?? 0n;
+    if (cap === KVM_CAP_SPLIT_IRQCHIP) this.#splitIrqchip(argument);
+    else if (cap === KVM_CAP_X2APIC_API) setX2apicApi(this, argument);
+    else this.capabilities.enable(cap, argument);
+  }
+
+  /** Local APICs in the kernel, where KVM_CAP_SPLIT_IRQCHIP put them. */
+  get interrupts(): InterruptController | undefined {
+    return this.#interrupts;
+  }
+  get bootCpuId(): number {
+    return this.#bootCpuId;
+  }
+
+  createIrqchip(): void {
+    this.#descriptor.check();
+    throw new NotImplementedError(
+      'PIC and IOAPIC in the kernel (KVM_CREATE_IRQCHIP); KVM_CAP_SPLIT_IRQCHIP is there',
+    );
+  }
+
+  /** Errors: EBUSY (there are vCPUs), EINVAL (id). */
+  setBootCpuId(id: number): void {
+    this.#descriptor.check();
+    if (this.#vcpus.size > 0) throw new LinuxError('EBUSY', 'KVM_SET_BOOT_CPU_ID: the VM has vCPUs');
+    if (id < 0 || id > MAX_VCPU_IDS)
+      throw new LinuxError('EINVAL', `KVM_SET_BOOT_CPU_ID: ${id}, want at most ${MAX_VCPU_IDS}`);
+    this.#bootCpuId = id;
+  }
+
+  /** Errors: ENXIO without local APICs in the kernel. */
+  irqLine({ irq, level }: { irq: number; level: number }): number {
+    this.#descriptor.check();
+    if (this.#interrupts === undefined)
+      throw new LinuxError('ENXIO', 'KVM_IRQ_LINE: no irqchip in the kernel');
+    return this.#interrupts.setLine(irq, level);
+  }
+
+  /** Errors: EINVAL. */
+  signalMsi(message: MsiMessage): number {
+    this.#descriptor.check();
+    return this.#inKernel('KVM_SIGNAL_MSI').signalMsi(message);
+  }
+
+  /** Errors: EINVAL. */
+  setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
+    this.#descriptor.check();
+    this.#inKernel('KVM_SET_GSI_ROUTING').setRoutes(routes, flags);
+  }
+
+  #inKernel(call: string): InterruptController {
+    if (this.#interrupts === undefined) throw new LinuxError('EINVAL', `${call}: no irqchip in the kernel`);
+    return this.#interrupts;
+  }
+
+  /** Errors in order: EINVAL (number of routes), EEXIST (there is an irqchip, or a vCPU). */
+  #splitIrqchip(routes: bigint): void {
+    if (routes > BigInt(MAX_IRQ_ROUTES))
+      throw new LinuxError('EINVAL', `KVM_CAP_SPLIT_IRQCHIP: ${routes} routes, at most ${MAX_IRQ_ROUTES}`);
+    if (this.#interrupts !== undefined)
+      throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there is an irqchip');
+    if (this.#vcpus.size > 0) throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there are vCPUs');
+    this.#interrupts = new InterruptController(Number(routes));
   }
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
@@ -150,6 +221,12 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   setUserMemoryRegion2(region: UserMemoryRegion2): void {
     this.#descriptor.check();
     setUserMemoryRegion2(this, region);
+  }
+
+  setMsrFilter(filter: MsrFilter): void {
+    this.#descriptor.check();
+    this.#msrFilter = new MsrPermissions(filter);
+    for (const vcpu of this.#open) vcpu.msrFilterChanged();
   }
 
   setMemoryAttributes(request: MemoryAttributesRequest): void {
@@ -204,12 +281,14 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     const descriptor = new Descriptor(this.process.files, `anon_inode:kvm-vcpu:${id}`, () => vcpu.close());
     this.#references++;
     this.#vcpus.set(id, descriptor);
+    this.#open.add(vcpu);
     return vcpu;
   }
 
   vcpuClosed(vcpu: Vcpu): void {
     const descriptor = this.#vcpus.get(vcpu.id);
     if (descriptor === undefined) return;
+    this.#open.delete(vcpu);
     descriptor.close();
     this.release();
   }

@@ -77,12 +77,12 @@ describe('KVM_ENABLE_CAP', () => {
 
   it('keeps the last set of hypercalls, and a refused one changes nothing', () => {
     const { vm } = startVm();
-    expect(vm.hypercallExits).toBe(0);
+    expect(vm.capabilities.hypercallExits).toBe(0);
     vm.enableCap({ cap: 201, args: [0x1000n] });
     failure(() => vm.enableCap({ cap: 201, args: [0x3000n] }));
-    expect(vm.hypercallExits).toBe(0x1000);
+    expect(vm.capabilities.hypercallExits).toBe(0x1000);
     vm.enableCap({ cap: 201, args: [0n] });
-    expect(vm.hypercallExits).toBe(0);
+    expect(vm.capabilities.hypercallExits).toBe(0);
   });
 });
 

@@ -139,7 +139,7 @@ describe('MSRs', () => {
     expect(read(0x277)).toBe(0x0007040600070406n);
     expect(read(0x1b)).toBe(0xfee00900n);
     expect(read(0x1a0)).toBe(0x1800n);
-    expect(read(0x8b)).toBe(0x0100006500000000n);
+    expect(read(0x8b)).toBe(0x0100_0065n);
   });
 
   it('that KVM does not know are general protection faults', () => {

@@ -4,8 +4,11 @@ import type { Spa } from '../../../src/base/address.ts';
 import { Core } from '../../../src/hardware/cpu/core.ts';
 import { supportedCpuid } from '../../../src/kernel/kvm/cpuid.ts';
 import { DirtyTracking } from '../../../src/kernel/kvm/dirty-log.ts';
+import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
+import type { MsrPermissions } from '../../../src/kernel/kvm/msr-filter.ts';
 import type { GuestCore } from '../../../src/kernel/kvm/svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from '../../../src/kernel/kvm/vcpu.ts';
+import { VmCapabilities } from '../../../src/kernel/kvm/vm-capabilities.ts';
 import { FaultBench } from './fault-bench.ts';
 import { GuestProgram } from './guest-program.ts';
 
@@ -18,13 +21,18 @@ const PRIVATE = 0x100_000;
 
 /** A VM with 128 KiB of shared memory at 0 (page tables, code) and 1 MiB of gmem slot at 1 MiB, and vCPUs in long mode. */
 class GuestBench extends FaultBench implements VcpuVm {
-  hypercallExits = 1 << 12;
+  readonly capabilities = new VmCapabilities();
+  readonly time = new HostTime();
+  readonly interrupts = undefined;
+  readonly bootCpuId = 0;
+  msrFilter: MsrPermissions | undefined = undefined;
   readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;
   readonly vcpus: Vcpu[] = [];
 
   constructor(timeslice = 0) {
     super('7.2');
+    this.capabilities.hypercallExits = 1 << 12;
     this.timeslice = timeslice;
     this.addSlot({ baseGfn: 0, npages: 32, flags: 0, userspaceAddr: HVA });
     this.addSlot({ baseGfn: 0x100, npages: 256, flags: 4, userspaceAddr: HVA + 0x100_000 });

@@ -10,7 +10,7 @@ const UD = exit(0x46);
 function start(policy: '7.2' | '6.12' = '7.2', enabled = true): VcpuBench {
   bench = new VcpuBench(policy);
   bench.enterLongMode();
-  if (enabled) bench.hypercallExits = 1 << 12;
+  if (enabled) bench.capabilities.hypercallExits = 1 << 12;
   return bench;
 }
 const call = (regs: Partial<Regs>): void =>

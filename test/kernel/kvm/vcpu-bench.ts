@@ -7,8 +7,12 @@ import type { Spa } from '../../../src/base/address.ts';
 import type { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { Regs, Sregs } from '../../../src/kernel/interface.ts';
 import { DirtyTracking } from '../../../src/kernel/kvm/dirty-log.ts';
+import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
+import { InterruptController } from '../../../src/kernel/kvm/lapic/interrupt-controller.ts';
+import type { MsrPermissions } from '../../../src/kernel/kvm/msr-filter.ts';
 import type { GuestCore, MmioBus } from '../../../src/kernel/kvm/svm/guest-core.ts';
 import { Vcpu, type VcpuVm } from '../../../src/kernel/kvm/vcpu.ts';
+import { VmCapabilities } from '../../../src/kernel/kvm/vm-capabilities.ts';
 import { FaultBench, type PolicyName } from './fault-bench.ts';
 
 export type Step = (core: ScriptedCore) => number;
@@ -23,6 +27,13 @@ const RIP = 0x400 + 0x178;
 export class ScriptedCore implements GuestCore {
   readonly gpr = new BigUint64Array(16);
   readonly gprWords = new Int32Array(this.gpr.buffer);
+  readonly xmm = new Uint8Array(256);
+  mxcsr = 0x1f80;
+  /** FCW 0x37f, as after FNINIT. */
+  readonly x87 = Uint8Array.from({ length: 160 }, (_, i) => [0x7f, 0x03][i] ?? 0);
+  xcr0 = 1n;
+  readonly debugAddresses = new BigUint64Array(4);
+  tscAux = 0n;
   retired = 0;
   closed = false;
   /** Budgets that VMRUN was given, and TLB_CONTROL at each. */
@@ -41,6 +52,12 @@ export class ScriptedCore implements GuestCore {
     this.#memory = memory;
   }
 
+  readX87(into: Uint8Array): void {
+    into.set(this.x87);
+  }
+  writeX87(from: Uint8Array): void {
+    this.x87.set(from.subarray(0, 160));
+  }
   vmrun(vmcb: Spa, budget: number): number {
     this.vmcb = vmcb;
     this.budgets.push(budget);
@@ -99,14 +116,20 @@ export const HLT = exit(0x78, 0n, 0n, 1);
 export const nestedFault = (gpa: number, error: number): Step => exit(0x400, BigInt(error), BigInt(gpa));
 
 export class VcpuBench extends FaultBench implements VcpuVm {
-  hypercallExits = 0;
+  readonly capabilities = new VmCapabilities();
+  msrFilter: MsrPermissions | undefined = undefined;
   readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;
+  readonly time = new HostTime(() => {});
+  readonly interrupts: InterruptController | undefined;
+  readonly bootCpuId = 0;
   readonly scripted = new ScriptedCore(this.memory);
   readonly vcpu: Vcpu;
 
-  constructor(policy: PolicyName = '7.2', id = 0, timeslice = 0) {
+  /** `irqchip`: `split` has a local APIC in the kernel. */
+  constructor(policy: PolicyName = '7.2', id = 0, timeslice = 0, irqchip: 'split' | 'off' = 'off') {
     super(policy);
+    this.interrupts = irqchip === 'split' ? new InterruptController(24) : undefined;
     this.timeslice = timeslice;
     this.vcpu = new Vcpu(this, id);
   }

@@ -2,6 +2,7 @@
 import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { Kvm } from '../../../src/kernel/kvm/kvm.ts';
+import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
 import { Kvm as KvmDevice } from '../../../src/kernel/kvm/kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from '../../../src/kernel/kvm/policy.ts';
 import type { Vcpu } from '../../../src/kernel/kvm/vcpu.ts';
@@ -30,6 +31,7 @@ export class VmBench {
       trace: this.trace,
       policy: kvmPolicy(form.kernel, form.early),
       timeslice: 0,
+      time: new HostTime(),
       gmemHuge: options.gmemHuge ?? false,
       createCore: () => {
         const core = new ScriptedCore(this.memory);

@@ -4,6 +4,7 @@ import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { UserMemoryRegion2 } from '../../../src/kernel/interface.ts';
 import { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
+import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
 import { Kvm } from '../../../src/kernel/kvm/kvm.ts';
 import type { MemorySlot } from '../../../src/kernel/kvm/memory-slots.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from '../../../src/kernel/kvm/policy.ts';
@@ -52,6 +53,7 @@ export class TestVm {
       trace: this.trace,
       policy: kvmPolicy(options.kernel ?? '7.2', options.early),
       timeslice: 0,
+      time: new HostTime(),
       gmemHuge: options.gmemHuge ?? false,
       createCore: () => new ScriptedCore(this.memory),
     };

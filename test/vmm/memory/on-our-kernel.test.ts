@@ -3,6 +3,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { type Gfn, gfn, hva } from '../../../src/base/address.ts';
 import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
+import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
 import { Kvm } from '../../../src/kernel/kvm/kvm.ts';
 import { kvmPolicy, type Personality } from '../../../src/kernel/kvm/policy.ts';
 import type { Vm } from '../../../src/kernel/kvm/vm.ts';
@@ -45,6 +46,7 @@ class World {
       trace: new Trace(),
       policy: kvmPolicy(options.kernel ?? '7.2'),
       timeslice: 0,
+      time: new HostTime(),
       gmemHuge: false,
       createCore: () => {
         throw new Error('no guest runs here');

@@ -13,7 +13,9 @@ import { ApicMap, BROADCAST, isLowestPriority, matches } from './apic-map.ts';
 import type { Lapic } from './lapic.ts';
 import { type InterruptMessage, type Msi, messageOfMsi } from './message.ts';
 
-const MAX_ROUTES = 4096;
+/** KVM_MAX_IRQ_ROUTES */
+export const MAX_IRQ_ROUTES = 4096;
+const MAX_ROUTES = MAX_IRQ_ROUTES;
 const MSI_VALID_DEVID = 1;
 const ROUTE_MSI = 2;
 

@@ -2,12 +2,7 @@
  * The local APIC as part of a vCPU: its page and MSRs among the vCPU's own, what KVM_RUN looks at before each entry (Linux
  * arch/x86/kvm/x86.c: vcpu_mmio_read, kvm_set_msr_common, vcpu_enter_guest's requests, kvm_arch_vcpu_ioctl_get/set_lapic).
  */
-import {
-  APIC_PAGE_BYTES,
-  MSR_TSC_DEADLINE,
-  X2APIC_MSR,
-  X2APIC_MSR_END,
-} from '../../../abi/apic.ts';
+import { APIC_PAGE_BYTES, MSR_TSC_DEADLINE, X2APIC_MSR, X2APIC_MSR_END } from '../../../abi/apic.ts';
 import type { EventInjection } from '../event-injection.ts';
 import type { HostTime } from '../host-time.ts';
 import type { MpState } from '../mp-state.ts';

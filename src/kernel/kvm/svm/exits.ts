@@ -2,7 +2,7 @@
  * What KVM does on each #VMEXIT of a plain guest (Linux arch/x86/kvm/svm/svm.c, svm_exit_handlers; reference svm.md 2 and 7.2). A handler
  * returns a run result (run-result.ts). Instructions that the guest has no use for without nested SVM raise #UD, as there.
  *
- * Left out: string port I/O (throws by name), task switches, SEV.
+ * Left out: task switches, SEV.
  */
 import {
   KVM_EXIT_FAIL_ENTRY,
@@ -31,6 +31,7 @@ const RCX = 1;
 const RDX = 2;
 const RBX = 3;
 const INFO1_MOV_CR = 1 << 31;
+const DEBUG_REGISTER_CODES = 32;
 const WRITE_CR8 = VMEXIT.WRITE_CR0 + 8;
 /** What a PAUSE exit takes from the vCPU's slice: who spins waits for another vCPU (kvm_vcpu_on_spin). */
 const PAUSE_COST = 10_000;
@@ -49,6 +50,12 @@ set(handleHalt, VMEXIT.HLT);
 set(handleShutdown, VMEXIT.SHUTDOWN);
 set(handlePause, VMEXIT.PAUSE);
 set(handleUndefinedOpcode, VMEXIT.EXCEPTION0 + VECTOR.UD);
+set((vcpu) => vcpu.debug.debugException(), VMEXIT.EXCEPTION0 + VECTOR.DB);
+set((vcpu) => vcpu.debug.breakpoint(), VMEXIT.EXCEPTION0 + VECTOR.BP);
+for (let code = VMEXIT.READ_DR0; code < VMEXIT.READ_DR0 + DEBUG_REGISTER_CODES; code++)
+  set((vcpu) => vcpu.debug.accessRegister(code), code);
+set(handleInterruptWindow, VMEXIT.VINTR);
+set(handleIret, VMEXIT.IRET);
 set(handleWriteCr8, WRITE_CR8);
 // The budget is used up, or the host's own interrupt, NMI or SMI: the loop around VMRUN sees to it.
 set(() => GUEST_AGAIN, VMEXIT.INTR, VMEXIT.NMI, VMEXIT.SMI, VMEXIT.EXCEPTION0 + VECTOR.MC);
@@ -65,13 +72,16 @@ set(
   VMEXIT.RDPRU,
   VMEXIT.RSM,
 );
-// There is no PMU, and no XCR0 bit that could be changed.
-set(generalProtection, VMEXIT.RDPMC, VMEXIT.XSETBV);
+set(handleXsetbv, VMEXIT.XSETBV);
+// There is no PMU.
+set(generalProtection, VMEXIT.RDPMC);
 
 /** Deals with the exit in the vCPU's VMCB. `code`: the low 32 bits of EXITCODE, signed. */
 export function handleExit(vcpu: Vcpu, code: number): number {
   if (code === VMEXIT.NPF) return handleNestedFault(vcpu);
   if (code === VMEXIT.INVALID) return failEntry(vcpu);
+  // The core has no such instruction or mode: neither has KVM's emulator.
+  if (code === VMEXIT.NOT_IMPLEMENTED) return vcpu.mmio.reportFailure();
   const handler = code >= 0 ? handlers[code] : undefined;
   return handler === undefined ? unexpectedExit(vcpu) : handler(vcpu);
 }
@@ -106,7 +116,7 @@ export function finishFault(vcpu: Vcpu, outcome: number): number {
 
 /** MMIO. An instruction that cannot even be fetched, or whose page tables are not memory, is not emulated. */
 function emulate(vcpu: Vcpu): number {
-  if (vcpu.vmcb.eventPending) return vcpu.mmio.failDelivery();
+  if (vcpu.vmcb.word(VMCB.EXITINTINFO) < 0) return vcpu.mmio.failDelivery();
   const notEmulated = vcpu.fault.exec || (vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & NPF.HIGH_GUEST_PAGE) !== 0;
   return notEmulated ? vcpu.mmio.fail() : vcpu.mmio.begin();
 }
@@ -160,8 +170,22 @@ function handleCpuid(vcpu: Vcpu): number {
   return skip(vcpu);
 }
 
-/** Without an in-kernel interrupt controller user space decides what a halted vCPU does. */
+/** kvm_emulate_xsetbv: the core has looked at CR4.OSXSAVE and CPL. */
+function handleXsetbv(vcpu: Vcpu): number {
+  const { vmcb, gprWords } = vcpu;
+  const word = (value: number) => BigInt(value >>> 0);
+  const value = (word(gprWords[RDX * 2]!) << 32n) | word(vmcb.word(RAX));
+  if (gprWords[RCX * 2] !== 0 || !vcpu.fpu.setXcr0(value)) return generalProtection(vcpu);
+  return skip(vcpu);
+}
+
+/** With a local APIC in the kernel the vCPU blocks there; without, user space decides what a halted vCPU does. */
 function handleHalt(vcpu: Vcpu): number {
+  if (vcpu.apic !== undefined) {
+    const result = vcpu.skipInstruction();
+    vcpu.mp.halt();
+    return result;
+  }
   vcpu.skipInstruction();
   vcpu.kvmRun.exitReason = KVM_EXIT_HLT;
   return TO_USER_SPACE;
@@ -172,6 +196,17 @@ function handleShutdown(vcpu: Vcpu): number {
   vcpu.init();
   vcpu.kvmRun.exitReason = KVM_EXIT_SHUTDOWN;
   return TO_USER_SPACE;
+}
+
+/** interrupt_window_interception: the guest could take an interrupt now. */
+function handleInterruptWindow(vcpu: Vcpu): number {
+  vcpu.events.interruptWindowOpened();
+  return GUEST_AGAIN;
+}
+
+function handleIret(vcpu: Vcpu): number {
+  vcpu.events.iretReached();
+  return GUEST_AGAIN;
 }
 
 function handlePause(vcpu: Vcpu): number {
@@ -191,32 +226,35 @@ function handleUndefinedOpcode(vcpu: Vcpu): number {
   return handleHypercall(vcpu);
 }
 
-/** MOV CR8 sets the task priority; nobody in the kernel uses it. Lower than before: the VMM wants to know (SET_TPR). */
+/** MOV CR8 sets the task priority of the kernel's local APIC. Where there is none and it is lower than before: the VMM wants to know (SET_TPR). */
 function handleWriteCr8(vcpu: Vcpu): number {
   const info = vcpu.vmcb.word(VMCB.EXITINFO1);
   if ((vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & INFO1_MOV_CR) === 0) return unexpectedExit(vcpu);
   const value = vcpu.readGpr(info & 15);
   if (value > 15n) return generalProtection(vcpu);
+  if (vcpu.apic !== undefined) {
+    vcpu.apic.lapic.setTpr(Number(value) << 4);
+    return vcpu.skipInstruction();
+  }
   const lower = value < BigInt(vcpu.other.cr8);
   vcpu.setCr8(Number(value));
-  vcpu.skipInstruction();
-  if (!lower) return GUEST_AGAIN;
+  const result = vcpu.skipInstruction();
+  if (!lower) return result;
   vcpu.kvmRun.exitReason = KVM_EXIT_SET_TPR;
   return TO_USER_SPACE;
 }
 
 function skip(vcpu: Vcpu): number {
-  vcpu.skipInstruction();
-  return GUEST_AGAIN;
+  return vcpu.skipInstruction();
 }
 
 function undefinedOpcode(vcpu: Vcpu): number {
-  vcpu.vmcb.injectException(VECTOR.UD);
+  vcpu.events.queueException(VECTOR.UD);
   return GUEST_AGAIN;
 }
 
 function generalProtection(vcpu: Vcpu): number {
-  vcpu.vmcb.injectFault(VECTOR.GP, 0);
+  vcpu.events.queueFault(VECTOR.GP, 0);
   return GUEST_AGAIN;
 }
 

@@ -24,6 +24,16 @@ export interface GuestCore {
   readonly gpr: BigUint64Array;
   /** The same as words, low word first. */
   readonly gprWords: Int32Array;
+  /** XMM0 to XMM15, 16 bytes each. */
+  readonly xmm: Uint8Array;
+  mxcsr: number;
+  /** The x87 part of FXSAVE's image, 160 bytes, without MXCSR. */
+  readX87(into: Uint8Array): void;
+  writeX87(from: Uint8Array): void;
+  xcr0: bigint;
+  /** DR0 to DR3. */
+  readonly debugAddresses: BigUint64Array;
+  tscAux: bigint;
   /** Instructions retired so far. */
   readonly retired: number;
   close(): void;

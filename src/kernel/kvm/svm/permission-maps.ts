@@ -6,6 +6,7 @@ import { MSR } from '../../../abi/x86.ts';
 import { type Pfn, pfn, spaOf } from '../../../base/address.ts';
 import { LinuxError } from '../../../base/errors.ts';
 import type { FrameOwner, HostMemory } from '../../../hardware/memory/host-memory.ts';
+import { type MsrPermissions, msrAllowed } from '../msr-filter.ts';
 
 const PORTS_ORDER = 2;
 const MSRS_ORDER = 1;
@@ -53,16 +54,23 @@ export class PermissionMaps {
     this.ports = pfn(ports);
     this.msrs = pfn(msrs);
     memory.write(spaOf(this.ports), new Uint8Array(PORTS_BYTES).fill(0xff));
+    this.apply(undefined);
+  }
+
+  /** Intercepts what is not passed through, and of that what the filter denies (svm_recalc_msr_intercepts). */
+  apply(filter: MsrPermissions | undefined): void {
     const map = new Uint8Array(MSRS_BYTES).fill(0xff);
-    for (const msr of PASSED_THROUGH) {
-      const bit = msrPermissionBit(msr)!;
-      map[bit >>> 3]! &= ~(3 << (bit & 7));
-    }
-    for (const msr of READ_ONLY) {
-      const bit = msrPermissionBit(msr)!;
+    const pass = (msr: number, access: 'read' | 'write'): void => {
+      if (!msrAllowed(filter, msr, access)) return;
+      const bit = msrPermissionBit(msr)! + (access === 'read' ? 0 : 1);
       map[bit >>> 3]! &= ~(1 << (bit & 7));
+    };
+    for (const msr of PASSED_THROUGH) {
+      pass(msr, 'read');
+      pass(msr, 'write');
     }
-    memory.write(spaOf(this.msrs), map);
+    for (const msr of READ_ONLY) pass(msr, 'read');
+    this.#memory.write(spaOf(this.msrs), map);
   }
 
   free(): void {

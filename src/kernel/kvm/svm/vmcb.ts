@@ -42,6 +42,9 @@ const INTERCEPTED = [
   INTERCEPT.PAUSE,
 ];
 const WRITE_CR8 = 1 << 24;
+/** Number of the first exception's intercept. */
+const EXCEPTION_BITS = 64;
+const DEBUG_REGISTERS = 0xff_00ff;
 const V_INTR_MASKING = 1 << 24;
 const INTERRUPT_SHADOW = 1;
 /** Offsets of the save area from the page's start. */
@@ -139,10 +142,7 @@ export class Vmcb {
 
   /** init_vmcb's control area; the rest of the page is left alone. */
   initControl(setup: { nestedRoot: Spa; ioPermissions: Spa; msrPermissions: Spa; asid: number }): void {
-    for (const bit of INTERCEPTED) {
-      const word = (bit >>> 5) * 4;
-      this.setWord(word, this.word(word) | (1 << (bit & 31)));
-    }
+    for (const bit of INTERCEPTED) this.intercept(bit);
     this.setWord(VMCB.INTERCEPT_CR, WRITE_CR8);
     this.setWord(VMCB.INTERCEPT_EXCEPTION, (1 << VECTOR.UD) | (1 << VECTOR.MC));
     this.setLong(VMCB.IOPM_BASE_PA, BigInt(setup.ioPermissions));
@@ -162,37 +162,38 @@ export class Vmcb {
     words[VMCB.INT_STATE >>> 2]! &= ~INTERRUPT_SHADOW;
   }
 
-  /** Has the exception delivered at the next VMRUN. */
-  injectException(vector: number): void {
-    this.setWord(VMCB.EVENTINJ, EVENT.VALID | EVENT.TYPE_EXCEPTION | vector);
-  }
-  /** The same with an error code. */
-  injectFault(vector: number, errorCode: number): void {
+  /** Has an event delivered at the next VMRUN. `info`: type, vector and ERROR_CODE_VALID as in EVENTINJ. */
+  injectEvent(info: number, errorCode: number): void {
     this.setWord(VMCB.EVENTINJ + 4, errorCode);
-    this.setWord(VMCB.EVENTINJ, EVENT.VALID | EVENT.TYPE_EXCEPTION | EVENT.ERROR_CODE_VALID | vector);
+    this.setWord(VMCB.EVENTINJ, EVENT.VALID | info);
   }
   /** Whether an event waits for the next VMRUN. */
   get eventPending(): boolean {
     return (this.word(VMCB.EVENTINJ) & EVENT.VALID) !== 0;
   }
 
-  /**
-   * An exit in the middle of an event's delivery: the event is injected again (svm_complete_interrupts). Events that the
-   * instruction at RIP raises anew (INTn, INT3, INTO) and #VC are dropped.
-   */
-  requeueEvent(): void {
-    const event = this.word(VMCB.EXITINTINFO);
-    if ((event & EVENT.VALID) === 0) return;
-    const type = event & 0x700;
-    const vector = event & 0xff;
-    if (type === EVENT.TYPE_SOFTWARE) return;
-    if (
-      type === EVENT.TYPE_EXCEPTION &&
-      (vector === VECTOR.BP || vector === VECTOR.OF || vector === VECTOR.VC)
-    )
-      return;
-    this.setWord(VMCB.EVENTINJ + 4, this.word(VMCB.EXITINTINFO + 4));
-    this.setWord(VMCB.EVENTINJ, event);
+  /** svm_set_intercept. `bit`: INTERCEPT. */
+  intercept(bit: number): void {
+    const word = (bit >>> 5) * 4;
+    this.setWord(word, this.word(word) | (1 << (bit & 31)));
+  }
+  /** svm_clr_intercept */
+  dropIntercept(bit: number): void {
+    const word = (bit >>> 5) * 4;
+    this.setWord(word, this.word(word) & ~(1 << (bit & 31)));
+  }
+  interceptException(vector: number): void {
+    this.intercept(EXCEPTION_BITS + vector);
+  }
+  dropExceptionIntercept(vector: number): void {
+    this.dropIntercept(EXCEPTION_BITS + vector);
+  }
+  /** Reads and writes of DR0 to DR7. */
+  interceptDebugRegisters(): void {
+    this.setWord(VMCB.INTERCEPT_DR, DEBUG_REGISTERS);
+  }
+  dropDebugRegisterIntercepts(): void {
+    this.setWord(VMCB.INTERCEPT_DR, 0);
   }
 
   /** Current privilege level. */

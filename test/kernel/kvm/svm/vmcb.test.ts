@@ -75,7 +75,7 @@ describe('a write clears the bit of its group', () => {
   ])('%s has none', (_name, offset) => {
     vmcb.markAllClean();
     vmcb.setWord(offset, 5);
-    vmcb.injectFault(13, 0);
+    vmcb.injectEvent(0xb0d, 0);
     vmcb.skipInstruction();
     expect(clean()).toBe(ALL);
   });
