@@ -193,6 +193,11 @@ export class FileTable {
     return file;
   }
 
+  /** Whether `fd` is open and stands for this very file. */
+  holds(fd: number, file: OpenFile): boolean {
+    return this.#files[fd - FIRST_FD] === file;
+  }
+
   dup(fd: number): number {
     return this.install(this.get(fd));
   }

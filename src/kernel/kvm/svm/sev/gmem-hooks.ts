@@ -1,0 +1,70 @@
+/**
+ * What SNP does to pages of a guest_memfd (Linux arch/x86/kvm/svm/sev.c: sev_gmem_prepare, sev_gmem_invalidate, sev_gmem_max_mapping_level, sev_handle_rmp_fault; reference
+ * facts 2.6).
+ */
+import { NPF } from '../../../../abi/vmcb.ts';
+import { type Gfn, gpaOf, type Pfn, pfn } from '../../../../base/address.ts';
+import { ERRNO } from '../../../../base/errors.ts';
+import type { HostMemory } from '../../../../hardware/memory/host-memory.ts';
+import { lookup, makePrivate, makeShared, smash } from '../../../host-rmp.ts';
+import type { SevVm } from './sev-vm.ts';
+
+const LEVEL_4K = 1;
+const LEVEL_2M = 2;
+const HUGE_ORDER = 9;
+const HUGE_PAGES = 512;
+
+/** The first private fault on a page: it becomes the guest's, to be validated. 0, −ENOENT or −EINVAL. */
+export function preparePage(sev: SevVm, gfn: Gfn, frame: Pfn, order: number): number {
+  const { memory } = sev.vm;
+  if (memory.rmp?.initialised !== true) return -ERRNO.ENOENT;
+  if (memory.rmp.assigned(frame)) return 0;
+  const large = order >= HUGE_ORDER && isLargePossible(memory, frame, gfn);
+  const start = large ? frame - (frame % HUGE_PAGES) : frame;
+  const startGfn = large ? gfn - (gfn % HUGE_PAGES) : gfn;
+  const level = large ? LEVEL_2M : LEVEL_4K;
+  const page = { gpa: gpaOf(startGfn as Gfn), level, asid: sev.asid, state: 'guest' as const };
+  return makePrivate(memory, pfn(start), page) === 0 ? 0 : -ERRNO.EINVAL;
+}
+
+/** Nothing of the aligned 2 MiB is assigned yet, and guest and host agree where it begins. */
+function isLargePossible(memory: HostMemory, frame: Pfn, gfn: Gfn): boolean {
+  return frame % HUGE_PAGES === gfn % HUGE_PAGES && !memory.rmp!.regionAssigned(frame);
+}
+
+/** Frames of the file are given up: they become the host's again. False: one could not, and all are leaked. */
+export function invalidatePages(memory: HostMemory, first: Pfn, order: number): boolean {
+  const { rmp } = memory;
+  if (rmp?.initialised !== true) return true;
+  const end = first + (1 << order);
+  for (let frame = first as number; frame < end; ) {
+    const { assigned, level } = lookup(memory, pfn(frame));
+    if (!assigned) {
+      frame++;
+      continue;
+    }
+    const whole = level === LEVEL_2M && frame % HUGE_PAGES === 0 && frame + HUGE_PAGES <= end;
+    if (level === LEVEL_2M && !whole && smash(memory, pfn(frame)) !== 0) return false;
+    if (makeShared(memory, pfn(frame), whole ? LEVEL_2M : LEVEL_4K) !== 0) return false;
+    frame += whole ? HUGE_PAGES : 1;
+  }
+  return true;
+}
+
+/** The largest page that may be mapped around a private frame: KVM's level. */
+export function maxMappingLevel(memory: HostMemory, frame: Pfn): number {
+  const { assigned, level } = lookup(memory, frame);
+  return assigned ? level : LEVEL_4K;
+}
+
+/**
+ * A nested fault by the RMP: a guest that works on 4 KiB of a page that is 2 MiB in the RMP. It is cut, and what was mapped there goes, so that the guest faults again.
+ * `error`: EXITINFO1's low word.
+ */
+export function handleRmpFault(sev: SevVm, gfn: Gfn, frame: Pfn, error: number): void {
+  if ((error & NPF.RMP) === 0 || !sev.vm.attributes.isPrivate(gfn)) return;
+  const { assigned, level } = lookup(sev.vm.memory, frame);
+  if (!assigned) return;
+  if (level === LEVEL_2M) smash(sev.vm.memory, frame);
+  sev.zap(gfn - (gfn % HUGE_PAGES), gfn - (gfn % HUGE_PAGES) + HUGE_PAGES);
+}

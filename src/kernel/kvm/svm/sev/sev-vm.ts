@@ -1,0 +1,128 @@
+/**
+ * A VM's side of SEV (struct kvm_sev_info; Linux arch/x86/kvm/svm/sev.c): KVM_MEMORY_ENCRYPT_OP, in the dispatcher's order of checks (reference facts 2.1, 2.2), and
+ * what ends with the VM. SNP alone: SEV and SEV-ES guests have no launch commands here yet, and the VM types are refused.
+ */
+import { KVM_SEV, KVM_SEV_LAST_LEGACY, SVM_SEV_FEAT } from '../../../../abi/kvm-sev.ts';
+import { SEV_CMD, snpAddress } from '../../../../abi/sev-firmware.ts';
+import { SEV_STATUS } from '../../../../abi/sev-status.ts';
+import { type Pfn, spaOf } from '../../../../base/address.ts';
+import { LinuxError } from '../../../../base/errors.ts';
+import type { HostMemory } from '../../../../hardware/memory/host-memory.ts';
+import type { SevCommand } from '../../../interface.ts';
+import type { Process } from '../../../process.ts';
+import type { FaultSlot, GuestMemory } from '../../mmu/guest-memory.ts';
+import type { KvmPolicy } from '../../policy.ts';
+import type { Vcpu } from '../../vcpu.ts';
+import type { SevHost } from './sev-host.ts';
+import { launchFinish, launchStart, launchUpdate } from './snp-launch.ts';
+
+const MAX_GHCB_VERSION = 2;
+
+/** What SEV asks of its VM. */
+export interface SevVmHost extends GuestMemory {
+  readonly memory: HostMemory;
+  readonly process: Process;
+  readonly policy: GuestMemory['policy'] & KvmPolicy;
+  readonly slots: { find(gfn: number): FaultSlot | undefined } & GuestMemory['slots'];
+  /** vCPUs that were ever created. */
+  readonly vcpuCount: number;
+  /** Those that are open, in the order of their ids. */
+  openVcpus(): readonly Vcpu[];
+}
+
+export class SevVm {
+  readonly vm: SevVmHost;
+  readonly host: SevHost;
+  /** INIT2 was done. */
+  active = false;
+  asid = 0;
+  /** SEV_FEATURES of its VMSAs. */
+  vmsaFeatures = 0n;
+  ghcbVersion = 0;
+  /** The guest's context page, once LAUNCH_START was done. */
+  context: Pfn | undefined;
+  policy = 0n;
+  /** KVM_SEV_SNP_ENABLE_REQ_CERTS */
+  certsEnabled = false;
+  /** The launch is finished: the guest may run, and its memory be pre-faulted. */
+  launched = false;
+
+  constructor(vm: SevVmHost, host: SevHost) {
+    this.vm = vm;
+    this.host = host;
+  }
+
+  /** KVM_MEMORY_ENCRYPT_OP. `command.error` is firmware's status, set whatever happens. */
+  memoryEncryptOp(command: SevCommand | undefined): void {
+    if (command === undefined) return;
+    command.error = 0;
+    const { id } = command;
+    if (this.active && id < KVM_SEV.SNP_LAUNCH_START)
+      throw new LinuxError('EPERM', `KVM_MEMORY_ENCRYPT_OP ${id}: not for an SNP guest`);
+    switch (command.id) {
+      case KVM_SEV.INIT2:
+        this.#init2(command.data);
+        break;
+      case KVM_SEV.SNP_LAUNCH_START:
+        launchStart(this, command);
+        break;
+      case KVM_SEV.SNP_LAUNCH_UPDATE:
+        launchUpdate(this, command);
+        break;
+      case KVM_SEV.SNP_LAUNCH_FINISH:
+        launchFinish(this, command);
+        break;
+      case KVM_SEV.SNP_ENABLE_REQ_CERTS:
+        this.#enableCertificates();
+        break;
+      default:
+        throw id >= 0 && id <= KVM_SEV_LAST_LEGACY
+          ? new LinuxError('ENOTTY', `KVM_MEMORY_ENCRYPT_OP ${id}: the VM is no SEV guest`)
+          : new LinuxError('EINVAL', `KVM_MEMORY_ENCRYPT_OP ${id}: no such command`);
+    }
+  }
+
+  /** The VM's last holder is gone (sev_vm_destroy). */
+  destroy(): void {
+    const { psp, esAsids } = this.host;
+    if (this.context !== undefined) {
+      const status = psp.command(
+        SEV_CMD.SNP_DECOMMISSION,
+        snpAddress.encode({ address: BigInt(spaOf(this.context)) }),
+      );
+      // Without DECOMMISSION the ASID and the page stay the guest's.
+      if (status !== SEV_STATUS.SUCCESS) return psp.leak(1);
+      psp.freePage(this.context);
+      this.context = undefined;
+    }
+    if (this.asid !== 0) esAsids.giveBack(this.asid);
+    this.asid = 0;
+  }
+
+  #init2(request: { vmsaFeatures: bigint; flags: number; ghcbVersion: number }): void {
+    const { vmsaFeatures, flags, ghcbVersion } = request;
+    if (this.active) throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: done before');
+    if (this.vm.vcpuCount > 0) throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: the VM has vCPUs');
+    if (flags !== 0) throw new LinuxError('EINVAL', `KVM_SEV_INIT2: flags ${flags}, want 0`);
+    const supported = supportedVmsaFeatures();
+    if ((vmsaFeatures & ~supported) !== 0n)
+      throw new LinuxError('EINVAL', `KVM_SEV_INIT2: vmsa_features ${vmsaFeatures}, want a subset of ${supported}`);
+    if (ghcbVersion > MAX_GHCB_VERSION)
+      throw new LinuxError('EINVAL', `KVM_SEV_INIT2: ghcb_version ${ghcbVersion}, want at most 2`);
+    if (ghcbVersion === 1 && this.vm.policy.snpNeedsGhcbVersion2)
+      throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: ghcb_version 1, SNP wants 2');
+    this.asid = this.host.esAsids.take();
+    this.active = true;
+    this.vmsaFeatures = vmsaFeatures | SVM_SEV_FEAT.SNP_ACTIVE;
+    this.ghcbVersion = ghcbVersion === 0 ? MAX_GHCB_VERSION : ghcbVersion;
+  }
+
+  #enableCertificates(): void {
+    if (!this.active || this.vm.vcpuCount > 0 || !this.vm.policy.certificateExits)
+      throw new LinuxError('EINVAL', 'KVM_SEV_SNP_ENABLE_REQ_CERTS: want an SNP guest without vCPUs');
+    this.certsEnabled = true;
+  }
+}
+
+/** KVM_X86_SEV_VMSA_FEATURES. DebugSwap and Secure TSC need what the core has not. */
+export const supportedVmsaFeatures = (): bigint => 0n;

@@ -1,0 +1,258 @@
+/**
+ * The launch of an SNP guest (Linux arch/x86/kvm/svm/sev.c, snp_launch_start, snp_launch_update, snp_launch_finish, sev_gmem_post_populate; virt/kvm/guest_memfd.c,
+ * kvm_gmem_populate). The checks stand in the order of reference facts 2.4 to 2.6.
+ */
+import { KVM_MEM_GUEST_MEMFD } from '../../../../abi/kvm.ts';
+import {
+  SEV_CMD,
+  SNP_LAUNCH_FINISH_FLAG,
+  SNP_PAGE_TYPE,
+  SNP_POLICY,
+  snpActivate,
+  snpAddress,
+  snpLaunchFinish,
+  snpLaunchStart,
+  snpLaunchUpdate,
+} from '../../../../abi/sev-firmware.ts';
+import { SEV_STATUS, sevStatusName } from '../../../../abi/sev-status.ts';
+import { type Gfn, gfn, gpa, gpaOf, type Hva, hva, type Pfn, spaOf } from '../../../../base/address.ts';
+import { LinuxError } from '../../../../base/errors.ts';
+import type {
+  SnpLaunchFinishCommand,
+  SnpLaunchStartCommand,
+  SnpLaunchUpdateCommand,
+} from '../../../interface.ts';
+import { lookup, makePrivate } from '../../../host-rmp.ts';
+import type { BackingPage, FaultSlot } from '../../mmu/guest-memory.ts';
+import { isSevDevice } from '../../../ccp/sev-device.ts';
+import type { SevVm } from './sev-vm.ts';
+
+const LEVEL_4K = 1;
+const PAGE = 4096n;
+const USER_PAGE_TYPES: ReadonlySet<number> = new Set([
+  SNP_PAGE_TYPE.NORMAL,
+  SNP_PAGE_TYPE.ZERO,
+  SNP_PAGE_TYPE.UNMEASURED,
+  SNP_PAGE_TYPE.SECRETS,
+  SNP_PAGE_TYPE.CPUID,
+]);
+/** GPA of a VMSA in the RMP and in the launch digest: no guest physical address. */
+const VMSA_GPA = gpa(0xffff_ffff_f000);
+
+/** EIO with firmware's status, which the command gets as `error`. */
+function firmwareFailure(call: string, command: { error?: number }, status: number): LinuxError {
+  command.error = status;
+  return new LinuxError('EIO', `${call}: firmware says ${sevStatusName(status) ?? status}`);
+}
+
+/** Errors in order: EINVAL (not initialised: ENOTTY at dispatch), EINVAL (context, flags, policy), ENOTTY, EBADF, EIO. */
+export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
+  if (!sev.active) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: KVM_SEV_INIT2 was not done');
+  const { policy, gosvw, flags } = command.data;
+  if (sev.context !== undefined) throw new LinuxError('EINVAL', 'KVM_SEV_SNP_LAUNCH_START: done before');
+  if (flags !== 0) throw new LinuxError('EINVAL', `KVM_SEV_SNP_LAUNCH_START: flags ${flags}, want 0`);
+  checkPolicy(sev, policy);
+  const { psp } = sev.host;
+  const context = psp.allocatePage();
+  if (context < 0) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: no page for the guest context');
+  const created = psp.command(SEV_CMD.SNP_GCTX_CREATE, snpAddress.encode({ address: BigInt(spaOf(context)) }));
+  if (created !== SEV_STATUS.SUCCESS) {
+    psp.freePage(context);
+    command.error = created;
+    throw new LinuxError('ENOTTY', `KVM_SEV_SNP_LAUNCH_START: no guest context, status ${created}`);
+  }
+  sev.context = context;
+  if (!isSevDevice(sev.vm.process.files, command.sevFd)) {
+    destroyContext(sev);
+    throw new LinuxError('EBADF', `KVM_SEV_SNP_LAUNCH_START: sev_fd ${command.sevFd} is not /dev/sev`);
+  }
+  const started = psp.command(
+    SEV_CMD.SNP_LAUNCH_START,
+    snpLaunchStart.encode({ context: BigInt(spaOf(context)), policy, gosvw }),
+  );
+  if (started !== SEV_STATUS.SUCCESS) {
+    destroyContext(sev);
+    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START', command, started);
+  }
+  sev.policy = policy;
+  const activated = psp.command(
+    SEV_CMD.SNP_ACTIVATE,
+    snpActivate.encode({ context: BigInt(spaOf(context)), asid: sev.asid }),
+  );
+  if (activated === SEV_STATUS.SUCCESS) return;
+  destroyContext(sev);
+  throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START (ACTIVATE)', command, activated);
+}
+
+/** DECOMMISSION, and the page back; leaked where firmware keeps it. */
+function destroyContext(sev: SevVm): void {
+  const { psp } = sev.host;
+  const context = sev.context!;
+  sev.context = undefined;
+  const status = psp.command(SEV_CMD.SNP_DECOMMISSION, snpAddress.encode({ address: BigInt(spaOf(context)) }));
+  if (status === SEV_STATUS.SUCCESS) psp.freePage(context);
+  else psp.leak(1);
+}
+
+function checkPolicy(sev: SevVm, policy: bigint): void {
+  const refuse = (what: string): never => {
+    throw new LinuxError('EINVAL', `KVM_SEV_SNP_LAUNCH_START: policy 0x${policy.toString(16)}: ${what}`);
+  };
+  const supported = snpPolicyBits(sev);
+  if ((policy & ~supported) !== 0n) refuse(`want a subset of 0x${supported.toString(16)}`);
+  if ((policy & SNP_POLICY.RESERVED_MUST_BE_ONE) === 0n) refuse('bit 17 must be 1');
+  if (sev.vm.policy.snpPolicyNeedsSmt && (policy & SNP_POLICY.SMT) === 0n) refuse('SMT (bit 16) must be 1');
+}
+
+/** KVM_X86_SNP_POLICY_BITS: what this kernel takes, of what firmware knows. */
+export function snpPolicyBits(sev: Pick<SevVm, 'vm' | 'host'>): bigint {
+  return sev.vm.policy.snpPolicyBits & sev.host.machine.policyBits;
+}
+
+class Page implements BackingPage {
+  pfn = 0 as Pfn;
+  order = 0;
+  writable = false;
+  pending: Promise<void> | undefined = undefined;
+}
+
+/** Errors: ENOTTY, EINVAL, EIO. Progress is written back into `command.data`: loop until `len` is 0. */
+export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void {
+  const call = 'KVM_SEV_SNP_LAUNCH_UPDATE';
+  if (!sev.active) throw new LinuxError('ENOTTY', `${call}: KVM_SEV_INIT2 was not done`);
+  if (sev.context === undefined) throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
+  const { data } = command;
+  const { vm } = sev;
+  const strict = vm.policy.snpUpdateChecksRange;
+  const isZero = data.type === SNP_PAGE_TYPE.ZERO;
+  if (data.flags !== 0 || data.len % PAGE !== 0n || !USER_PAGE_TYPES.has(data.type))
+    throw new LinuxError('EINVAL', `${call}: flags ${data.flags}, len ${data.len}, type ${data.type}`);
+  if (strict && (data.len === 0n || (!isZero && data.uaddr % PAGE !== 0n)))
+    throw new LinuxError('EINVAL', `${call}: uaddr 0x${data.uaddr.toString(16)}, len ${data.len}`);
+  const first = gfn(Number(data.gfnStart));
+  const slot = vm.slots.find(first);
+  if (slot === undefined || (slot.flags & KVM_MEM_GUEST_MEMFD) === 0)
+    throw new LinuxError('EINVAL', `${call}: no guest_memfd at gfn 0x${data.gfnStart.toString(16)}`);
+  const wanted = Number(data.len / PAGE);
+  const count = Math.min(wanted, slot.npages - (first - slot.baseGfn));
+  const page = new Page();
+  const bytes = new Uint8Array(4096);
+  let done = 0;
+  let failure: LinuxError | undefined;
+  for (; done < count; done++) {
+    const source = isZero ? undefined : hva(Number(data.uaddr) + done * 4096);
+    failure = addPage(sev, command, { slot, gfn: (first + done) as Gfn, source, page, bytes });
+    if (failure !== undefined) break;
+  }
+  if (done === 0) throw failure ?? new LinuxError('EIO', `${call}: no page was added`);
+  command.error = 0;
+  data.gfnStart += BigInt(done);
+  data.len -= BigInt(done) * PAGE;
+  if (!isZero) data.uaddr += BigInt(done) * PAGE;
+}
+
+/** One page from the VMM into the guest, measured and encrypted. Returns why not. */
+function addPage(
+  sev: SevVm,
+  command: SnpLaunchUpdateCommand,
+  request: { slot: FaultSlot; gfn: Gfn; source: Hva | undefined; page: Page; bytes: Uint8Array },
+): LinuxError | undefined {
+  const { slot, source, page, bytes } = request;
+  const { vm, host } = sev;
+  const { memory } = vm;
+  const at = `gfn 0x${request.gfn.toString(16)}`;
+  const why = (reason: string): LinuxError => new LinuxError('EIO', `KVM_SEV_SNP_LAUNCH_UPDATE: ${at}: ${reason}`);
+  const got = vm.gmemGetPfn(slot, request.gfn, page);
+  if (got !== 0) return why(`no page, errno ${-got}`);
+  if (!vm.attributes.isPrivate(request.gfn)) return why('its attribute is not PRIVATE');
+  if (lookup(memory, page.pfn).assigned) return why('it is the guest’s already');
+  if (source !== undefined) {
+    try {
+      vm.process.memory.read(source, bytes);
+    } catch (error) {
+      if (error instanceof LinuxError) return why(`source 0x${source.toString(16)} cannot be read`);
+      throw error;
+    }
+    memory.write(spaOf(page.pfn), bytes);
+  }
+  const frame = page.pfn;
+  const state = { gpa: gpaOf(request.gfn), level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' as const };
+  if (makePrivate(memory, frame, state) !== 0) return why('RMPUPDATE failed');
+  const { type } = command.data;
+  const status = host.psp.command(
+    SEV_CMD.SNP_LAUNCH_UPDATE,
+    snpLaunchUpdate.encode({
+      context: BigInt(spaOf(sev.context!)),
+      flags: type << 1,
+      address: BigInt(spaOf(frame)),
+    }),
+  );
+  if (status === SEV_STATUS.SUCCESS) return undefined;
+  if (host.psp.reclaim(frame) && type === SNP_PAGE_TYPE.CPUID && status === SEV_STATUS.INVALID_PARAM) {
+    // The page holds what firmware would accept.
+    memory.read(spaOf(frame), bytes);
+    if (source !== undefined) vm.process.memory.write(source, bytes);
+  }
+  return firmwareFailure(`KVM_SEV_SNP_LAUNCH_UPDATE: ${at}`, command, status);
+}
+
+/** Errors: ENOTTY, EINVAL, EIO. */
+export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void {
+  const call = 'KVM_SEV_SNP_LAUNCH_FINISH';
+  if (!sev.active) throw new LinuxError('ENOTTY', `${call}: KVM_SEV_INIT2 was not done`);
+  if (sev.context === undefined) throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
+  const { data } = command;
+  if (data.flags !== 0) throw new LinuxError('EINVAL', `${call}: flags ${data.flags}, want 0`);
+  for (const vcpu of sev.vm.openVcpus()) addVmsa(sev, command, vcpu.sev!.synchroniseVmsa());
+  const { psp } = sev.host;
+  const pages: Pfn[] = [];
+  const lend = (bytes: Uint8Array): bigint => {
+    const frame = sev.vm.memory.allocate(0, sev.vm.memory.owner('psp'));
+    if (frame < 0) throw new LinuxError('ENOMEM', `${call}: no frame for the ID block`);
+    pages.push(frame as Pfn);
+    sev.vm.memory.write(spaOf(frame as Pfn), bytes);
+    return BigInt(spaOf(frame as Pfn));
+  };
+  let flags = data.vcekDisabled ? SNP_LAUNCH_FINISH_FLAG.VCEK_DISABLED : 0n;
+  try {
+    let idBlock = 0n;
+    let idAuth = 0n;
+    if (data.id !== undefined) {
+      idBlock = lend(data.id.block);
+      idAuth = lend(data.id.auth);
+      flags |= SNP_LAUNCH_FINISH_FLAG.ID_BLOCK_EN;
+      if (data.id.authorKeyEnabled) flags |= SNP_LAUNCH_FINISH_FLAG.AUTH_KEY_EN;
+    }
+    const context = BigInt(spaOf(sev.context));
+    const status = psp.command(
+      SEV_CMD.SNP_LAUNCH_FINISH,
+      snpLaunchFinish.encode({ context, idBlock, idAuth, flags, hostData: data.hostData }),
+    );
+    if (status !== SEV_STATUS.SUCCESS) throw firmwareFailure(call, command, status);
+  } finally {
+    for (const frame of pages) sev.vm.memory.free(frame, 0);
+  }
+  sev.launched = true;
+}
+
+/** A VMSA becomes the guest's: measured last, in the order of the vCPUs (snp_launch_update_vmsa). */
+function addVmsa(sev: SevVm, command: SnpLaunchFinishCommand, vmsa: { frame: Pfn; protect(): void }): void {
+  const { memory } = sev.vm;
+  const { psp } = sev.host;
+  const state = { gpa: VMSA_GPA, level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' as const };
+  if (makePrivate(memory, vmsa.frame, state) !== 0)
+    throw new LinuxError('EIO', 'KVM_SEV_SNP_LAUNCH_FINISH: RMPUPDATE of a VMSA failed');
+  const status = psp.command(
+    SEV_CMD.SNP_LAUNCH_UPDATE,
+    snpLaunchUpdate.encode({
+      context: BigInt(spaOf(sev.context!)),
+      flags: SNP_PAGE_TYPE.VMSA << 1,
+      address: BigInt(spaOf(vmsa.frame)),
+    }),
+  );
+  if (status !== SEV_STATUS.SUCCESS) {
+    psp.reclaim(vmsa.frame);
+    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_FINISH: a VMSA', command, status);
+  }
+  vmsa.protect();
+}
