@@ -68,6 +68,23 @@ describe('a guest’s CPUID', () => {
     expect(cpuid(1)).toEqual([0, 0, 0x0c000000, 0]);
   });
 
+  it('leaf 0xd has the sizes of x87 and SSE, whatever the VMM says', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([
+      AMD,
+      entry(0xd, { flags: 1, index: 0, eax: 3, ebx: 832, ecx: 576 }),
+      entry(0xd, { flags: 1, index: 1, eax: 7, ebx: 1 }),
+      entry(0xd, { flags: 1, index: 2, eax: 256, ebx: 576 }),
+    ]);
+    expect(cpuid(0xd, 0)).toEqual([3, 576, 576, 0]);
+    expect(cpuid(0xd, 1)).toEqual([7, 576, 0, 0]);
+    expect(cpuid(0xd, 2)).toEqual([256, 576, 0, 0]);
+    bench.close();
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([AMD, entry(0xd, { flags: 1, index: 1, eax: 5, ebx: 1 })]);
+    expect(cpuid(0xd, 1)).toEqual([5, 1, 0, 0]);
+  });
+
   it('topology levels beyond the last one name themselves', () => {
     bench = new VcpuBench();
     bench.vcpu.setCpuid2([AMD, entry(0xb, { flags: 1, index: 1, ebx: 4, edx: 9 })]);
@@ -105,6 +122,25 @@ describe('KVM_SET_CPUID2', () => {
 });
 
 describe('KVM_GET_SUPPORTED_CPUID', () => {
+  it.each([
+    ['PCLMULQDQ', 1, 0, 'ecx', 1, 1],
+    ['SSE4.2', 1, 0, 'ecx', 20, 1],
+    ['AES', 1, 0, 'ecx', 25, 1],
+    ['XSAVE', 1, 0, 'ecx', 26, 1],
+    ['AVX', 1, 0, 'ecx', 28, 0],
+    ['FPU', 1, 0, 'edx', 0, 0],
+    ['MMX', 1, 0, 'edx', 23, 0],
+    ['x87 and SSE state', 0xd, 0, 'eax', 1, 1],
+    ['AVX state', 0xd, 0, 'eax', 2, 0],
+    ['XSAVEC', 0xd, 1, 'eax', 1, 1],
+    ['XSAVES', 0xd, 1, 'eax', 3, 0],
+    ['FXSR_OPT', 0x80000001, 0, 'edx', 25, 1],
+    ['XSAVEERPTR', 0x80000008, 0, 'ebx', 2, 1],
+  ] as const)('%s', (_, leaf, index, register, bit, shown) => {
+    bench = new VcpuBench();
+    const found = supportedCpuid().find((one) => one.function === leaf && one.index === index)!;
+    expect((found[register] >>> bit) & 1).toBe(shown);
+  });
   it('is what a vCPU accepts, and is AMD’s with long mode, NX and SSE2', () => {
     bench = new VcpuBench();
     bench.vcpu.setCpuid2(supportedCpuid());
