@@ -13,6 +13,7 @@ import type { Chip, SigningKey } from '../chip.ts';
 import type { HostMemory } from '../memory/host-memory.ts';
 import type { PageState, Rmp } from '../memory/rmp.ts';
 import { Asids } from './asids.ts';
+import { CpuidRules } from './cpuid-rules.ts';
 import type { GuestContext } from './guest-context.ts';
 
 /** `rmp`: the page is part of the RMP itself. `default`: the RMP does not cover it. */
@@ -44,6 +45,7 @@ export class Firmware {
   readonly smt: boolean;
   readonly sockets: number;
   readonly asids: Asids;
+  readonly cpuidRules: CpuidRules;
   /** SNP_INIT was done. */
   isInitialised = false;
   /** TCB_VERSION of who initialised the RMP; undefined: nobody. */
@@ -68,6 +70,7 @@ export class Firmware {
     this.smt = options.smt ?? true;
     this.sockets = options.sockets ?? 1;
     this.asids = new Asids(options.chip.personality.maxAsid);
+    this.cpuidRules = new CpuidRules(options.chip.personality);
     this.#contextKey = this.newMemoryKey(32);
   }
 

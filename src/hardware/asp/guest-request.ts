@@ -154,12 +154,15 @@ function answer(
     payload,
   });
   const size = answered.length;
-  if ((response % PAGE_SIZE) + GUEST_MESSAGE_HEADER_SIZE + size > PAGE_SIZE) return SEV_STATUS.INVALID_PARAM;
+  if ((response % PAGE_SIZE) + GUEST_MESSAGE_HEADER_SIZE + size > PAGE_SIZE) {
+    answered.fill(0);
+    return SEV_STATUS.INVALID_PARAM;
+  }
   const sealed = seal(key, { vmpck, type: type + 1, size, sequence: sequence + 1n }, answered);
   key.fill(0);
   answered.fill(0);
   const status = firmware.write(response, sealed);
-  if (status === SEV_STATUS.SUCCESS) context.messageCounts[vmpck] = count + 2n;
+  if (status === SEV_STATUS.SUCCESS) context.messageCounts[vmpck]! += 2n;
   return status;
 }
 

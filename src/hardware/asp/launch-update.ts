@@ -83,7 +83,7 @@ function addPage(firmware: Firmware, context: GuestContext, page: LaunchPage): n
   else if (type === SNP_PAGE_TYPE.VMSA) contents = takeVmsa(firmware, context, bytes);
   else if (type === SNP_PAGE_TYPE.ZERO) firmware.write((frame * PAGE_SIZE) as Spa, ZERO_PAGE);
   else if (type === SNP_PAGE_TYPE.CPUID) {
-    const status = correctCpuidPage(firmware.chip.personality, bytes);
+    const status = correctCpuidPage(firmware.cpuidRules, bytes);
     if (status !== SEV_STATUS.SUCCESS) return status;
   }
   const measured = { ...page, contents };

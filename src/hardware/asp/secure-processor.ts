@@ -7,8 +7,18 @@
  */
 import { SEV_CMD, sevCommandName } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
-import type { Spa } from '../../base/address.ts';
+import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
 import { activate, activateEx, decommission, gctxCreate, guestStatus } from './activation.ts';
+import {
+  commit,
+  config,
+  type FirmwareUpdate,
+  featureInfo,
+  getId,
+  updateFirmware,
+  vlekLoad,
+} from './configuration.ts';
+import { debugDecrypt, debugEncrypt } from './debug.ts';
 import { type CommandBuffer, Firmware, type MachineOptions } from './firmware.ts';
 import { guestRequest } from './guest-request.ts';
 import { launchFinish, launchStart } from './launch.ts';
@@ -16,17 +26,21 @@ import { launchUpdate } from './launch-update.ts';
 import { pageReclaim, pageSetState, pageUnsmash } from './page-commands.ts';
 import { dfFlush, initEx, platformStatus, shutdownEx, snpInit, snpShutdown } from './platform.ts';
 
+export type { FirmwareUpdate } from './configuration.ts';
 export type { MachineOptions } from './firmware.ts';
 
 interface Handler {
   /** Bytes of the command buffer; 0: the command takes none. */
   readonly size: number;
   readonly run: (firmware: Firmware, command: CommandBuffer) => number;
+  /** The buffer is an answer as well: it is written back, whatever the status. */
+  readonly answers?: true;
 }
 
 const LARGEST_BUFFER = 64;
 
-const HANDLERS: ReadonlyMap<number, Handler> = new Map([
+const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
+  [SEV_CMD.GET_ID, { size: 16, run: getId, answers: true }],
   [SEV_CMD.SNP_INIT, { size: 0, run: snpInit }],
   [SEV_CMD.SNP_SHUTDOWN, { size: 0, run: snpShutdown }],
   [SEV_CMD.SNP_PLATFORM_STATUS, { size: 8, run: platformStatus }],
@@ -42,9 +56,15 @@ const HANDLERS: ReadonlyMap<number, Handler> = new Map([
   [SEV_CMD.SNP_LAUNCH_START, { size: 48, run: launchStart }],
   [SEV_CMD.SNP_LAUNCH_UPDATE, { size: 32, run: launchUpdate }],
   [SEV_CMD.SNP_LAUNCH_FINISH, { size: 64, run: launchFinish }],
+  [SEV_CMD.SNP_DBG_DECRYPT, { size: 24, run: debugDecrypt }],
+  [SEV_CMD.SNP_DBG_ENCRYPT, { size: 24, run: debugEncrypt }],
   [SEV_CMD.SNP_PAGE_SET_STATE, { size: 16, run: pageSetState }],
   [SEV_CMD.SNP_PAGE_RECLAIM, { size: 8, run: pageReclaim }],
   [SEV_CMD.SNP_PAGE_UNSMASH, { size: 8, run: pageUnsmash }],
+  [SEV_CMD.SNP_CONFIG, { size: 64, run: config }],
+  [SEV_CMD.SNP_COMMIT, { size: 4, run: commit }],
+  [SEV_CMD.SNP_VLEK_LOAD, { size: 16, run: vlekLoad }],
+  [SEV_CMD.SNP_FEATURE_INFO, { size: 16, run: featureInfo }],
 ]);
 
 /** A failure to come: the `nth` (1: the next) execution of a command answers `status` and does nothing. */
@@ -79,6 +99,14 @@ export class SecureProcessor {
     this.#firmware.asids.writtenBack();
   }
 
+  /**
+   * Puts other firmware or microcode in place of what runs, as DOWNLOAD_FIRMWARE_EX and a microcode update do. Returns a status: BAD_SVN or BAD_VERSION for what is below
+   * the committed.
+   */
+  updateFirmware(update: FirmwareUpdate): number {
+    return updateFirmware(this.#firmware, update);
+  }
+
   /** Makes one execution of a command fail. */
   inject(failure: InjectedFailure): void {
     this.#failures.push({ command: failure.command, left: failure.nth, status: failure.status });
@@ -87,16 +115,28 @@ export class SecureProcessor {
   #run(command: number, buffer: Spa): number {
     const handler = HANDLERS.get(command);
     if (handler === undefined) return SEV_STATUS.INVALID_COMMAND;
+    const firmware = this.#firmware;
     const { size, run } = handler;
-    if (size > 0) {
-      if (!this.#firmware.isMemory(buffer, size)) return SEV_STATUS.INVALID_ADDRESS;
-      if (size === LARGEST_BUFFER) this.#firmware.memory.read(buffer, this.#bytes);
-      else {
-        this.#bytes.fill(0);
-        this.#firmware.memory.read(buffer, this.#bytes.subarray(0, size));
-      }
+    if (size === 0) return run(firmware, this.#command);
+    if (!firmware.isMemory(buffer, size)) return SEV_STATUS.INVALID_ADDRESS;
+    const bytes = this.#bytes.subarray(0, size);
+    if (handler.answers) {
+      const writable = firmware.checkAnswerPage(buffer);
+      if (writable !== SEV_STATUS.SUCCESS) return writable;
     }
-    return run(this.#firmware, this.#command);
+    firmware.memory.read(buffer, bytes);
+    const status = run(firmware, this.#command);
+    if (handler.answers) this.#giveBack(buffer, bytes);
+    return status;
+  }
+
+  /** Answers in the command buffer; its page, if firmware's, goes to state Reclaim (sev_dispatch.c). */
+  #giveBack(buffer: Spa, bytes: Uint8Array): void {
+    const firmware = this.#firmware;
+    firmware.write(buffer, bytes);
+    if (!firmware.isInitialised || firmware.stateOf(buffer) !== 'firmware') return;
+    const frame = Math.floor(buffer / PAGE_SIZE) as Pfn;
+    firmware.rmp.setEntry(frame, { ...firmware.rmp.entry(frame), immutable: false });
   }
 
   #injected(command: number): number | undefined {
