@@ -68,9 +68,8 @@ export class Interrupts {
     return registers.word(STATE.RETIRED) === registers.word(STATE.SHADOW_RETIRED) ? kind : SHADOW.NONE;
   }
 
-  /** For the instruction being executed (it is not retired yet): the next one has a shadow. One after another only the first has. */
+  /** For the instruction being executed (it is not retired yet): the next one has a shadow. One after another goes on with it, as AMD's processors do. */
   holdNext(kind: number): void {
-    if (this.shadow !== SHADOW.NONE) return;
     const registers = this.#registers;
     registers.setWord(STATE.INTERRUPT_SHADOW, kind);
     registers.setWord(STATE.SHADOW_RETIRED, (registers.word(STATE.RETIRED) + 1) | 0);
