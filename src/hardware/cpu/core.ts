@@ -21,8 +21,10 @@ import { FxImage, X87State } from './fx-image.ts';
 import { Intercepts } from './intercepts.ts';
 import { Interpreter } from './interpreter.ts';
 import { Interrupts, SHADOW } from './interrupts.ts';
+import { LegacyExecution } from './legacy/execution.ts';
 import { isCanonical, MemoryAccess } from './memory-access.ts';
 import { type MmioBus, MmioStep } from './mmio.ts';
+import { in64BitMode } from './mode.ts';
 import { MsrFile } from './msr.ts';
 import { NestedWalker } from './nested-walk.ts';
 import { PageWalker } from './page-walk.ts';
@@ -80,6 +82,7 @@ export class Core {
   readonly #image: FxImage;
   readonly #exceptions: Exceptions;
   readonly #stepping: Stepping;
+  readonly #legacy: LegacyExecution;
   readonly #entry: GuestEntry;
   readonly #exit: GuestExit;
   readonly #cores: Set<Core>;
@@ -151,6 +154,13 @@ export class Core {
     this.#entry = new GuestEntry(this.#parts, encrypted);
     this.#exit = new GuestExit(this.#parts, encrypted);
     this.#stepping = new Stepping(this.#parts, () => this.#stepOnce());
+    this.#legacy = new LegacyExecution({
+      parts: this.#parts,
+      segments,
+      fetchFrame: (linear) => this.#fetchFrame(linear | 0, 0),
+      fetchFailure: () => this.#fetchFailure,
+      execute: (instruction, frame) => this.interpreter.execute(instruction, frame),
+    });
     this.interpreter = new Interpreter({
       memory,
       owner,
@@ -315,6 +325,7 @@ export class Core {
       this.#setVectorMode();
       if (left <= 0) reason = LEAVE.BUDGET;
       else if (this.#stepping.needed) reason = this.#stepping.step();
+      else if (!in64BitMode(registers)) reason = this.#stepOnce();
       else {
         debug.stepping = false;
         reason = this.interpreter.run(Math.min(left, SLICE));
@@ -369,6 +380,7 @@ export class Core {
 
   #stepOnce(): number {
     this.#setVectorMode();
+    if (!in64BitMode(this.#parts.registers)) return this.#legacy.step();
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
     const reason = this.interpreter.step(frame, this.#nextFrame);

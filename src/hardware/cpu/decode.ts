@@ -1,6 +1,6 @@
 /**
  * Decodes code pages into lines of records (docs/CORE.md). A line begins where control arrived and runs on to an unconditional
- * jump, the page's end, something already decoded, or a limit. Only 64-bit mode is decoded.
+ * jump, the page's end, something already decoded, or a limit. Lines are of 64-bit mode; outside it (legacy/) instructions come one by one.
  */
 import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
@@ -99,6 +99,23 @@ export class LineDecoder {
       } finally {
         reader.free();
       }
+    });
+    return result === 'decoded' ? start : result;
+  }
+
+  /**
+   * Records of one instruction that has been decoded outside 64-bit mode and whose memory operand is a linear address by now, followed by a
+   * stop. `page` says the vector mode alone.
+   */
+  planSingle(page: CodePage, instruction: Instruction, offset: number): number | DecodeResult {
+    let start = 0;
+    const result = this.#withLine((line) => {
+      start = line.start;
+      line.beginInstruction(offset, instruction.length);
+      this.#plan(line, page, instruction);
+      line.beginInstruction(offset + instruction.length, 0);
+      line.add(this.#handler('stop')!);
+      return 'decoded';
     });
     return result === 'decoded' ? start : result;
   }

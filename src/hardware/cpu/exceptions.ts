@@ -7,7 +7,9 @@ import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import { PRIVILEGE } from './access.ts';
+import { enterLegacy } from './legacy/interrupts.ts';
 import { isCanonicalAddress } from './memory-access.ts';
+import { inLongMode } from './mode.ts';
 import type { CoreParts } from './parts.ts';
 import { VC_PAGE_NOT_VALIDATED } from './rmp-check.ts';
 import { ATTRIBUTE, dpl, type Segmentation } from './segments.ts';
@@ -205,6 +207,7 @@ export class Exceptions {
   #enter(event: Delivery): number {
     const { registers, events, access } = this.#parts;
     const { vector, software } = event;
+    if (!inLongMode(registers)) return this.#enterLegacy(event);
     const external = software ? 0 : EXTERNAL;
     const gateError = vector * 8 + FROM_IDT + external;
     if (vector * 16 + 15 > registers.limit(SAVE.IDTR)) return events.raiseWith(VECTOR.GP, gateError);
@@ -224,6 +227,17 @@ export class Exceptions {
     if (reason !== 0) return reason;
     if (!isCanonicalAddress(target)) return events.raiseWith(VECTOR.GP, external);
     return this.#switchTo(event, { target, selector, ist: Number((low >> 32n) & 7n), type, external });
+  }
+
+  #enterLegacy(event: Delivery): number {
+    const { registers, interrupts, debug } = this.#parts;
+    const flags = isFault(event) ? registers.rflags | RFLAGS.RF : registers.rflags;
+    const reason = enterLegacy(this.#parts, this.#segments, { ...event, flags });
+    if (reason !== 0) return reason;
+    interrupts.endShadow();
+    debug.settled = true;
+    debug.pending = 0;
+    return 0;
   }
 
   #switchTo(

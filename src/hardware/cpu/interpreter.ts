@@ -3,7 +3,7 @@
  * `SlowPath`; what the state block means is in state.ts, how the parts play together in docs/CORE.md.
  */
 
-import { iced } from './decode/iced.ts';
+import { type Instruction, iced } from './decode/iced.ts';
 import { type DecodeResult, LineDecoder, type NextFrame } from './decode.ts';
 import { HANDLERS, MODULE } from './interpreter.generated.ts';
 import { type CodeMemory, type CodePage, CodePages, isDecoded } from './page-map.ts';
@@ -124,6 +124,20 @@ export class Interpreter {
     if (record === 'no-room') {
       this.flush();
       record = this.#decoder.decodeSingle(this.#page(frame), offset, nextFrame);
+    }
+    return typeof record === 'number' ? this.#run(this.#state, 1, record) : LEAVE.FETCH;
+  }
+
+  /** Runs one instruction that was decoded outside 64-bit mode, as `step` does. Its memory operand is a linear address. */
+  execute(instruction: Instruction, frame: number): number {
+    const { longs } = this.#memory;
+    const rip = longs[(this.#state + STATE.RIP) >>> 3]!;
+    longs[(this.#state + STATE.PAGE_BASE) >>> 3] = rip & ~0xfffn;
+    const offset = Number(rip & 0xfffn);
+    let record = this.#decoder.planSingle(this.#page(frame), instruction, offset);
+    if (record === 'no-room') {
+      this.flush();
+      record = this.#decoder.planSingle(this.#page(frame), instruction, offset);
     }
     return typeof record === 'number' ? this.#run(this.#state, 1, record) : LEAVE.FETCH;
   }

@@ -1,6 +1,8 @@
 /** The bytes at RIP without running them: decode assists of an exit, and what a host's emulator reads. */
+import { SAVE } from '../../abi/vmcb.ts';
 import { ACCESS } from './access.ts';
 import { isCanonical } from './memory-access.ts';
+import { in64BitMode } from './mode.ts';
 import type { CoreParts } from './parts.ts';
 import { STATE } from './state.ts';
 
@@ -9,6 +11,10 @@ export function peekCode(parts: CoreParts, into: Uint8Array): number {
   const { registers, memory } = parts;
   let low = registers.word(STATE.RIP);
   let high = registers.word(STATE.RIP + 4);
+  if (!in64BitMode(registers)) {
+    low = Number(BigInt.asIntN(32, registers.base(SAVE.CS) + registers.rip));
+    high = 0;
+  }
   let done = 0;
   while (done < into.length) {
     const frame = fetchable(parts, low, high);

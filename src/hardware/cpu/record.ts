@@ -130,7 +130,7 @@ export const SYSTEM = {
   LSL: 65,
   VERR: 66,
   VERW: 67,
-  /** Far jump and call through memory: TEMP_EA is the pointer's address. */
+  /** Far jump and call: A0 is the offset, SIZE bytes of it, A1 the selector. */
   JMPF: 68,
   CALLF: 69,
   MONITOR: 70,
@@ -170,6 +170,9 @@ export const SYSTEM = {
   WAIT: 98,
   /** Any other x87 instruction; its mnemonic is the immediate. */
   X87: 99,
+  /** LSS, LFS, LGS, LDS, LES: segment register NUMBER from the selector at A0. */
+  LOAD_FAR_POINTER: 110,
+  INTO: 111,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

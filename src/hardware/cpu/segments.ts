@@ -1,12 +1,12 @@
 /**
- * Segment descriptors in 64-bit mode (APM volume 2, 4.7 and 4.8): reading them from GDT and LDT, the checks for code, stack and data
- * segments, and the hidden part that a load brings into the save area.
+ * Segment descriptors (APM volume 2, 4.7 and 4.8): reading them from GDT and LDT, the checks for code, stack and data segments in each
+ * mode, and the hidden part that a load brings into the save area.
  */
 import { SAVE } from '../../abi/vmcb.ts';
 import { VECTOR } from '../../abi/x86.ts';
-import { NotImplementedError } from '../../base/errors.ts';
 import { PRIVILEGE } from './access.ts';
 import { isCanonicalAddress } from './memory-access.ts';
+import { hasRealSegments, in64BitMode, inLongMode } from './mode.ts';
 import type { CoreParts } from './parts.ts';
 
 /** Bits of a segment's attributes (save area): descriptor bits 47:40 and 55:52. */
@@ -26,6 +26,7 @@ export const ATTRIBUTE = {
 /** What long mode's fixed segments look like (SYSCALL, SYSRET). */
 export const FLAT_LIMIT = 0xffffffff | 0;
 export const FLAT_CODE_64 = 0xa9b;
+export const FLAT_CODE_32 = 0xc9b;
 export const FLAT_DATA = 0xc93;
 
 const ACCESSED_BYTE = 5;
@@ -91,10 +92,11 @@ export class Segmentation {
   }
 
   /**
-   * Checks a selector for CS of 64-bit mode. `kind`: `gate` enters by an interrupt gate (DPL ≤ CPL, or conforming); `return` goes back
-   * to the selector's RPL. Leaves the descriptor in `descriptor`, marked accessed.
+   * Checks a selector for CS. `kind`: `gate` enters by an interrupt or call gate (DPL ≤ CPL; in long mode 64-bit code alone), `jump` by a far
+   * JMP or CALL that names the segment (no change of CPL), `return` goes back to the selector's RPL. Leaves the descriptor in
+   * `descriptor`, marked accessed.
    */
-  loadCode(selector: number, kind: 'gate' | 'return', external: number): number {
+  loadCode(selector: number, kind: 'gate' | 'jump' | 'return', external: number): number {
     const { registers, events } = this.#parts;
     if ((selector & 0xfffc) === 0) return events.raiseWith(VECTOR.GP, external);
     const reason = this.read(selector, external);
@@ -105,50 +107,72 @@ export class Segmentation {
     if (!isCode) return events.raiseWith(VECTOR.GP, error);
     const conforming = (attributes & ATTRIBUTE.CONFORMING) !== 0;
     const privileged = dpl(attributes);
+    const rpl = selector & 3;
     if (kind === 'gate') {
       if (privileged > registers.cpl) return events.raiseWith(VECTOR.GP, error);
+    } else if (kind === 'jump') {
+      const { cpl } = registers;
+      const allowed = conforming ? privileged <= cpl : rpl <= cpl && privileged === cpl;
+      if (!allowed) return events.raiseWith(VECTOR.GP, error);
     } else {
-      const rpl = selector & 3;
       if (rpl < registers.cpl || (conforming ? privileged > rpl : privileged !== rpl)) {
         return events.raiseWith(VECTOR.GP, error);
       }
     }
     if ((attributes & ATTRIBUTE.P) === 0) return events.raiseWith(VECTOR.NP, error);
-    if ((attributes & ATTRIBUTE.L) === 0) {
-      if (kind === 'gate') return events.raiseWith(VECTOR.GP, error);
-      throw new NotImplementedError('compatibility mode (a code segment without L)');
+    if (inLongMode(registers)) {
+      const long = (attributes & ATTRIBUTE.L) !== 0;
+      if ((long && (attributes & ATTRIBUTE.D) !== 0) || (!long && kind === 'gate'))
+        return events.raiseWith(VECTOR.GP, error);
     }
-    if ((attributes & ATTRIBUTE.D) !== 0) return events.raiseWith(VECTOR.GP, error);
     return this.markAccessed();
   }
 
-  /** Checks a selector for SS at privilege `cpl`; a null selector is legal in 64-bit mode below CPL 3. */
-  loadStack(selector: number, cpl: number): number {
+  /**
+   * Checks a selector for SS at privilege `cpl`; a null selector is legal for 64-bit code below CPL 3. `into` is what the code behind it is,
+   * `vector` what a bad selector raises (#TS for one from a TSS).
+   */
+  loadStack(
+    selector: number,
+    cpl: number,
+    into: '64-bit' | 'legacy' = in64BitMode(this.#parts.registers) ? '64-bit' : 'legacy',
+    vector: number = VECTOR.GP,
+  ): number {
     const { events } = this.#parts;
     const { descriptor } = this;
     if ((selector & 0xfffc) === 0) {
-      if (cpl === 3 || (selector & 3) !== cpl) return events.raiseWith(VECTOR.GP, 0);
+      if (into === 'legacy' || cpl === 3 || (selector & 3) !== cpl) return events.raiseWith(vector, 0);
       descriptor.attributes = cpl << 5;
       descriptor.limit = 0;
       descriptor.base = 0n;
       return 0;
     }
-    const reason = this.read(selector, 0);
+    const reason = this.read(selector, 0, vector);
     if (reason !== 0) return reason;
     const error = selector & 0xfffc;
     const { attributes } = descriptor;
     const isStack =
       (attributes & (ATTRIBUTE.S | ATTRIBUTE.CODE | ATTRIBUTE.WRITABLE)) ===
       (ATTRIBUTE.S | ATTRIBUTE.WRITABLE);
-    if ((selector & 3) !== cpl || !isStack || dpl(attributes) !== cpl)
-      return events.raiseWith(VECTOR.GP, error);
+    if ((selector & 3) !== cpl || !isStack || dpl(attributes) !== cpl) return events.raiseWith(vector, error);
     if ((attributes & ATTRIBUTE.P) === 0) return events.raiseWith(VECTOR.SS, error);
     return this.markAccessed();
+  }
+
+  /** Real and virtual-8086 mode: the base follows from the selector, limit and attributes stay as they are. */
+  putReal(segment: number, selector: number): void {
+    const { registers } = this.#parts;
+    const base = BigInt(selector) << 4n;
+    registers.setSegment(segment, selector, registers.attributes(segment), registers.limit(segment), base);
   }
 
   /** MOV or POP to ES, DS, FS, GS. */
   loadData(segment: number, selector: number): number {
     const { registers, events } = this.#parts;
+    if (hasRealSegments(registers)) {
+      this.putReal(segment, selector);
+      return 0;
+    }
     if ((selector & 0xfffc) === 0) {
       // AMD keeps the hidden base of a null selector (no NullSelectorClearsBase on this chip).
       registers.setSegment(segment, selector, 0, 0, registers.base(segment));
@@ -171,7 +195,7 @@ export class Segmentation {
     return 0;
   }
 
-  /** LLDT (`types` 2) and LTR (available TSS, 9): 16-byte system descriptors. */
+  /** LLDT (`type` 2) and LTR (available TSS, 9): descriptors of 16 bytes in long mode, else of 8, and 16-bit TSSs (1) too. */
   loadSystem(register: number, selector: number, type: number): number {
     const { registers, events, access } = this.#parts;
     if ((selector & 0xfffc) === 0) {
@@ -180,19 +204,24 @@ export class Segmentation {
       return 0;
     }
     const error = selector & 0xfffc;
-    if ((selector & 4) !== 0 || (selector & 0xfff8) + 15 > registers.limit(SAVE.GDTR)) {
+    const long = inLongMode(registers);
+    if ((selector & 4) !== 0 || (selector & 0xfff8) + (long ? 15 : 7) > registers.limit(SAVE.GDTR)) {
       return events.raiseWith(VECTOR.GP, error);
     }
     const reason = this.read(selector, 0);
     if (reason !== 0) return reason;
     const { descriptor } = this;
     const { attributes, address } = descriptor;
-    if ((attributes & 0x1f) !== type) return events.raiseWith(VECTOR.GP, error);
+    const small = !long && type === 9 && (attributes & 0x1f) === 1;
+    if ((attributes & 0x1f) !== type && !small) return events.raiseWith(VECTOR.GP, error);
     if ((attributes & ATTRIBUTE.P) === 0) return events.raiseWith(VECTOR.NP, error);
-    const upper = access.loadLong(address + 8n, PRIVILEGE.IMPLICIT);
-    if (upper !== 0) return upper;
-    const base = BigInt.asUintN(64, descriptor.base | (access.value << 32n));
-    if (!isCanonicalAddress(base)) return events.raiseWith(VECTOR.GP, error);
+    let { base } = descriptor;
+    if (long) {
+      const upper = access.loadLong(address + 8n, PRIVILEGE.IMPLICIT);
+      if (upper !== 0) return upper;
+      base = BigInt.asUintN(64, base | (access.value << 32n));
+      if (!isCanonicalAddress(base)) return events.raiseWith(VECTOR.GP, error);
+    }
     let loaded = attributes;
     if (register === SAVE.TR) {
       loaded |= 2;

@@ -12,9 +12,10 @@ import { SYSTEM, type SystemName } from './record.ts';
 import type { Segmentation } from './segments.ts';
 import * as control from './system/control-registers.ts';
 import * as tables from './system/descriptor-tables.ts';
+import * as extended from './system/extended-state.ts';
+import * as far from './system/far-transfers.ts';
 import { floatInstruction } from './system/float.ts';
 import { SystemInstruction, type SystemOperation } from './system/instruction.ts';
-import * as extended from './system/extended-state.ts';
 import * as ports from './system/ports.ts';
 import * as processor from './system/processor.ts';
 import * as secure from './system/secure-paging.ts';
@@ -101,9 +102,10 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     INVLPGA: virtualization.invalidatePageOfAsid,
     INVD: processor.invalidateCaches,
     WBINVD: processor.writeBackCaches,
-    IRET: transfers.interruptReturn,
+    IRET: far.interruptReturn,
     INT: transfers.softwareInterrupt,
     INT3: transfers.breakpoint,
+    INTO: transfers.overflow,
     INT1: transfers.debugTrap,
     SYSCALL: transfers.systemCall,
     SYSRET: transfers.systemReturn,
@@ -118,7 +120,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     CLAC: transfers.clearAlignmentCheck,
     STAC: transfers.setAlignmentCheck,
     POPF: transfers.popFlags,
-    RETF: transfers.farReturn,
+    RETF: far.farReturn,
     RDFSBASE: transfers.readBase(SAVE.FS),
     RDGSBASE: transfers.readBase(SAVE.GS),
     WRFSBASE: transfers.writeBase(SAVE.FS),
@@ -134,8 +136,9 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     LSL: tables.loadSegmentLimit,
     VERR: tables.verifyRead,
     VERW: tables.verifyWrite,
-    JMPF: tables.farTransferThroughMemory,
-    CALLF: tables.farTransferThroughMemory,
+    JMPF: far.farJump,
+    CALLF: far.farCall,
+    LOAD_FAR_POINTER: tables.loadFarPointer,
     PAUSE: processor.pause,
     MONITOR: processor.monitor,
     MWAIT: processor.wait,

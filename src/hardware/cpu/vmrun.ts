@@ -205,9 +205,8 @@ export class GuestEntry {
     copySaveArea(this.#parts.memory, save, mirror);
     registers.changed = effective !== words[at + efer];
     words[held + efer] = effective;
-    if (!lma || (registers.attributes(SAVE.CS) & ATTRIBUTE.L) === 0) {
-      throw new NotImplementedError('guest modes other than 64-bit mode');
-    }
+    if (!lma && (words[at + (SAVE.CR0 >> 2)]! & CR0.PG) !== 0)
+      throw new NotImplementedError('paging without long mode');
     const cpl = (words[held + ((SAVE.CPL & ~3) >> 2)]! >>> 24) & 3;
     registers.setWord(STATE.CPL, cpl);
     registers.setWord(STATE.TLB_SET, cpl === 3 ? USER_TLB : 0);

@@ -88,11 +88,11 @@ describe('control registers', () => {
     bench.run([set('rax', 0), onRegister(Code.Lmsw_r32m16, Register.EAX), hlt()]);
     expect(bench.long(CR0)).toBe(0x80010031n);
   });
-  it('leaving long mode is said to be missing', () => {
-    const write = [set('rax', 0x10033), toCr(Register.CR0)];
-    expect(bench.run(write)).toBe(0xf00000ff | 0);
-    expect(bench.refusal()).toBe('not implemented: leaving or entering long mode by CR0 in the guest');
+  it('CR0.PG cannot be cleared in 64-bit mode, and nothing happens to CR0', () => {
+    bench.interceptException(13);
+    expect(bench.run([set('rax', 0x10033), toCr(Register.CR0)])).toBe(0x4d);
     expect(bench.long(RIP)).toBe(BigInt(CODE + 10));
+    expect(bench.long(CR0)).toBe(0x80010033n);
   });
   it('debug registers keep what is written', () => {
     const toDr = (dr: number) => two(Code.Mov_dr_r64, dr, Register.RAX);

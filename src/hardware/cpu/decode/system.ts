@@ -59,6 +59,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   Iretd: row('IRET', 'none', 4),
   Iret: row('IRET', 'none', 2),
   Int3: row('INT3'),
+  Into: row('INTO'),
   Int1: row('INT1'),
   Syscall: row('SYSCALL'),
   Sysretq: row('SYSRET', 'none', 8),
@@ -139,6 +140,10 @@ export function planSystem(
   else if (OUTS[name] !== undefined) planPortString('OUTS', OUTS[name], instruction, line, handler);
   else if (name === 'Int') {
     addSystem(line, handler, 'INT', 0, Number(instruction.immediate(0) & 0xffn));
+  } else if (FAR_POINTER[name] !== undefined) {
+    planFarPointer(FAR_POINTER[name], instruction, line, handler);
+  } else if ((name === 'Jmp' || name === 'Call') && isFarPointer(instruction)) {
+    planFarTransfer(name, instruction, line, handler);
   } else if (name === 'Retf') planFarReturn(instruction, line, handler);
   else if (name === 'Popfq' || name === 'Popf') planPopFlags(name === 'Popfq' ? 64 : 16, line, handler);
   else if (name === 'Mov' || name === 'Push' || name === 'Pop') {
@@ -172,8 +177,12 @@ function planRow(
   const sizes = operandSizes(instruction);
   const bytes = size ?? (sizes[0] ?? 64) / 8;
   if (operand === 'address') {
+    const { Code } = iced();
+    const { code } = instruction;
     line.add(handler('ea.64')!, effectiveAddress(instruction, line, handler));
-    addSystem(line, handler, system, bytes);
+    // With 16-bit operands a descriptor table's base has 24 bits.
+    const narrow = code === Code.Lgdt_m1632_16 || code === Code.Lidt_m1632_16;
+    addSystem(line, handler, system, narrow ? 5 : bytes);
   } else if (operand === 'none') {
     addSystem(line, handler, system, bytes);
   } else if (operand === 'result') {
@@ -248,6 +257,62 @@ function planPortString(
   const segment = instruction.memorySegment;
   if (segment === Register.FS) line.word(RECORD.BASE, line.state + SEGMENT_BASE.FS);
   if (segment === Register.GS) line.word(RECORD.BASE, line.state + SEGMENT_BASE.GS);
+}
+
+const FAR_POINTER: Readonly<Record<string, number>> = { Les: 0, Lss: 2, Lds: 3, Lfs: 4, Lgs: 5 };
+
+const isFarPointer = (instruction: Instruction): boolean => {
+  const { Code } = iced();
+  return [
+    ...[Code.Jmp_ptr1616, Code.Jmp_ptr1632, Code.Call_ptr1616, Code.Call_ptr1632],
+    ...[Code.Jmp_m1616, Code.Jmp_m1632, Code.Jmp_m1664],
+    ...[Code.Call_m1616, Code.Call_m1632, Code.Call_m1664],
+  ].includes(instruction.code);
+};
+
+/** Loads a pointer's offset into TEMP0, its selector into TEMP1. Returns the offset's bytes: on AMD's cores REX.W does not count. */
+function loadFarPointer(instruction: Instruction, line: Line, handler: HandlerNumber): 2 | 4 {
+  const { MemorySize } = iced();
+  const bytes = instruction.memorySize === MemorySize.SegPtr16 ? 2 : 4;
+  const address = effectiveAddress(instruction, line, handler);
+  line.add(handler(`load.${bytes * 8}`)!, address);
+  line.operand(0, STATE.TEMP0);
+  line.add(handler('load.16')!, { ...address, displacement: address.displacement + BigInt(bytes) });
+  line.operand(0, STATE.TEMP1);
+  return bytes;
+}
+
+function planFarTransfer(
+  name: 'Jmp' | 'Call',
+  instruction: Instruction,
+  line: Line,
+  handler: HandlerNumber,
+): void {
+  const { OpKind } = iced();
+  const system = name === 'Jmp' ? 'JMPF' : 'CALLF';
+  const kind = instruction.opKind(0);
+  if (kind === OpKind.Memory) {
+    addSystem(line, handler, system, loadFarPointer(instruction, line, handler));
+    line.operand(0, STATE.TEMP0);
+    line.operand(1, STATE.TEMP1);
+    return;
+  }
+  const wide = kind === OpKind.FarBranch32;
+  const offset = wide ? instruction.farBranch32 : instruction.farBranch16;
+  addSystem(line, handler, system, wide ? 4 : 2);
+  line.immediate(BigInt(offset) | (BigInt(instruction.farBranchSelector) << 32n));
+  line.immediateOperand(0);
+  line.immediateOperand(1, 4);
+}
+
+/** LSS and its like: the segment first, which may fault, then the register. */
+function planFarPointer(segment: number, instruction: Instruction, line: Line, handler: HandlerNumber): void {
+  const bytes = loadFarPointer(instruction, line, handler);
+  addSystem(line, handler, 'LOAD_FAR_POINTER', bytes, segment);
+  line.operand(0, STATE.TEMP1);
+  line.add(handler(`mov.${bytes * 8}`)!);
+  line.operand(0, registers().places.get(instruction.opRegister(0))!.offset);
+  line.operand(1, STATE.TEMP0);
 }
 
 function planFarReturn(instruction: Instruction, line: Line, handler: HandlerNumber): void {

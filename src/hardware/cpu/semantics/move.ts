@@ -97,6 +97,12 @@ const implicit = (operation: string, size: Size): Instruction => ({ operation, r
 const perCondition = <T>(make: (name: string, code: number) => [string, T]): Record<string, T> =>
   Object.fromEntries(CONDITIONS.map(([name, code]) => make(name, code)));
 
+/** Prefetches and what lies in their part of the opcode map; RDSSP too does nothing without shadow stacks. */
+const HINTS = [
+  ...['Prefetchnta', 'Prefetcht0', 'Prefetcht1', 'Prefetcht2', 'Prefetchw', 'Prefetch', 'Prefetchwt1'],
+  ...['Prefetchit0', 'Prefetchit1', 'Cldemote', 'Rdsspd', 'Rdsspq'],
+];
+
 export const move: Group = {
   operations: {
     mov: {
@@ -160,11 +166,6 @@ export const move: Group = {
         implicit('nop', 64),
       ]),
     ),
-    ...Object.fromEntries(
-      ['Prefetchnta', 'Prefetcht0', 'Prefetcht1', 'Prefetcht2', 'Prefetchw', 'Prefetch'].map((mnemonic) => [
-        mnemonic,
-        implicit('nop', 64),
-      ]),
-    ),
+    ...Object.fromEntries(HINTS.map((mnemonic) => [mnemonic, implicit('nop', 64)])),
   },
 };

@@ -6,6 +6,8 @@ import { INTERCEPT, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR0, CR4, EFER, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { DR6 } from '../debug.ts';
+import { in64BitMode } from '../mode.ts';
+import { ATTRIBUTE } from '../segments.ts';
 import { STATE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
@@ -66,8 +68,9 @@ function controlRegister(i: SystemInstruction, number: number): bigint {
 }
 
 export function moveToControl(i: SystemInstruction): number {
-  const { number, operand } = i;
+  const { number } = i;
   const { registers, intercepts } = i.parts;
+  const operand = in64BitMode(registers) ? i.operand : i.operand & 0xffffffffn;
   if (!isControlRegister(number)) return i.undefined();
   if (!i.privileged) return i.generalProtection();
   if (intercepts.writesOfCr(number)) return i.exit(VMEXIT.WRITE_CR0 + number, registerOf(i), MOV_CR_FORM);
@@ -105,11 +108,30 @@ function writeCr0(i: SystemInstruction, value: bigint, form: number): number {
     return i.exit(VMEXIT.CR0_SELECTIVE, registerOf(i), form);
   }
   if (((low ^ old) & (CR0.PG | CR0.PE)) !== 0) {
-    throw new NotImplementedError('leaving or entering long mode by CR0 in the guest');
+    const refused = changeMode(i, old, low);
+    if (refused !== 0) return refused;
   }
   registers.setSave(SAVE.CR0, BigInt((low & CR0_KNOWN) >>> 0) | BigInt(CR0.ET));
   if (((low ^ old) & CR0_PAGING) !== 0) tlb.flush();
   return i.resume();
+}
+
+/** PG and PE: LMA follows PG where LME is set (APM volume 2, 14.6 and 14.7). 0, or LEAVE.EXCEPTION. */
+function changeMode(i: SystemInstruction, old: number, value: number): number {
+  const { registers } = i.parts;
+  const efer = registers.saveWord(SAVE.EFER);
+  const paging = (value & CR0.PG) !== 0;
+  if (paging === ((old & CR0.PG) !== 0)) return 0;
+  if (!paging) {
+    if (in64BitMode(registers)) return i.generalProtection();
+    registers.setSaveWord(SAVE.EFER, efer & ~EFER.LMA);
+    return 0;
+  }
+  if ((efer & EFER.LME) === 0) throw new NotImplementedError('paging without long mode');
+  const physicalExtension = (registers.saveWord(SAVE.CR4) & CR4.PAE) !== 0;
+  if (!physicalExtension || (registers.attributes(SAVE.CS) & ATTRIBUTE.L) !== 0) return i.generalProtection();
+  registers.setSaveWord(SAVE.EFER, efer | EFER.LMA);
+  return 0;
 }
 
 function writeCr3(i: SystemInstruction, value: bigint): number {

@@ -1,9 +1,9 @@
 /** Descriptor-table registers and segment loads (APM volume 3: LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT, STR, MOV Sreg, LAR, LSL, VERR, VERW). */
 import { SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR4, RFLAGS, VECTOR } from '../../../abi/x86.ts';
-import { NotImplementedError } from '../../../base/errors.ts';
 import { SHADOW } from '../interrupts.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
+import { hasRealSegments, in64BitMode } from '../mode.ts';
 import { SEGMENTS } from '../segments.ts';
 import { STATE } from '../state.ts';
 import type { SystemInstruction, SystemOperation } from './instruction.ts';
@@ -20,6 +20,9 @@ const SEGMENT_SS = 2;
 const intercepted = (i: SystemInstruction, number: number): boolean =>
   i.parts.intercepts.has(FIRST_INTERCEPT + number);
 
+/** Bytes of the base in a table's pseudo-descriptor: SIZE is all of it, 5 with 16-bit operands, 6 with 32-bit ones. */
+const baseBytes = (i: SystemInstruction): number => Math.min(i.size, 10) - 2;
+
 const loadTable =
   (number: number, register: number): SystemOperation =>
   (i) => {
@@ -30,7 +33,7 @@ const loadTable =
     let reason = access.loadSized(address, 2, access.privilege);
     if (reason !== 0) return reason;
     const limit = Number(access.value & 0xffffn);
-    reason = access.loadLong(address + 2n, access.privilege);
+    reason = access.loadSized(address + 2n, baseBytes(i), access.privilege);
     if (reason !== 0) return reason;
     const base = access.value;
     if (!isCanonicalAddress(base)) return i.generalProtection();
@@ -51,18 +54,23 @@ const storeTable =
     if (intercepted(i, number)) return i.exit(FIRST_EXIT + number);
     const { registers, access } = i.parts;
     const address = registers.long(STATE.TEMP_EA);
-    const reason = access.probeAt(address, 10, access.privilege);
+    const bytes = in64BitMode(registers) ? 8 : 4;
+    const reason = access.probeAt(address, 2 + bytes, access.privilege);
     if (reason !== 0) return reason;
     const first = access.storeSized(address, BigInt(registers.limit(register) & 0xffff), 2, access.privilege);
     if (first !== 0) return first;
-    return access.storeLong(address + 2n, registers.base(register), access.privilege);
+    return access.storeSized(address + 2n, registers.base(register), bytes, access.privilege);
   };
 export const storeGdt = storeTable(NUMBER.SGDT, SAVE.GDTR);
 export const storeIdt = storeTable(NUMBER.SIDT, SAVE.IDTR);
 
+/** Real and virtual-8086 mode have no LDT and no tasks. */
+const unknownHere = (i: SystemInstruction): boolean => hasRealSegments(i.parts.registers);
+
 const loadSystemRegister =
   (number: number, register: number, type: number): SystemOperation =>
   (i) => {
+    if (unknownHere(i)) return i.undefined();
     if (!i.privileged) return i.generalProtection();
     if (intercepted(i, number)) return i.exit(FIRST_EXIT + number);
     return i.segments.loadSystem(register, i.selector, type);
@@ -73,6 +81,7 @@ export const loadTask = loadSystemRegister(NUMBER.LTR, SAVE.TR, TYPE_TSS);
 const storeSystemRegister =
   (number: number, register: number): SystemOperation =>
   (i) => {
+    if (unknownHere(i)) return i.undefined();
     if (hidden(i)) return i.generalProtection();
     if (intercepted(i, number)) return i.exit(FIRST_EXIT + number);
     i.setOperand(BigInt(i.parts.registers.selector(register)), i.size);
@@ -83,14 +92,30 @@ export const storeTask = storeSystemRegister(NUMBER.STR, SAVE.TR);
 
 export function moveToSegment(i: SystemInstruction): number {
   const { number, selector, segments } = i;
-  const { registers } = i.parts;
   if (number === SEGMENT_CS || number > 5) return i.undefined();
   if (number !== SEGMENT_SS) return segments.loadData(SEGMENTS[number]!, selector);
-  const reason = segments.loadStack(selector, registers.cpl);
+  const reason = loadStackSegment(i);
   if (reason !== 0) return reason;
-  segments.put(SAVE.SS, selector);
   i.parts.interrupts.holdNext(SHADOW.INTERRUPTS_AND_TRAPS);
   return i.nextWithEvents();
+}
+
+/** LSS, LFS, LGS and their like: the selector is in A0, the offset is loaded behind it. */
+export function loadFarPointer(i: SystemInstruction): number {
+  const { number, selector, segments } = i;
+  return number === SEGMENT_SS ? loadStackSegment(i) : segments.loadData(SEGMENTS[number]!, selector);
+}
+
+function loadStackSegment(i: SystemInstruction): number {
+  const { selector, segments } = i;
+  const { registers } = i.parts;
+  if (hasRealSegments(registers)) {
+    segments.putReal(SAVE.SS, selector);
+    return 0;
+  }
+  const reason = segments.loadStack(selector, registers.cpl);
+  if (reason === 0) segments.put(SAVE.SS, selector);
+  return reason;
 }
 
 export function moveFromSegment(i: SystemInstruction): number {
@@ -103,6 +128,7 @@ export function moveFromSegment(i: SystemInstruction): number {
 const probe =
   (accepts: (attributes: number) => boolean, result?: (i: SystemInstruction) => number): SystemOperation =>
   (i) => {
+    if (unknownHere(i)) return i.undefined();
     const { registers, events } = i.parts;
     const selector = result ? i.second & 0xffff : i.selector;
     let good = (selector & 0xfffc) !== 0;
@@ -138,7 +164,3 @@ export const verifyRead = probe(
   (attributes) => (attributes & 0x10) !== 0 && (!isCode(attributes) || (attributes & 2) !== 0),
 );
 export const verifyWrite = probe((attributes) => (attributes & 0x1a) === 0x12);
-
-export function farTransferThroughMemory(): number {
-  throw new NotImplementedError('far JMP and CALL');
-}
