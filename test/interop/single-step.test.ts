@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { CODE, GuestBench, RIP, RSP, STACK } from '../hardware/cpu/guest-bench.ts';
+import { CODE, GuestBench, RFLAGS, RIP, RSP, STACK } from '../hardware/cpu/guest-bench.ts';
 import { hostUnfit, hostVendor } from '../oracle/host-cpu.ts';
 
 const gcc = spawnSync('gcc', ['--version']);
@@ -28,12 +28,13 @@ const SOURCE = `
 #include <sys/mman.h>
 #include <ucontext.h>
 static unsigned char *page;
-static struct { long rip, rcx; } seen[4096];
+static struct { long rip, rcx, flags; } seen[4096];
 static int count;
 static void trap(int number, siginfo_t *info, void *context) {
   greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
   if (count < 4096) {
     seen[count].rip = r[REG_RIP] - (long)page;
+    seen[count].flags = r[REG_EFL];
     seen[count++].rcx = r[REG_RCX];
   }
 }
@@ -55,6 +56,7 @@ int main(int argc, char **argv) {
                      : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "memory", "cc");
     for (int k = 0; k < count; k++) {
       printf("%s%lx", k ? " " : "", seen[k].rip);
+      if (seen[k].flags >> 16 & 1) printf("r");
       if (seen[k].rcx > 0 && seen[k].rcx < 8) printf(":%ld", seen[k].rcx);
     }
     printf("\\n");
@@ -107,7 +109,7 @@ const SNIPPETS: Readonly<Record<string, string>> = {
   'ENTER and LEAVE': 'c8100000c9',
 };
 
-/** Traps as `offset` or `offset:count`. */
+/** Traps as `offset` or `offset:count`; `r` with RFLAGS.RF. */
 function ours(code: string): string {
   const bench = new GuestBench();
   try {
@@ -122,7 +124,8 @@ function ours(code: string): string {
     let exit = bench.run();
     for (; exit === 0x41 && seen.length < 4096; exit = bench.run()) {
       const count = bench.core.gpr[1]!;
-      const at = (bench.long(RIP) - BigInt(CODE)).toString(16);
+      const resume = (bench.long(RFLAGS) & 0x10000n) !== 0n ? 'r' : '';
+      const at = (bench.long(RIP) - BigInt(CODE)).toString(16) + resume;
       seen.push(count > 0n && count < 8n ? `${at}:${count}` : at);
     }
     expect(exit).toBe(0x78);

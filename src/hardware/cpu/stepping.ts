@@ -68,6 +68,7 @@ export class Stepping {
     const count = registers.gpr(GPR.RCX);
     const left = BigInt.asUintN(found.countBits, count);
     if (left <= 1n) return this.#execute();
+    const resumed = registers.rflags & RFLAGS.RF;
     registers.setGpr(GPR.RCX, 1n);
     const reason = this.#execute();
     if (reason !== LEAVE.STOP && reason !== LEAVE.RESUME) {
@@ -77,7 +78,11 @@ export class Stepping {
     registers.setGpr(GPR.RCX, left - 1n);
     const equal = (registers.rflags & RFLAGS.ZF) !== 0;
     const ended = found.compares && equal !== (found.prefix === REPE);
-    if (!ended) registers.setLong(STATE.RIP, rip);
+    if (!ended) {
+      registers.setLong(STATE.RIP, rip);
+      // RF holds until all of it is done.
+      if (resumed !== 0) registers.rflags |= resumed;
+    }
     return reason;
   }
 
