@@ -92,7 +92,7 @@ const is64BitCode = (i: SystemInstruction, { attributes }: Target): boolean =>
 
 /** Whether the new RIP is canonical, or inside the segment. */
 const reaches = (i: SystemInstruction, target: Target, rip: bigint): boolean =>
-  is64BitCode(i, target) ? isCanonicalAddress(rip) : rip <= BigInt(target.limit);
+  is64BitCode(i, target) ? isCanonicalAddress(rip) : rip <= BigInt(target.limit >>> 0);
 
 function enter(i: SystemInstruction, { selector, attributes, limit, base }: Target, rip: bigint): void {
   i.parts.registers.setSegment(SAVE.CS, selector, attributes, limit, base);
