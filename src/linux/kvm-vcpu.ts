@@ -30,6 +30,7 @@ import {
 } from '../kernel/interface.ts';
 import { getCpuid } from './get-cpuid.ts';
 import { decodeSregs, encodeCpuid, encodeSregs } from './kvm-encoding.ts';
+import { LinuxVcpuState } from './kvm-vcpu-state.ts';
 import type { Libc } from './libc.ts';
 import type { LinuxProcess } from './process.ts';
 import type { Timeslice } from './timeslice.ts';
@@ -48,7 +49,7 @@ const unreachable = new FinalizationRegistry<RunWindow>(({ libc, address, bytes 
   libc.tryCall('munmap', ['uint64_t', 'uint64_t'], address, bytes);
 });
 
-export class LinuxKvmVcpu implements KvmVcpu {
+export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   readonly id: number;
   readonly kvmRun: KvmRun;
   readonly instructions = Number.NaN;
@@ -61,9 +62,19 @@ export class LinuxKvmVcpu implements KvmVcpu {
   /** −1 when closed, so that no call reaches a file that came after. */
   #fd: number;
   readonly #window: RunWindow;
+  readonly #xsaveBytes: () => number;
   #timeslice: Timeslice | undefined;
 
-  constructor(process: LinuxProcess, fd: number, id: number, mmapSize: number) {
+  /** `vm`: what its KVM says of each vCPU. */
+  constructor(
+    process: LinuxProcess,
+    fd: number,
+    id: number,
+    vm: { readonly mmapSize: number; readonly xsaveBytes: () => number },
+  ) {
+    super();
+    const { mmapSize } = vm;
+    this.#xsaveBytes = vm.xsaveBytes;
     this.#process = process;
     this.#libc = process.libc;
     this.#fd = fd;
@@ -161,6 +172,16 @@ export class LinuxKvmVcpu implements KvmVcpu {
   }
 
   #ioctl(request: number, argument: Uint8Array, what: string): void {
-    this.#libc.ioctlBytes(this.#fd, request, argument, `${what} of vCPU ${this.id}`);
+    this.ioctl(request, argument, what);
+  }
+
+  protected get xsaveBytes(): number {
+    return this.#xsaveBytes();
+  }
+
+  protected ioctl(request: number, argument: Uint8Array | number, what: string): number {
+    const words = `${what} of vCPU ${this.id}`;
+    if (typeof argument === 'number') return this.#libc.ioctl(this.#fd, request, argument, words);
+    return this.#libc.ioctlBytes(this.#fd, request, argument, words);
   }
 }

@@ -19,6 +19,8 @@ import type {
   KvmVcpu,
   KvmVm,
   MsiMessage,
+  MsrEntry,
+  MsrFilter,
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../kernel/interface.ts';
@@ -26,7 +28,18 @@ import { getCpuid } from './get-cpuid.ts';
 import { encodeGsiRouting, encodeMsi, encodeRegion, encodeRegion2 } from './kvm-encoding.ts';
 import { LinuxKvmVcpu } from './kvm-vcpu.ts';
 import type { Libc } from './libc.ts';
+import {
+  countOfMsrList,
+  decodeMsrList,
+  decodeMsrs,
+  encodeMsrFilter,
+  encodeMsrList,
+  encodeMsrs,
+} from './msr-encoding.ts';
 import type { LinuxProcess } from './process.ts';
+
+/** struct kvm_xsave */
+const LEAST_XSAVE_BYTES = 4096;
 
 export class LinuxKvm implements Kvm {
   readonly #process: LinuxProcess;
@@ -60,6 +73,33 @@ export class LinuxKvm implements Kvm {
 
   getSupportedCpuid(): CpuidEntry[] {
     return getCpuid(this.#libc, this.#fd, abi.KVM_GET_SUPPORTED_CPUID, 'KVM_GET_SUPPORTED_CPUID');
+  }
+
+  getMsrIndexList(): number[] {
+    return this.#msrList(abi.KVM_GET_MSR_INDEX_LIST, 'KVM_GET_MSR_INDEX_LIST');
+  }
+
+  getMsrFeatureIndexList(): number[] {
+    return this.#msrList(abi.KVM_GET_MSR_FEATURE_INDEX_LIST, 'KVM_GET_MSR_FEATURE_INDEX_LIST');
+  }
+
+  /** Asked with no room first: E2BIG, and the count. */
+  #msrList(request: number, what: string): number[] {
+    const none = encodeMsrList(0);
+    try {
+      this.#libc.ioctlBytes(this.#fd, request, none, what);
+    } catch (error) {
+      if (!(error instanceof LinuxError) || error.code !== 'E2BIG') throw error;
+    }
+    const bytes = encodeMsrList(countOfMsrList(none));
+    this.#libc.ioctlBytes(this.#fd, request, bytes, what);
+    return decodeMsrList(bytes);
+  }
+
+  getMsrs(indices: readonly number[]): MsrEntry[] {
+    const bytes = encodeMsrs(indices.map((index) => ({ index, data: 0n })));
+    const what = `KVM_GET_MSRS of ${indices.length}`;
+    return decodeMsrs(bytes, this.#libc.ioctlBytes(this.#fd, abi.KVM_GET_MSRS, bytes, what));
   }
 
   createVm(type: number): KvmVm {
@@ -138,6 +178,11 @@ export class LinuxKvmVm implements KvmVm {
     );
   }
 
+  setMsrFilter(filter: MsrFilter): void {
+    const bytes = encodeMsrFilter(filter, (bitmap) => this.#libc.koffi.address(bitmap));
+    this.#ioctl(abi.KVM_X86_SET_MSR_FILTER, bytes, `KVM_X86_SET_MSR_FILTER, ${filter.ranges.length} ranges`);
+  }
+
   setMemoryAttributes(request: { address: bigint; size: bigint; attributes: bigint; flags: bigint }): void {
     this.#ioctl(
       abi.KVM_SET_MEMORY_ATTRIBUTES,
@@ -197,7 +242,10 @@ export class LinuxKvmVm implements KvmVm {
 
   createVcpu(id: number): KvmVcpu {
     const fd = this.#libc.ioctl(this.#fd, abi.KVM_CREATE_VCPU, id, `KVM_CREATE_VCPU ${id}`);
-    return new LinuxKvmVcpu(this.#process, this.#process.adopt(fd), id, this.#vcpuMmapSize);
+    return new LinuxKvmVcpu(this.#process, this.#process.adopt(fd), id, {
+      mmapSize: this.#vcpuMmapSize,
+      xsaveBytes: () => Math.max(this.checkExtension(abi.KVM_CAP_XSAVE2), LEAST_XSAVE_BYTES),
+    });
   }
 
   close(): void {

@@ -20,6 +20,7 @@ import type {
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../../src/kernel/interface.ts';
+import { UnaskedVcpu, unasked } from './unasked-vcpu.ts';
 
 /** Answers of KVM_CHECK_EXTENSION: a KVM with everything that guest_memfd needs. */
 const ALL_CAPABILITIES: Record<number, number> = { 10: 32764, 201: 4096, 231: 1, 232: 1, 233: 8, 234: 1 };
@@ -47,7 +48,7 @@ export interface ScriptedRun {
   instructions?: number;
 }
 
-export class ScriptedVcpu implements KvmVcpu {
+export class ScriptedVcpu extends UnaskedVcpu implements KvmVcpu {
   readonly id: number;
   readonly kvmRun = new KvmRun();
   readonly dirtyRing = undefined;
@@ -64,6 +65,7 @@ export class ScriptedVcpu implements KvmVcpu {
   readonly #script: (vcpu: ScriptedVcpu) => ScriptedRun;
 
   constructor(id: number, script: (vcpu: ScriptedVcpu) => ScriptedRun) {
+    super();
     this.id = id;
     this.#script = script;
   }
@@ -259,6 +261,9 @@ export class RecordingProcess implements Process {
       getApiVersion: () => 12,
       checkExtension: (capability) => this.capabilities[capability] ?? 0,
       getVcpuMmapSize: () => 0x3000,
+      getMsrIndexList: () => [],
+      getMsrFeatureIndexList: () => [],
+      getMsrs: () => [],
       getSupportedCpuid: () => this.cpuid,
       createVm: (type) => {
         this.#call('createVm', type);
@@ -312,6 +317,12 @@ export class RecordingProcess implements Process {
       resetDirtyRings: () => {
         throw new Error('nobody logs dirty pages yet');
       },
+      setMsrFilter: unasked,
+      createIrqchip: unasked,
+      setBootCpuId: unasked,
+      irqLine: unasked,
+      signalMsi: unasked,
+      setGsiRouting: unasked,
       createVcpu: (id) => {
         this.#call('createVcpu', id);
         const vcpu = new ScriptedVcpu(id, (self) => this.script(self));

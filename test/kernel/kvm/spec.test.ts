@@ -5,6 +5,7 @@ import { guestMemfdSpec } from './spec-guest-memfd.ts';
 import { memoryRegionSpec } from './spec-memory-region.ts';
 import { runSpec } from './spec-run.ts';
 import { describeSpec, type Opener, Subject } from './spec-subject.ts';
+import { vcpuStateSpec } from './spec-vcpu-state.ts';
 
 const ours: Opener = {
   name: 'our kernel 7.2',
@@ -16,4 +17,5 @@ const ours: Opener = {
   differences: {},
 };
 
-for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec]) describeSpec(spec, ours);
+for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec])
+  describeSpec(spec, ours);

@@ -1,0 +1,50 @@
+/** `struct kvm_msrs`, `struct kvm_msr_list` and `struct kvm_msr_filter` with what follows them. No behaviour. */
+import { kvm_msr_entry, kvm_msr_filter, kvm_msr_list, kvm_msrs } from '../abi/kvm-structs.ts';
+import type { MsrEntry, MsrFilter } from '../kernel/interface.ts';
+
+export function encodeMsrs(entries: readonly MsrEntry[]): Uint8Array {
+  const bytes = new Uint8Array(kvm_msrs.size + entries.length * kvm_msr_entry.size);
+  bytes.set(kvm_msrs.encode({ nmsrs: entries.length }));
+  for (const [i, { index, data }] of entries.entries())
+    bytes.set(kvm_msr_entry.encode({ index: index >>> 0, data }), kvm_msrs.size + i * kvm_msr_entry.size);
+  return bytes;
+}
+
+/** The first `count` entries. */
+export const decodeMsrs = (bytes: Uint8Array, count: number): MsrEntry[] =>
+  Array.from({ length: count }, (_, i) => {
+    const { index, data } = kvm_msr_entry.decode(bytes.subarray(kvm_msrs.size + i * kvm_msr_entry.size));
+    return { index, data };
+  });
+
+/** An empty list with room for `count` numbers. */
+export function encodeMsrList(count: number): Uint8Array {
+  const bytes = new Uint8Array(kvm_msr_list.size + 4 * count);
+  bytes.set(kvm_msr_list.encode({ nmsrs: count }));
+  return bytes;
+}
+
+export const countOfMsrList = (bytes: Uint8Array): number => kvm_msr_list.decode(bytes).nmsrs;
+
+export function decodeMsrList(bytes: Uint8Array): number[] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  return Array.from({ length: countOfMsrList(bytes) }, (_, i) =>
+    view.getUint32(kvm_msr_list.size + 4 * i, true),
+  );
+}
+
+/** `addressOf`: where a bitmap lies, for as long as the call lasts. */
+export function encodeMsrFilter(
+  { flags, ranges }: MsrFilter,
+  addressOf: (bitmap: Uint8Array) => bigint,
+): Uint8Array {
+  return kvm_msr_filter.encode({
+    flags,
+    ranges: Array.from({ length: 16 }, (_, i) => {
+      const range = ranges[i];
+      if (range === undefined) return {};
+      const { bitmap, ...same } = range;
+      return { ...same, bitmap: bitmap.length === 0 ? 0n : addressOf(bitmap) };
+    }),
+  });
+}
