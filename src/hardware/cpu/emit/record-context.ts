@@ -50,6 +50,10 @@ export class RecordContext implements OperandContext {
     this.#destination = operation.destination ?? 'update';
   }
 
+  get inHotLoop(): boolean {
+    return this.#place.misses === undefined;
+  }
+
   inMemory(operand: OperandIndex): boolean {
     return operand === this.#memory;
   }
@@ -164,8 +168,8 @@ export class RecordContext implements OperandContext {
   }
 
   leaveToSystem(): void {
-    if (this.#place.misses) this.#place.leave(i32.const(LAYER.SYSTEM));
-    else this.#place.goCold();
+    if (this.inHotLoop) this.#place.goCold();
+    else this.#place.leave(i32.const(LAYER.SYSTEM));
   }
 
   branchInPage(): void {

@@ -138,18 +138,19 @@ const mxcsr = (c: OperandContext, mask: number): I32 => i32.and(i32.wrap(c.state
 /** Leaves the instruction to the slow path unless MXCSR's controls are as at reset and `safe` is 1. */
 export function unlessSafe(c: OperandContext, safe: I32): void {
   const usual = i32.eq(mxcsr(c, CONTROLS), AT_RESET);
-  c.code.if(i32.eqz(i32.and(usual, safe)), () => leave(c));
+  c.code.if(i32.eqz(i32.and(usual, safe)), () => c.leaveToSystem());
 }
 
-/** The same for a result that may be inexact: `exact` (emitted where it is needed) is asked unless the flag is set anyway. */
+/**
+ * The same for a result that may be inexact: `exact` (emitted where it is needed) is asked unless the flag is set anyway. Few programs keep it
+ * clear, so the hot loop does without that.
+ */
 export function unlessSafeAndExact(c: OperandContext, safe: I32, exact: () => I32): void {
   const controls = c.code.let(mxcsr(c, CONTROLS_AND_PRECISION));
   c.code.if(i32.ne(controls, AT_RESET | PRECISION), () => {
-    c.code.if(i32.ne(controls, AT_RESET), () => leave(c));
-    c.code.if(i32.eqz(exact()), () => leave(c));
+    if (c.inHotLoop) return c.leaveToSystem();
+    c.code.if(i32.ne(controls, AT_RESET), () => c.leaveToSystem());
+    c.code.if(i32.eqz(exact()), () => c.leaveToSystem());
   });
-  c.code.if(i32.eqz(safe), () => leave(c));
+  c.code.if(i32.eqz(safe), () => c.leaveToSystem());
 }
-
-/** The slow path finds a memory operand in XTEMP0; the operation has read it already. */
-const leave = (c: OperandContext): void => c.leaveToSystem();

@@ -16,6 +16,9 @@ export interface OperandContext {
   /** The operation's size in bits, that of an operand when nothing else is said. */
   readonly size: Size;
 
+  /** In the loop of hot handlers, where code has to be small: what is rare may be left to the cold handler by `leaveToSystem`. */
+  readonly inHotLoop: boolean;
+
   /** Whether the operand lies in memory. */
   inMemory(operand: OperandIndex): boolean;
   /** Operand sign-extended, unsigned: zero-extended; fixed in a local. Memory is read here and may fault here. */

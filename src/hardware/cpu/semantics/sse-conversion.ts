@@ -65,7 +65,7 @@ const doubleToSingle: Emit = (c) => {
 /** The 64 bits of the source as the lower half of a vector. */
 function lowerHalf(c: OperandContext): V128 {
   const bits = c.readUnsigned(1, 64);
-  if (c.inMemory(1)) c.setState(STATE.XTEMP0, bits);
+  if (c.inMemory(1) && !c.inHotLoop) c.setState(STATE.XTEMP0, bits);
   return c.code.let(i64x2.replace(v128.zero(), 0, bits));
 }
 
@@ -93,7 +93,7 @@ const within = (x: I64, bits: 24 | 53): I32 =>
 /** The integer that the source is, sign-extended; a memory operand is left where the slow path looks for it. */
 function signedSource(c: OperandContext, size: 32 | 64): I64 {
   const x = c.read(1, size);
-  if (c.inMemory(1)) c.setState(STATE.XTEMP0, x);
+  if (c.inMemory(1) && !c.inHotLoop) c.setState(STATE.XTEMP0, x);
   return x;
 }
 const toSingle =
