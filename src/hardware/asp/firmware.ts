@@ -10,7 +10,7 @@ import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { Chip, SigningKey } from '../chip.ts';
-import type { HostMemory } from '../memory/host-memory.ts';
+import { FRAME_FLAG, type HostMemory } from '../memory/host-memory.ts';
 import type { PageState, Rmp } from '../memory/rmp.ts';
 import { Asids } from './asids.ts';
 import { CpuidRules } from './cpuid-rules.ts';
@@ -61,6 +61,8 @@ export class Firmware {
   readonly contexts = new Map<number, GuestContext>();
   /** Under this key of the memory controller lie context pages. */
   readonly #contextKey: number;
+  /** Where memory starts that the host has. */
+  readonly #firstByte: number;
 
   constructor(options: MachineOptions) {
     this.memory = options.memory;
@@ -71,6 +73,7 @@ export class Firmware {
     this.sockets = options.sockets ?? 1;
     this.asids = new Asids(options.chip.personality.maxAsid);
     this.cpuidRules = new CpuidRules(options.chip.personality);
+    this.#firstByte = this.memory.rmp?.end ?? 0;
     this.#contextKey = this.newMemoryKey(32);
   }
 
@@ -99,31 +102,41 @@ export class Firmware {
     return (low + (high & ~(1 << (cBit - 32))) * 0x1_0000_0000) as Spa;
   }
 
-  /** The state of the page that `address` is in. */
+  /** The state of the page that `address` is in. The machine's own frames below the RMP count as the RMP's. */
   stateOf(address: Spa): AddressState {
     const { rmp } = this;
-    if (address >= rmp.base && address < rmp.end) return 'rmp';
+    if (address < rmp.end) return 'rmp';
     const frame = Math.floor(address / PAGE_SIZE);
     return this.hasFrame(frame) ? rmp.state(frame as Pfn) : 'default';
   }
 
+  /** Whether a frame is memory: below the end, and nothing that a chip keeps inside. */
   hasFrame(frame: number): boolean {
-    return frame >= 0 && frame < this.memory.frameCount;
+    return frame < this.memory.frameCount && (this.memory.frameFlags[frame]! & FRAME_FLAG.SILICON) === 0;
   }
 
-  /** Whether `size` bytes from `address` on are memory. */
+  /** Whether `size` bytes from `address` on are memory that firmware may touch for the host: not the RMP, nor the machine's own frames below it. */
   isMemory(address: Spa, size: number): boolean {
-    return Number.isInteger(address) && address >= 0 && address + size <= this.memory.frameCount * PAGE_SIZE;
+    const end = address + size;
+    if (
+      !(Number.isInteger(address) && address >= this.#firstByte && end <= this.memory.frameCount * PAGE_SIZE)
+    )
+      return false;
+    const last = Math.floor((end - 1) / PAGE_SIZE);
+    for (let frame = Math.floor(address / PAGE_SIZE); frame <= last; frame++)
+      if (!this.hasFrame(frame)) return false;
+    return true;
   }
 
   /**
    * The guest of a context page, or the status that says why there is none: INVALID_PARAM for the RMP's own pages, INVALID_GUEST for a page that is no context.
    */
   context(address: Spa): GuestContext | number {
+    // Nobody but firmware can change a context page's entry.
+    const context = this.contexts.get(address / PAGE_SIZE);
+    if (context !== undefined) return context;
     const state = this.stateOf(address);
-    if (state === 'rmp') return SEV_STATUS.INVALID_PARAM;
-    if (state !== 'context') return SEV_STATUS.INVALID_GUEST;
-    return this.contexts.get(address / PAGE_SIZE) ?? SEV_STATUS.INVALID_GUEST;
+    return state === 'rmp' ? SEV_STATUS.INVALID_PARAM : SEV_STATUS.INVALID_GUEST;
   }
 
   /**
@@ -144,7 +157,7 @@ export class Firmware {
     return SEV_STATUS.SUCCESS;
   }
 
-  /** Writes what a host sees. Returns a status. The RMP's own pages are refused. */
+  /** Writes what a host sees. Returns a status. */
   write(address: Spa, from: Uint8Array): number {
     if (!this.isMemory(address, from.length)) return SEV_STATUS.INVALID_ADDRESS;
     const { rmp } = this.memory;

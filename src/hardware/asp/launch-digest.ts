@@ -10,52 +10,64 @@
  */
 import * as crypto from 'node:crypto';
 
+const SIZE = 48;
 const PAGE_INFO_SIZE = 0x70;
+const CONTENTS = 0x30;
+/** Words of PAGE_INFO. */
+const WORD = { TYPE: 0x60 / 4, PERMISSIONS: 0x64 / 4, GPA_LOW: 0x68 / 4, GPA_HIGH: 0x6c / 4 } as const;
 
-/** SHA-384, by the fastest way that the platform has. */
-export const sha384: (bytes: Uint8Array) => Uint8Array =
+/** SHA-384 as a string of 48 characters, a byte each: the platform's fastest form, where it has one-shot hashes. */
+const digestOf: (bytes: Uint8Array) => string =
   typeof crypto.hash === 'function'
-    ? (bytes) => crypto.hash('sha384', bytes, 'buffer')
-    : (bytes) => crypto.createHash('sha384').update(bytes).digest();
+    ? (bytes) => crypto.hash('sha384', bytes, 'binary')
+    : (bytes) => crypto.createHash('sha384').update(bytes).digest('binary');
 
-export interface MeasuredPage {
-  /** SNP_PAGE_TYPE. */
-  type: number;
-  isImage: boolean;
-  /** Permissions of VMPL1 to 3 in bytes 1 to 3, as in the command. */
-  permissions: number;
-  gpa: number;
-  /** SHA-384 of the page; undefined: not measured. */
-  contents: Uint8Array | undefined;
+/** SHA-384 of `bytes`, written to `into` from `offset` on. */
+function hashInto(bytes: Uint8Array, into: Uint8Array, offset: number): void {
+  const digest = digestOf(bytes);
+  for (let i = 0; i < SIZE; i++) into[offset + i] = digest.charCodeAt(i);
+}
+
+/** SHA-384. */
+export function sha384(bytes: Uint8Array): Uint8Array {
+  const digest = new Uint8Array(SIZE);
+  hashInto(bytes, digest, 0);
+  return digest;
 }
 
 export class LaunchDigest {
   readonly #info = new Uint8Array(PAGE_INFO_SIZE);
-  readonly #view = new DataView(this.#info.buffer);
-
-  constructor() {
-    this.#view.setUint16(0x60, PAGE_INFO_SIZE, true);
-  }
+  readonly #words = new Uint32Array(this.#info.buffer);
 
   /** 48 bytes, zero in the beginning: a view that changes with the chain. */
   get value(): Uint8Array {
-    return this.#info.subarray(0, 48);
+    return this.#info.subarray(0, SIZE);
   }
 
   set(digest: Uint8Array): void {
     this.#info.set(digest);
   }
 
-  /** Adds a page of 4 KiB. */
-  extend(page: MeasuredPage): void {
-    const view = this.#view;
-    if (page.contents === undefined) this.#info.fill(0, 0x30, 0x60);
-    else this.#info.set(page.contents, 0x30);
-    view.setUint8(0x62, page.type);
-    view.setUint8(0x63, page.isImage ? 1 : 0);
-    view.setUint32(0x64, page.permissions & 0xffffff00, true);
-    view.setUint32(0x68, page.gpa % 0x1_0000_0000, true);
-    view.setUint32(0x6c, Math.floor(page.gpa / 0x1_0000_0000), true);
-    this.#info.set(sha384(this.#info));
+  /** The next page's CONTENTS: the hash of these bytes, or zero when they are undefined. */
+  measure(bytes: Uint8Array | undefined): void {
+    if (bytes === undefined) this.#info.fill(0, CONTENTS, CONTENTS + SIZE);
+    else hashInto(bytes, this.#info, CONTENTS);
+  }
+
+  /** Takes over another chain's CONTENTS. */
+  measureAs(other: LaunchDigest): void {
+    this.#info.set(other.#info.subarray(CONTENTS, CONTENTS + SIZE), CONTENTS);
+  }
+
+  /**
+   * Adds a page of 4 KiB, whose CONTENTS are set. `type`: SNP_PAGE_TYPE, with bit 8 set for a page of a migration image. `permissions`: VMPL1 to 3 in bytes 1 to 3.
+   */
+  extend(type: number, permissions: number, gpa: number): void {
+    const words = this.#words;
+    words[WORD.TYPE] = PAGE_INFO_SIZE | (type << 16);
+    words[WORD.PERMISSIONS] = permissions & ~0xff;
+    words[WORD.GPA_LOW] = gpa;
+    words[WORD.GPA_HIGH] = gpa / 0x1_0000_0000;
+    hashInto(this.#info, this.#info, 0);
   }
 }

@@ -8,16 +8,19 @@ import { secretsPage } from '../../abi/guest-message.ts';
 import { SNP_GUEST_STATE, SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../abi/sev-status.ts';
 import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
+import { RMP_WORD0, RMP_WORD1 } from '../memory/rmp.ts';
 import { correctCpuidPage } from './cpuid-page.ts';
 import { type CommandBuffer, type Firmware, isPage } from './firmware.ts';
 import type { GuestContext } from './guest-context.ts';
-import { sha384 } from './launch-digest.ts';
 import { TSC_FACTOR, tscScale } from './tsc.ts';
 
 const LARGE_FRAMES = 512;
 const SECRETS_VERSION = 3;
 const VMSA = { TSC_SCALE: 0x2f0, TSC_OFFSET: 0x2f8, SEV_FEATURES: 0x3b0 } as const;
 const SECURE_TSC = 1 << 9;
+/** Beside a page type: IMI_PAGE, as PAGE_INFO has it. */
+const IMAGE = 1 << 8;
+const PRE_GUEST = RMP_WORD0.ASSIGNED | RMP_WORD0.IMMUTABLE;
 /** A bit for each page type that may be 2 MiB. */
 const LARGE_TYPES = (1 << SNP_PAGE_TYPE.NORMAL) | (1 << SNP_PAGE_TYPE.ZERO) | (1 << SNP_PAGE_TYPE.UNMEASURED);
 
@@ -36,59 +39,85 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
   const context = firmware.context(contextAddress);
   if (typeof context === 'number') return context;
-  const state = firmware.stateOf(address);
-  if (state === 'rmp') return SEV_STATUS.INVALID_PARAM;
-  if (state !== 'pre-guest') return SEV_STATUS.INVALID_PAGE_STATE;
-  const frame = (address / PAGE_SIZE) as Pfn;
-  const entry = firmware.rmp.entry(frame);
-  if (entry.large !== ((flags & 1) !== 0)) return SEV_STATUS.INVALID_PAGE_SIZE;
-  if (entry.large && frame % LARGE_FRAMES !== 0) return SEV_STATUS.INVALID_ADDRESS;
-  if (type === 0 || type > SNP_PAGE_TYPE.CPUID) return SEV_STATUS.INVALID_PARAM;
-  if (entry.large && ((1 << type) & LARGE_TYPES) === 0) return SEV_STATUS.INVALID_PAGE_SIZE;
+  const page = checkPage(firmware, address, { large: (flags & 1) !== 0, type });
+  if (page !== SEV_STATUS.SUCCESS) return page;
   if (context.state !== SNP_GUEST_STATE.LAUNCH) return SEV_STATUS.INVALID_GUEST_STATE;
   if (context.asid === 0) return SEV_STATUS.INACTIVE;
-  if (entry.asid !== context.asid) return SEV_STATUS.INVALID_PAGE_OWNER;
+  const frame = address / PAGE_SIZE;
+  const { rmp } = firmware;
+  const at = rmp.indexOf(frame);
+  if (((rmp.words[at + 1]! >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID) !== context.asid)
+    return SEV_STATUS.INVALID_PAGE_OWNER;
   if (context.isMigrationImage && !isImage) return SEV_STATUS.INVALID_PARAM;
-  const frames = entry.large ? LARGE_FRAMES : 1;
+  const gpa = rmp.gpaAt(at);
+  const frames = (flags & 1) !== 0 ? LARGE_FRAMES : 1;
+  const measuredAs = isImage ? type | IMAGE : type;
   for (let i = 0; i < frames; i++) {
-    const gpa = entry.gpa + i * PAGE_SIZE;
-    const status = addPage(firmware, context, { frame: (frame + i) as Pfn, gpa, type, isImage, permissions });
+    const status = addPage(
+      firmware,
+      context,
+      (frame + i) as Pfn,
+      measuredAs,
+      permissions,
+      gpa + i * PAGE_SIZE,
+    );
     if (status !== SEV_STATUS.SUCCESS) return status;
   }
-  entry.validated = true;
-  entry.immutable = false;
-  entry.permissions = (entry.permissions & 0xff) | (permissions & ~0xff);
-  if (type === SNP_PAGE_TYPE.VMSA) entry.vmsa = true;
-  firmware.rmp.setEntry(frame, entry);
+  rmp.enterGuest(frame as Pfn, permissions, type === SNP_PAGE_TYPE.VMSA);
   if (firmware.trace.on) firmware.tracePage(frame, 'guest-valid', 'SNP_LAUNCH_UPDATE', frames);
   return SEV_STATUS.SUCCESS;
 }
 
-interface LaunchPage {
-  frame: Pfn;
-  gpa: number;
-  type: number;
-  isImage: boolean;
-  permissions: number;
+/** Whether the page may become the guest's: a status. */
+function checkPage(firmware: Firmware, address: Spa, wanted: { large: boolean; type: number }): number {
+  const { rmp } = firmware;
+  const { large, type } = wanted;
+  if (address < rmp.end) return SEV_STATUS.INVALID_PARAM;
+  const frame = address / PAGE_SIZE;
+  if (!firmware.hasFrame(frame)) return SEV_STATUS.INVALID_PAGE_STATE;
+  const at = rmp.indexOf(frame);
+  const low = rmp.words[at]!;
+  const high = rmp.words[at + 1]!;
+  const isPreGuest =
+    (low & PRE_GUEST) === PRE_GUEST &&
+    (high & RMP_WORD1.VALIDATED) === 0 &&
+    (high & (RMP_WORD1.ASID << RMP_WORD1.ASID_SHIFT)) !== 0;
+  if (!isPreGuest) return SEV_STATUS.INVALID_PAGE_STATE;
+  if (((low & RMP_WORD0.LARGE) !== 0) !== large) return SEV_STATUS.INVALID_PAGE_SIZE;
+  if (large && frame % LARGE_FRAMES !== 0) return SEV_STATUS.INVALID_ADDRESS;
+  if (type === 0 || type > SNP_PAGE_TYPE.CPUID) return SEV_STATUS.INVALID_PARAM;
+  return large && ((1 << type) & LARGE_TYPES) === 0 ? SEV_STATUS.INVALID_PAGE_SIZE : SEV_STATUS.SUCCESS;
 }
 
-/** Measures 4 KiB as the host sees them, and hands them to the guest's key. */
-function addPage(firmware: Firmware, context: GuestContext, page: LaunchPage): number {
+/** Measures 4 KiB as the host sees them, and hands them to the guest's key. `measuredAs`: the page type, and IMAGE. Returns a status. */
+function addPage(
+  firmware: Firmware,
+  context: GuestContext,
+  frame: Pfn,
+  measuredAs: number,
+  permissions: number,
+  gpa: number,
+): number {
   const { encryption, bytes: ram } = firmware.memory;
-  const { frame, type } = page;
+  const { digest, imageDigest } = context;
+  const type = measuredAs & ~IMAGE;
   encryption.open(frame, 0);
   const bytes = ram.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE);
-  let contents: Uint8Array | undefined;
-  if (type === SNP_PAGE_TYPE.NORMAL) contents = sha384(bytes);
-  else if (type === SNP_PAGE_TYPE.VMSA) contents = takeVmsa(firmware, context, bytes);
-  else if (type === SNP_PAGE_TYPE.ZERO) firmware.write((frame * PAGE_SIZE) as Spa, ZERO_PAGE);
-  else if (type === SNP_PAGE_TYPE.CPUID) {
-    const status = correctCpuidPage(firmware.cpuidRules, bytes);
-    if (status !== SEV_STATUS.SUCCESS) return status;
+  if (type === SNP_PAGE_TYPE.NORMAL) digest.measure(bytes);
+  else if (type === SNP_PAGE_TYPE.VMSA) digest.measure(takeVmsa(firmware, context, bytes));
+  else {
+    if (type === SNP_PAGE_TYPE.CPUID) {
+      const status = correctCpuidPage(firmware.cpuidRules, bytes);
+      if (status !== SEV_STATUS.SUCCESS) return status;
+    }
+    if (type === SNP_PAGE_TYPE.ZERO) bytes.set(ZERO_PAGE);
+    digest.measure(undefined);
   }
-  const measured = { ...page, contents };
-  context.digest.extend(measured);
-  if (page.isImage) context.imageDigest.extend(measured);
+  digest.extend(measuredAs, permissions, gpa);
+  if ((measuredAs & IMAGE) !== 0) {
+    imageDigest.measureAs(digest);
+    imageDigest.extend(measuredAs, permissions, gpa);
+  }
   encryption.adopt(frame, context.keyId);
   if (type === SNP_PAGE_TYPE.SECRETS) {
     const secrets = fillSecrets(firmware, context);
@@ -100,7 +129,7 @@ function addPage(firmware: Firmware, context: GuestContext, page: LaunchPage): n
 
 const ZERO_PAGE = new Uint8Array(PAGE_SIZE);
 
-/** The digest of a VMSA, as if its TSC fields were zero; with secure TSC firmware sets them. */
+/** What of a VMSA is measured: as if its TSC fields were zero; with secure TSC firmware sets them. */
 function takeVmsa(firmware: Firmware, context: GuestContext, vmsa: Uint8Array): Uint8Array {
   const measured = vmsa.slice();
   measured.fill(0, VMSA.TSC_SCALE, VMSA.TSC_OFFSET + 8);
@@ -110,7 +139,7 @@ function takeVmsa(firmware: Firmware, context: GuestContext, vmsa: Uint8Array): 
     view.setBigUint64(VMSA.TSC_SCALE, scale, true);
     view.setBigUint64(VMSA.TSC_OFFSET, 0n, true);
   }
-  return sha384(measured);
+  return measured;
 }
 
 function fillSecrets(firmware: Firmware, context: GuestContext): Uint8Array {

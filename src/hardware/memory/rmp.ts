@@ -159,6 +159,11 @@ export class Rmp {
     };
   }
 
+  /** The GPA, bytes, of the entry at an index into `words`. */
+  gpaAt(index: number): number {
+    return gpaOf(this.words[index]!, this.words[index + 1]!);
+  }
+
   /** The page state that firmware's rules speak of. */
   state(frame: Pfn): PageState {
     const { assigned, asid, immutable, validated, vmsa, gpa } = this.entry(frame);
@@ -175,6 +180,15 @@ export class Rmp {
   /** Firmware's write of an entry; with `large`, of a 2 MiB page. */
   setEntry(frame: Pfn, entry: RmpEntry): void {
     this.#write(frame, entry, entry);
+  }
+
+  /** Firmware takes a Pre-Guest page into its guest: Guest-Valid. VMPL0's permissions stay. No translation to the page can exist. */
+  enterGuest(frame: Pfn, permissions: number, vmsa: boolean): void {
+    const at = this.indexOf(frame);
+    const { words } = this;
+    words[at] = words[at]! & ~RMP_WORD0.IMMUTABLE;
+    words[at + 1] = words[at + 1]! | RMP_WORD1.VALIDATED | (vmsa ? RMP_WORD1.VMSA : 0);
+    words[at + 2] = (words[at + 2]! & 0xff) | (permissions & ~0xff);
   }
 
   /** RMPUPDATE of the page at `spa`, by the host. Returns RMP_RESULT. */
