@@ -1,9 +1,10 @@
 /**
- * `softcvm`: run, doctor, demo. Commands load their code when called, so that none pays for another's start-up.
+ * `softcvm`: run, doctor, demo, and attestation's (attestation-commands.ts). Commands load their code when called, so that none pays for another's start-up.
  *
- * Exit status of `run`: the guest's code; 2 bad input, 124 timeout, 125 shutdown or error.
+ * Exit status of `run`: the guest's code; 2 bad input, 124 timeout, 125 shutdown or error. Of `verify`: 0 if every check holds, else 1.
  */
 import { Command, CommanderError, Option } from 'commander';
+import { addAttestationCommands } from './attestation-commands.ts';
 import { InputError } from './size.ts';
 
 const EXIT_BAD_INPUT = 2;
@@ -51,6 +52,8 @@ program
     // Leaves at once: Node would wait for code that V8 still optimises, and the host would be scrubbed for nobody.
     process.exitCode = await run(image, options, (status) => process.exit(status));
   });
+
+addAttestationCommands(program);
 
 program
   .command('doctor')

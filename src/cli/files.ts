@@ -1,0 +1,38 @@
+/** Files that a command line names. */
+import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { InputError } from './size.ts';
+
+/** The file's bytes. InputError: there is none, or it cannot be read. */
+export function readInput(path: string, option: string): Buffer {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new InputError(`${option}: got ${path}: ${why(error)}`);
+  }
+}
+
+/** The files of each path; of a directory, those in it, by name. */
+export function filesOf(paths: readonly string[], option: string): string[] {
+  return paths.flatMap((path) => {
+    try {
+      return statSync(path).isDirectory()
+        ? readdirSync(path)
+            .sort()
+            .map((name) => join(path, name))
+        : [path];
+    } catch (error) {
+      throw new InputError(`${option}: got ${path}: ${why(error)}`);
+    }
+  });
+}
+
+const why = (error: unknown): string =>
+  (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'no such file' : (error as Error).message;
+
+/** Where an authority lives unless `--state` says: below XDG_STATE_HOME. */
+export function defaultStateDirectory(): string {
+  const { XDG_STATE_HOME } = process.env;
+  return join(XDG_STATE_HOME || join(homedir(), '.local/state'), 'softcvm');
+}

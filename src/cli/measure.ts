@@ -1,0 +1,203 @@
+/**
+ * `softcvm measure`: the launch digest that a report of an SNP guest must show. Options and defaults are those of sev-snp-measure; `--explain` and
+ * `--diff` are ours.
+ */
+import { createHash } from 'node:crypto';
+import { basename } from 'node:path';
+import {
+  EvidenceError,
+  type FirmwareLaunch,
+  firmwareUpdates,
+  imageUpdate,
+  isFirmware,
+  type LaunchStep,
+  type LaunchUpdate,
+  launchDifference,
+  launchDigest,
+  parseFirmware,
+  VCPU_TYPES,
+  VMM_TYPES,
+  vcpuSignature,
+} from '../attest/index.ts';
+import { NotImplementedError } from '../base/errors.ts';
+import { readInput } from './files.ts';
+import { InputError, parseChoice, parseInteger } from './size.ts';
+
+/** Options as commander has them. */
+export interface MeasureCommandOptions {
+  readonly mode: string;
+  readonly ovmf?: string;
+  readonly vcpus?: string;
+  readonly vcpuType?: string;
+  readonly vcpuSig?: string;
+  readonly vcpuFamily?: string;
+  readonly vcpuModel?: string;
+  readonly vcpuStepping?: string;
+  readonly guestFeatures: string;
+  readonly vmmType: string;
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly append?: string;
+  readonly snpOvmfHash?: string;
+  readonly outputFormat: string;
+  readonly explain?: boolean;
+  readonly diff?: string;
+  readonly json?: boolean;
+}
+
+const MODES = ['snp', 'snp:ovmf-hash', 'sev', 'seves', 'snp:svsm'] as const;
+const MAX_VCPUS = 4096;
+const DIFFERENT = 1;
+
+const sha384 = (bytes: Uint8Array): Uint8Array => createHash('sha384').update(bytes).digest();
+
+/** Returns the exit status: 1 if `--diff` finds a difference. Throws InputError for what the user can mend. */
+export async function measure(image: string | undefined, options: MeasureCommandOptions): Promise<number> {
+  try {
+    return await measureImage(image, options);
+  } catch (error) {
+    if (error instanceof EvidenceError || error instanceof RangeError) throw new InputError(error.message);
+    throw error;
+  }
+}
+
+async function measureImage(image: string | undefined, options: MeasureCommandOptions): Promise<number> {
+  const mode = parseChoice(options.mode, '--mode', MODES);
+  if (mode !== 'snp' && mode !== 'snp:ovmf-hash') throw new NotImplementedError(`measure --mode ${mode}`);
+  if ((image === undefined) === (options.ovmf === undefined)) {
+    throw new InputError('measure: want one image, as --ovmf PATH or by itself');
+  }
+  const path = image ?? options.ovmf!;
+  const base64 = parseChoice(options.outputFormat, '--output-format', ['hex', 'base64']) === 'base64';
+  const updates = await launchOf(path, mode, image === undefined, options);
+  if (options.diff !== undefined) {
+    return showDifference(updates, await launchOf(options.diff, mode, image === undefined, options), options);
+  }
+  const steps: LaunchStep[] = [];
+  const from = options.snpOvmfHash === undefined ? undefined : digestOf(options.snpOvmfHash);
+  const digest = await launchDigest(
+    updates,
+    { sha384, ...(from === undefined ? {} : { from }) },
+    options.explain ? (step) => steps.push(step) : undefined,
+  );
+  const measurement = Buffer.from(digest).toString(base64 ? 'base64' : 'hex');
+  if (options.json) {
+    console.log(
+      JSON.stringify({ measurement, ...(options.explain ? { pages: steps.map(stepAsJson) } : {}) }),
+    );
+  } else {
+    for (const { type, gpa, label, content, digest } of steps) {
+      console.log(`${hex(gpa).padStart(14)}  ${type.padEnd(10)}  ${content}  ${digest}  ${label}`);
+    }
+    console.log(measurement);
+  }
+  return 0;
+}
+
+const hex = (value: number): string => `0x${value.toString(16)}`;
+const stepAsJson = ({ gpa, type, content, digest, label }: LaunchStep): object => ({
+  gpa: hex(gpa),
+  type,
+  content,
+  digest,
+  label,
+});
+
+/** What the host adds to the guest, in order. */
+async function launchOf(
+  path: string,
+  mode: 'snp' | 'snp:ovmf-hash',
+  asPeer: boolean,
+  options: MeasureCommandOptions,
+): Promise<LaunchUpdate[]> {
+  const bytes = readInput(path, 'image');
+  if (!asPeer && !isFirmware(bytes)) {
+    throw new NotImplementedError(`measure ${basename(path)}: an image without a firmware's GUIDed table`);
+  }
+  const firmware = parseFirmware(bytes, path);
+  if (mode === 'snp:ovmf-hash') return [imageUpdate(firmware)];
+  const launch: FirmwareLaunch = {
+    firmware,
+    vcpus: vcpusOf(options, asPeer),
+    vmm: parseChoice(options.vmmType.toLowerCase(), '--vmm-type', VMM_TYPES),
+    vcpuSignature: signatureOf(options, asPeer),
+    guestFeatures: featuresOf(options.guestFeatures),
+    ...kernelOf(options),
+  };
+  const updates = await firmwareUpdates(launch);
+  // With a digest of the image given, the file's content does not count.
+  return options.snpOvmfHash === undefined ? updates : updates.slice(1);
+}
+
+function vcpusOf({ vcpus }: MeasureCommandOptions, asPeer: boolean): number {
+  if (vcpus === undefined && asPeer) throw new InputError('--vcpus: got nothing, want the number of vCPUs');
+  return parseInteger(vcpus ?? '1', '--vcpus', 1, MAX_VCPUS);
+}
+
+function signatureOf(options: MeasureCommandOptions, asPeer: boolean): number {
+  const { vcpuFamily, vcpuModel, vcpuStepping, vcpuSig, vcpuType } = options;
+  if (vcpuFamily !== undefined) {
+    return vcpuSignature(
+      parseInteger(vcpuFamily, '--vcpu-family', 0, 0x10e),
+      parseInteger(vcpuModel ?? '0', '--vcpu-model', 0, 255),
+      parseInteger(vcpuStepping ?? '0', '--vcpu-stepping', 0, 15),
+    );
+  }
+  if (vcpuSig !== undefined) return Number(wholeNumber(vcpuSig, '--vcpu-sig', 32));
+  if (vcpuType !== undefined)
+    return VCPU_TYPES[parseChoice(vcpuType, '--vcpu-type', Object.keys(VCPU_TYPES))]!;
+  if (!asPeer) return VCPU_TYPES['EPYC-Milan']!;
+  if (options.vmmType.toLowerCase() === 'qemu') {
+    throw new InputError('--vcpu-type: got nothing, want it, --vcpu-sig or --vcpu-family');
+  }
+  return 0;
+}
+
+const featuresOf = (text: string): bigint => wholeNumber(text, '--guest-features', 64);
+
+/** A number as Python's int(text, 0) takes it. */
+function wholeNumber(text: string, option: string, bits: number): bigint {
+  const value = /^(0x[0-9a-f]+|0o[0-7]+|0b[01]+|\d+)$/i.test(text) ? BigInt(text) : -1n;
+  if (value < 0n || value >> BigInt(bits) !== 0n) {
+    throw new InputError(`${option}: got ${text}, want a number of at most ${bits} bits`);
+  }
+  return value;
+}
+
+function kernelOf({ kernel, initrd, append }: MeasureCommandOptions): Pick<FirmwareLaunch, 'kernel'> {
+  if (kernel === undefined) {
+    const given = initrd === undefined ? (append === undefined ? undefined : '--append') : '--initrd';
+    if (given !== undefined) throw new InputError(`${given}: got it without --kernel, want both`);
+    return {};
+  }
+  return {
+    kernel: {
+      kernel: readInput(kernel, '--kernel'),
+      ...(initrd === undefined ? {} : { initrd: readInput(initrd, '--initrd') }),
+      ...(append === undefined ? {} : { append }),
+    },
+  };
+}
+
+function digestOf(text: string): Uint8Array {
+  if (!/^[0-9a-f]{96}$/i.test(text)) throw new InputError(`--snp-ovmf-hash: got ${text}, want 96 hex digits`);
+  return Buffer.from(text, 'hex');
+}
+
+function showDifference(
+  first: LaunchUpdate[],
+  second: LaunchUpdate[],
+  options: MeasureCommandOptions,
+): number {
+  const difference = launchDifference(first, second);
+  if (options.json) console.log(JSON.stringify({ difference: difference ?? null }));
+  else if (difference === undefined) console.log('no difference');
+  else {
+    const { page, what, got, want } = difference;
+    const at = difference.first ?? difference.second!;
+    console.log(
+      `page ${page}, ${at.label}, ${at.type} at ${hex(at.gpa)}: ${what}: ${got} here, ${want} there`,
+    );
+  }
+  return difference === undefined ? 0 : DIFFERENT;
+}

@@ -1,0 +1,260 @@
+/**
+ * `softcvm verify`: judges an attestation report. Exit status 0 only if every check holds, 1 if one does not. There is no root but those that
+ * `--roots` names, also for evidence of SoftCVM's own.
+ */
+
+import { createHash } from 'node:crypto';
+import { statSync } from 'node:fs';
+import {
+  decodeCertificateTable,
+  fetchEvidence,
+  KdsError,
+  type Product,
+  type ReportPolicy,
+  readCertificates,
+  type TcbVersion,
+  type Verdict,
+  verifyReport,
+} from '../attest/index.ts';
+import { filesOf, readInput } from './files.ts';
+import { asInput, readReport, reportBytes } from './report.ts';
+import { InputError, parseChoice, parseInteger, parseNumber } from './size.ts';
+
+/** Options as commander has them. */
+export interface VerifyCommandOptions {
+  readonly certs?: string[];
+  readonly kds?: string | true;
+  readonly roots?: string[];
+  readonly crl?: string[];
+  readonly at?: string;
+  readonly product?: string;
+  readonly measurement?: string[];
+  readonly hostData?: string;
+  readonly reportData?: string;
+  readonly chipId?: string[];
+  readonly signingKey?: string;
+  readonly vmpl?: string;
+  readonly allow?: string[];
+  readonly demand?: string[];
+  readonly guestPolicy?: string;
+  readonly minimumAbi?: string;
+  readonly familyId?: string;
+  readonly imageId?: string;
+  readonly minimumGuestSvn?: string;
+  readonly idKeyDigest?: string[];
+  readonly authorKeyDigest?: string[];
+  readonly reportId?: string;
+  readonly minimumTcb?: string;
+  readonly minimumLaunchTcb?: string;
+  readonly minimumFirmware?: string;
+  readonly platformInfo?: string;
+  readonly requireCrl?: boolean;
+  readonly maximumAge?: string;
+  readonly obtained?: string;
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+}
+
+const FAILED = 1;
+const U32 = 2 ** 32 - 1;
+
+export async function verify(path: string, options: VerifyCommandOptions): Promise<number> {
+  const policy = policyOf(options);
+  const files = filesOf(options.certs ?? [], '--certs').map((file) => readInput(file, '--certs'));
+  const certificates: Uint8Array[] = [];
+  const crls: Uint8Array[] = filesOf(options.crl ?? [], '--crl').map((file) => readInput(file, '--crl'));
+  for (const file of files) sort(file, certificates, crls);
+  const roots = filesOf(options.roots ?? [], '--roots').map((file) => readInput(file, '--roots'));
+  const bytes = reportBytes(path);
+  if (options.kds !== undefined) {
+    const evidence = await fetched(path, options);
+    certificates.push(...evidence.certificates);
+    crls.push(...evidence.crls);
+  }
+  const obtainedAt =
+    options.obtained === undefined ? statSync(path).mtime : timeOf(options.obtained, '--obtained');
+  for (const root of roots) asInput(() => readCertificates(root, '--roots'));
+  let verdict: Verdict;
+  try {
+    verdict = await verifyReport(bytes, {
+      certificates,
+      roots,
+      crls,
+      policy,
+      obtainedAt,
+      ...(options.at === undefined ? {} : { at: timeOf(options.at, '--at') }),
+    });
+  } catch (error) {
+    if (error instanceof RangeError) throw new InputError(error.message);
+    throw error;
+  }
+  show(verdict, roots, options);
+  return verdict.ok ? 0 : FAILED;
+}
+
+/** A revocation list and a certificate table are told from certificates by what they are. */
+function sort(file: Buffer, certificates: Uint8Array[], crls: Uint8Array[]): void {
+  const text = file.subarray(0, 64 * 1024).toString('latin1');
+  if (text.includes('-----BEGIN X509 CRL-----')) crls.push(file);
+  else if (text.includes('-----BEGIN ') || file[0] === 0x30)
+    (isDerCrl(file) ? crls : certificates).push(file);
+  else {
+    const entries = asInput(() => {
+      try {
+        return decodeCertificateTable(file);
+      } catch (error) {
+        throw new InputError(`--certs: ${(error as Error).message}`);
+      }
+    });
+    for (const { bytes } of entries) (isDerCrl(bytes) ? crls : certificates).push(bytes);
+  }
+}
+
+/** A TBSCertList begins with version and algorithm, a TBSCertificate with [0] or a serial number and algorithm: its version is wrapped. */
+function isDerCrl(bytes: Uint8Array): boolean {
+  const headLength = (at: number): number => (bytes[at + 1]! < 0x80 ? 2 : 2 + (bytes[at + 1]! & 0x7f));
+  const tbs = bytes[0] === 0x30 ? headLength(0) : -1;
+  if (tbs === -1 || bytes[tbs] !== 0x30) return false;
+  const first = tbs + headLength(tbs);
+  return bytes[first] === 0x02 && bytes[first + 1] === 1 && bytes[first + 2] === 1;
+}
+
+async function fetched(
+  path: string,
+  { kds, product }: VerifyCommandOptions,
+): Promise<Awaited<ReturnType<typeof fetchEvidence>>> {
+  try {
+    return await fetchEvidence(readReport(path), {
+      ...(typeof kds === 'string' ? { url: kds } : {}),
+      ...(product === undefined ? {} : { product: productOf(product) }),
+    });
+  } catch (error) {
+    if (error instanceof KdsError) throw error;
+    return asInput(() => {
+      throw error;
+    });
+  }
+}
+
+const productOf = (text: string): Product => parseChoice(text, '--product', ['Milan', 'Genoa', 'Turin']);
+
+function policyOf(options: VerifyCommandOptions): ReportPolicy {
+  const policy: { -readonly [Key in keyof ReportPolicy]: ReportPolicy[Key] } = {};
+  if (options.product !== undefined) policy.product = productOf(options.product);
+  if (options.measurement !== undefined) policy.measurement = options.measurement;
+  if (options.hostData !== undefined) policy.hostData = options.hostData;
+  if (options.reportData !== undefined)
+    policy.reportData = options.reportData.replace(/^0x/, '').padEnd(128, '0');
+  if (options.chipId !== undefined) policy.chipId = options.chipId;
+  if (options.signingKey !== undefined) {
+    policy.signingKey = parseChoice(options.signingKey.toUpperCase(), '--signing-key', ['VCEK', 'VLEK']);
+  }
+  if (options.vmpl !== undefined) policy.vmpl = parseInteger(options.vmpl, '--vmpl', 0, 3);
+  policy.allow = (options.allow ?? ['smt']).map((name) =>
+    parseChoice(name, '--allow', ['smt', 'debug', 'migrate-ma', 'cxl-allow']),
+  );
+  policy.demand = (options.demand ?? []).map((name) =>
+    parseChoice(name, '--demand', [
+      'single-socket',
+      'mem-aes-256-xts',
+      'rapl-dis',
+      'ciphertext-hiding',
+      'page-swap-disable',
+    ]),
+  );
+  if (options.guestPolicy !== undefined) policy.guestPolicy = u64(options.guestPolicy, '--guest-policy');
+  if (options.minimumAbi !== undefined)
+    policy.minimumAbi = versionOf(options.minimumAbi, '--minimum-abi', 2) as [number, number];
+  if (options.familyId !== undefined) policy.familyId = options.familyId;
+  if (options.imageId !== undefined) policy.imageId = options.imageId;
+  if (options.minimumGuestSvn !== undefined) {
+    policy.minimumGuestSvn = parseInteger(options.minimumGuestSvn, '--minimum-guest-svn', 0, U32);
+  }
+  if (options.idKeyDigest !== undefined) policy.idKeyDigest = options.idKeyDigest;
+  if (options.authorKeyDigest !== undefined) policy.authorKeyDigest = options.authorKeyDigest;
+  if (options.reportId !== undefined) policy.reportId = options.reportId;
+  if (options.minimumTcb !== undefined) policy.minimumTcb = tcbOf(options.minimumTcb, '--minimum-tcb');
+  if (options.minimumLaunchTcb !== undefined) {
+    policy.minimumLaunchTcb = tcbOf(options.minimumLaunchTcb, '--minimum-launch-tcb');
+  }
+  if (options.minimumFirmware !== undefined) {
+    policy.minimumFirmware = versionOf(options.minimumFirmware, '--minimum-firmware', 3) as [
+      number,
+      number,
+      number,
+    ];
+  }
+  if (options.platformInfo !== undefined) policy.platformInfo = u64(options.platformInfo, '--platform-info');
+  if (options.requireCrl) policy.revocation = 'required';
+  if (options.maximumAge !== undefined)
+    policy.maximumAge = parseNumber(options.maximumAge, '--maximum-age', 0, 1e9);
+  return policy;
+}
+
+function u64(text: string, option: string): bigint {
+  if (!/^(0x[0-9a-f]{1,16}|\d{1,19})$/i.test(text))
+    throw new InputError(`${option}: got ${text}, want a 64-bit number`);
+  return BigInt(text);
+}
+
+function versionOf(text: string, option: string, parts: number): number[] {
+  const numbers = text.split('.').map((part) => (/^\d{1,3}$/.test(part) ? Number(part) : Number.NaN));
+  if (numbers.length !== parts || numbers.some((part) => !(part <= 255))) {
+    throw new InputError(
+      `${option}: got ${text}, want ${parts} numbers such as ${'1.55.21'.split('.').slice(0, parts).join('.')}`,
+    );
+  }
+  return numbers;
+}
+
+const COMPONENTS = ['fmc', 'bootLoader', 'tee', 'snp', 'microcode'] as const;
+
+/** `bootLoader=4,snp=24`. */
+function tcbOf(text: string, option: string): Partial<TcbVersion> {
+  return Object.fromEntries(
+    text.split(',').map((part) => {
+      const [name = '', level = ''] = part.split('=');
+      const component = COMPONENTS.find(
+        (one) => one.toLowerCase() === name.trim().replace('-', '').toLowerCase(),
+      );
+      if (component === undefined) {
+        throw new InputError(`${option}: got ${part}, want ${COMPONENTS.join('=N, ')}=N`);
+      }
+      return [component, parseInteger(level, `${option} ${component}`, 0, 255)];
+    }),
+  );
+}
+
+function timeOf(text: string, option: string): Date {
+  const time = new Date(text);
+  if (Number.isNaN(time.getTime()))
+    throw new InputError(`${option}: got ${text}, want a time such as 2026-11-21T08:00:00Z`);
+  return time;
+}
+
+const SOFTWARE = 'the certificates are marked as made by SoftCVM, in software: not by AMD';
+
+function show(verdict: Verdict, roots: readonly Uint8Array[], options: VerifyCommandOptions): void {
+  const fingerprints = roots.flatMap((root) =>
+    readCertificates(root).map(({ bytes }) => createHash('sha256').update(bytes).digest('hex')),
+  );
+  if (options.json) {
+    const { ok, checks, isSoftware } = verdict;
+    console.log(JSON.stringify({ ok, software: isSoftware, roots: fingerprints, checks }));
+    return;
+  }
+  const shown = options.quiet ? verdict.failures : verdict.checks;
+  const width = Math.max(0, ...shown.map(({ name }) => name.length));
+  for (const { name, ok, got, want } of shown) {
+    const detail = ok && got === want ? got : `got ${got}, want ${want}`;
+    console.log(`${ok ? 'ok    ' : 'FAILED'}  ${name.padEnd(width)}  ${detail}`);
+  }
+  for (const print of fingerprints) console.log(`root ${print}`);
+  if (verdict.isSoftware) console.log(SOFTWARE);
+  const failed = verdict.failures.length;
+  console.log(
+    verdict.ok
+      ? `verified: ${verdict.checks.length} checks`
+      : `not verified: ${failed} of ${verdict.checks.length} checks failed`,
+  );
+}
