@@ -42,11 +42,13 @@ export class KvmRun {
     this.#longs[word >>> 1] = value;
   }
   #number(word: number): number {
-    return (this.#words[word + 1]! >>> 0) * 0x1_0000_0000 + (this.#words[word]! >>> 0);
+    const low = this.#words[word]! >>> 0;
+    const high = this.#words[word + 1]! >>> 0;
+    return high === 0 ? low : high * 0x1_0000_0000 + low;
   }
   #setNumber(word: number, value: number): void {
     this.#words[word] = value | 0;
-    this.#words[word + 1] = Math.floor(value / 0x1_0000_0000) | 0;
+    this.#words[word + 1] = value <= 0xffff_ffff ? 0 : Math.floor(value / 0x1_0000_0000) | 0;
   }
 
   get requestInterruptWindow(): number {

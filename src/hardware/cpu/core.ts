@@ -6,7 +6,7 @@
  * Cores of one host memory know each other: code that one has decoded must not be written through another's TLB. They run on one thread.
  */
 import { EVENT, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
-import { VECTOR } from '../../abi/x86.ts';
+import { RFLAGS, VECTOR } from '../../abi/x86.ts';
 import { pfnOf, type Spa } from '../../base/address.ts';
 import { type Entropy, seededEntropy } from '../../base/entropy.ts';
 import { NotImplementedError } from '../../base/errors.ts';
@@ -319,13 +319,16 @@ export class Core {
     const { words } = registers;
     let left = budget;
     for (;;) {
-      let reason = this.#deliverWaiting();
-      if (reason === LEAVE.VMEXIT) return;
+      const quiet = debug.pending === 0 && !interrupts.pending && (registers.flagsRest & RFLAGS.TF) === 0;
+      if (!quiet && this.#deliverWaiting() === LEAVE.VMEXIT) return;
       const before = words[this.#retired]!;
+      const is64Bit = in64BitMode(registers);
+      let reason: number;
       this.#setVectorMode();
       if (left <= 0) reason = LEAVE.BUDGET;
-      else if (this.#stepping.needed) reason = this.#stepping.step();
-      else if (!in64BitMode(registers)) reason = this.#stepOnce();
+      else if ((!quiet && this.#stepping.needed) || (!is64Bit && debug.watchesCode))
+        reason = this.#stepping.step();
+      else if (!is64Bit) reason = this.#stepOnce();
       else {
         debug.stepping = false;
         reason = this.interpreter.run(Math.min(left, SLICE));

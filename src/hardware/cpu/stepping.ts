@@ -5,6 +5,7 @@
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
 import { DR6 } from './debug.ts';
 import { SHADOW } from './interrupts.ts';
+import { codeBits } from './mode.ts';
 import type { CoreParts } from './parts.ts';
 import { peekCode } from './peek-code.ts';
 import { GPR, LEAVE, STATE } from './state.ts';
@@ -63,19 +64,20 @@ export class Stepping {
   #executeElement(): number {
     const { registers } = this.#parts;
     const { rip } = registers;
-    const found = this.#repeated();
+    const found = this.#repeated(codeBits(registers));
     if (found === undefined) return this.#execute();
     const count = registers.gpr(GPR.RCX);
+    const above = found.countBits === 16 ? count & ~0xffffn : 0n;
     const left = BigInt.asUintN(found.countBits, count);
     if (left <= 1n) return this.#execute();
     const resumed = registers.rflags & RFLAGS.RF;
-    registers.setGpr(GPR.RCX, 1n);
+    registers.setGpr(GPR.RCX, above | 1n);
     const reason = this.#execute();
     if (reason !== LEAVE.STOP && reason !== LEAVE.RESUME) {
       registers.setGpr(GPR.RCX, count);
       return reason;
     }
-    registers.setGpr(GPR.RCX, left - 1n);
+    registers.setGpr(GPR.RCX, above | (left - 1n));
     const equal = (registers.rflags & RFLAGS.ZF) !== 0;
     const ended = found.compares && equal !== (found.prefix === REPE);
     if (!ended) {
@@ -86,18 +88,18 @@ export class Stepping {
     return reason;
   }
 
-  #repeated(): { prefix: number; compares: boolean; countBits: number } | undefined {
+  #repeated(mode: 16 | 32 | 64): { prefix: number; compares: boolean; countBits: number } | undefined {
     const code = this.#code;
     const length = peekCode(this.#parts, code);
     let prefix = 0;
-    let countBits = 64;
+    let countBits: number = mode;
     let at = 0;
     for (; at < length && PREFIXES.has(code[at]!); at++) {
       if (code[at] === REPE || code[at] === REPNE) prefix = code[at]!;
-      if (code[at] === ADDRESS_SIZE) countBits = 32;
+      if (code[at] === ADDRESS_SIZE) countBits = mode === 32 ? 16 : 32;
     }
     if (prefix === 0) return undefined;
-    if ((code[at]! & 0xf0) === 0x40) at++;
+    if (mode === 64 && (code[at]! & 0xf0) === 0x40) at++;
     const opcode = at < length ? code[at]! : 0;
     const moves = opcode === 0xa4 || opcode === 0xa5 || (opcode >= 0xaa && opcode <= 0xad);
     const compares = opcode === 0xa6 || opcode === 0xa7 || opcode === 0xae || opcode === 0xaf;

@@ -88,7 +88,6 @@ describe('VMRUN refuses a VMCB: EXITCODE −1, guest state untouched', () => {
 
   it.each<[string, string, (b: GuestBench) => void]>([
     ['a guest without nested paging', 'a guest without nested paging', (b) => b.setLong(0x90, 0n)],
-    ['32-bit code', 'guest modes other than 64-bit mode', (b) => b.segment(0x10, 8, 0xc9b)],
   ])('%s is not supported: exit 0xf00000ff, named in the trace', (_what, name, spoil) => {
     spoil(bench);
     expect(bench.run([hlt()])).toBe(0xf00000ff | 0);
