@@ -36,6 +36,7 @@ export const dpl = (attributes: number): number => (attributes >>> 5) & 3;
 /** A descriptor as it lies in its table, 8 bytes. */
 export class Descriptor {
   attributes = 0;
+  /** Bytes less one, unsigned. */
   limit = 0;
   base = 0n;
   /** Linear address of its first byte. */
@@ -45,7 +46,7 @@ export class Descriptor {
     this.address = address;
     this.attributes = Number((raw >> 40n) & 0xffn) | (Number((raw >> 52n) & 0xfn) << 8);
     const limit = Number((raw & 0xffffn) | ((raw >> 32n) & 0xf0000n));
-    this.limit = (this.attributes & ATTRIBUTE.G) !== 0 ? (limit << 12) | 0xfff : limit;
+    this.limit = (this.attributes & ATTRIBUTE.G) !== 0 ? ((limit << 12) | 0xfff) >>> 0 : limit;
     this.base = ((raw >> 16n) & 0xffffffn) | ((raw >> 32n) & 0xff000000n);
   }
 }
