@@ -51,6 +51,8 @@ export const ACCELERATORS = ['softcvm', 'kvm'] as const;
 
 /** Kinds of VM; the first is the default. */
 export const VM_TYPES = ['sw-protected', 'default'] as const;
+/** Where local APICs are, the default first. */
+export const IRQCHIPS = ['off', 'split'] as const;
 
 /** For callers that no type checker watches. */
 function requireOneOf(option: string, got: unknown, want: readonly string[]): void {
@@ -83,8 +85,10 @@ export interface VmOptions {
   readonly type?: 'sw-protected' | 'default';
   /** Bytes of RAM, whole pages. Default 64 MiB. */
   readonly memory?: number;
-  /** Number of vCPUs; all enter at the entry point. Default 1. */
+  /** Number of vCPUs. All enter at the entry point; with `irqchip: 'split'` the first does, and starts the others by INIT and SIPI. Default 1. */
   readonly smp?: number;
+  /** `split`: local APICs in the kernel, as QEMU's kernel-irqchip=split. Default off: there are none. */
+  readonly irqchip?: 'split' | 'off';
   /** A static ELF64 file, or a flat binary if `imageName` ends in `.bin`; see `readImage`. */
   readonly image: Uint8Array;
   /** For messages. */
@@ -138,6 +142,7 @@ export class Vm {
     this.#host = host;
     this.#clock = clock;
     requireOneOf('type', options.type, VM_TYPES);
+    requireOneOf('irqchip', options.irqchip, IRQCHIPS);
     if (!(options.image instanceof Uint8Array))
       throw new VmmError(`image: got ${typeof options.image}, want a Uint8Array`);
     const chunks: Uint8Array[] = [];
@@ -147,6 +152,7 @@ export class Vm {
       type: options.type ?? 'sw-protected',
       memory: options.memory ?? 64 * MiB,
       smp: options.smp ?? 1,
+      irqchip: options.irqchip ?? 'off',
       image: options.image,
       imageName: options.imageName ?? 'image',
       bootStub: readFileSync(prebuilt('boot.bin')),

@@ -33,6 +33,12 @@ program
   .addOption(new Option('--memory <size>', 'RAM; K, M, G are powers of 1024').default('64M'))
   .addOption(new Option('--smp <n>', 'number of vCPUs').default('1'))
   .addOption(
+    new Option(
+      '--irqchip <where>',
+      'local APICs: split (in the kernel; the guest starts its other vCPUs itself) or off',
+    ).default('off'),
+  )
+  .addOption(
     new Option('--accel <kernel>', "softcvm, or kvm: this machine's own, as far as it goes").default(
       'softcvm',
     ),

@@ -4,6 +4,7 @@ import {
   createHost,
   EARLY_FORMS,
   GiB,
+  IRQCHIPS,
   KERNELS,
   MiB,
   type RunReport,
@@ -19,6 +20,7 @@ export interface RunCommandOptions {
   readonly type: string;
   readonly memory: string;
   readonly smp: string;
+  readonly irqchip?: string;
   readonly accel?: string;
   readonly kernel: string;
   readonly early?: string;
@@ -55,6 +57,7 @@ export async function run(
     throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
   }
   const smp = parseInteger(options.smp, '--smp', 1, MAX_VCPUS);
+  const irqchip = parseChoice(options.irqchip ?? IRQCHIPS[0], '--irqchip', IRQCHIPS);
   const kernel = parseChoice(options.kernel, '--kernel', KERNELS);
   const early = (options.early?.split(',') ?? []).map((form) =>
     parseChoice(form.trim(), '--early', EARLY_FORMS),
@@ -92,6 +95,7 @@ export async function run(
         type,
         memory,
         smp,
+        irqchip,
         ...loaded,
         ...(json ? {} : { onConsole: (bytes: Uint8Array) => process.stdout.write(bytes) }),
       }),

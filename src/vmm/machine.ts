@@ -6,10 +6,11 @@
  *     const end = await machine.run({ timeoutMs: 10_000 });
  *     machine.close();
  *
- * Leaves out: interrupt controllers and timers, confidential-guest objects, migration.
+ * Leaves out: devices that interrupt, an IOAPIC, confidential-guest objects, migration.
  */
 import {
   KVM_CAP_EXIT_HYPERCALL,
+  KVM_CAP_SPLIT_IRQCHIP,
   KVM_HC_MAP_GPA_RANGE,
   KVM_MEM_MAX_NR_PAGES,
   KVM_X86_DEFAULT_VM,
@@ -55,6 +56,8 @@ export interface MachineOptions {
   readonly bootStub: Uint8Array;
   /** Gets what the guest writes to its serial port. The bytes are the receiver's to keep. */
   readonly console: (bytes: Uint8Array) => void;
+  /** Where the local APICs are: `split` in the kernel (QEMU's -machine kernel-irqchip=split), `off` nowhere. Absent: off. */
+  readonly irqchip?: 'split' | 'off';
   readonly trace?: Trace;
   /** Where the RAM comes from; anonymous memory when absent. */
   readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
@@ -116,6 +119,8 @@ export class Machine {
       this.kvm = KvmState.open(process, isPrivate ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM);
       this.#cleanups.push(() => this.kvm.close());
       if (isPrivate) enableMapGpaRange(this.kvm);
+      const irqchip = options.irqchip ?? 'off';
+      if (irqchip === 'split') splitIrqchip(this.kvm);
 
       this.systemMemory = new AddressSpace(this.topology, 'memory', containerRegion('system', 2 ** 52));
       this.slots = new KvmSlots(this.kvm);
@@ -160,7 +165,9 @@ export class Machine {
       this.vcpus = Array.from({ length: smp }, (_, index) => {
         const vcpu = this.kvm.vm.createVcpu(index);
         this.#cleanups.push(() => vcpu.close());
-        vcpu.setCpuid2(cpuidOf(cpuid, index));
+        vcpu.setCpuid2(cpuidOf(cpuid, index, irqchip));
+        // With local APICs, the others wait for INIT and SIPI.
+        if (irqchip === 'split' && index > 0) return vcpu;
         vcpu.setSregs(entrySregs(boot.base, vcpu.getSregs()));
         vcpu.setRegs(entryRegs(boot.base, index));
         return vcpu;
@@ -247,10 +254,31 @@ function enableMapGpaRange(kvm: KvmState): void {
 const hasGigabytePages = (entries: readonly CpuidEntry[]): boolean =>
   entries.some((entry) => entry.function === 0x8000_0001 && (entry.edx & (1 << 26)) !== 0);
 
+/** Pins of the IOAPIC that QEMU's machines have in user space. */
+const IOAPIC_PINS = 24n;
+
+function splitIrqchip(kvm: KvmState): void {
+  try {
+    kvm.vm.enableCap({ cap: KVM_CAP_SPLIT_IRQCHIP, args: [IOAPIC_PINS] });
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+    throw VmmError.because('irqchip split: KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP) failed', error);
+  }
+}
+
+/** CPUID 1 ECX: what a local APIC in the kernel gives, X2APIC and TSC_DEADLINE. */
+const KERNEL_APIC_FEATURES = (1 << 21) | (1 << 24);
+
 /** The supported CPUID with the vCPU's own APIC id: leaf 1 EBX[31:24] and leaf Bh EDX. */
-function cpuidOf(supported: readonly CpuidEntry[], index: number): CpuidEntry[] {
+function cpuidOf(supported: readonly CpuidEntry[], index: number, irqchip: 'split' | 'off'): CpuidEntry[] {
+  const absent = irqchip === 'split' ? 0 : KERNEL_APIC_FEATURES;
   return supported.map((entry) => {
-    if (entry.function === 1) return { ...entry, ebx: ((entry.ebx & 0x00ff_ffff) | (index << 24)) >>> 0 };
+    if (entry.function === 1)
+      return {
+        ...entry,
+        ebx: ((entry.ebx & 0x00ff_ffff) | (index << 24)) >>> 0,
+        ecx: (entry.ecx & ~absent) >>> 0,
+      };
     if (entry.function === 0xb) return { ...entry, edx: index };
     return entry;
   });

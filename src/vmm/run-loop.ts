@@ -186,6 +186,8 @@ export class RunLoop {
     for (let i = 0; i < count; i++) {
       const turn = this.#turns[this.#next]!;
       this.#next = this.#next + 1 === count ? 0 : this.#next + 1;
+      // What a vCPU in the kernel waits for may have come while others ran; its promise would tell too late, and not at the same point of each run.
+      if (turn.state === 'waiting' && turn.vcpu.ready) turn.state = 'runnable';
       if (turn.state === 'runnable') return turn;
     }
     return undefined;
@@ -394,11 +396,12 @@ export class RunLoop {
 
   #await(turn: Turn): void {
     turn.state = 'waiting';
+    const { pending } = turn.vcpu;
     const ready = (): void => {
-      turn.state = 'runnable';
+      if (turn.vcpu.pending === pending) turn.state = 'runnable';
       this.#wake?.();
     };
-    (turn.vcpu.pending ?? Promise.resolve()).then(ready, ready);
+    (pending ?? Promise.resolve()).then(ready, ready);
   }
 
   /** Until a vCPU need wait no longer, time is up, or somebody aborts. */

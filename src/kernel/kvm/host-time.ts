@@ -34,7 +34,9 @@ export class HostTime {
   /** vCPUs that wait in the kernel for an event. */
   #blocked = 0;
   #checkScheduled = false;
-  #elapsedAtCheck = -1;
+  /** How often somebody tried to run a vCPU; and at the last look. */
+  #attempts = 0;
+  #attemptsAtCheck = -1;
   readonly #soon: (check: () => void) => void;
 
   /** `soon` runs a function after whoever wants to run vCPUs had a chance to; setImmediate when absent. */
@@ -49,6 +51,7 @@ export class HostTime {
 
   /** `core` begins to run a guest. */
   enter(core: RunningCore): void {
+    this.#attempts++;
     this.#core = core;
     this.#coreStart = core.retired;
   }
@@ -92,6 +95,7 @@ export class HostTime {
     this.#checkSoon();
   }
   unblock(): void {
+    this.#attempts++;
     this.#blocked--;
   }
 
@@ -104,15 +108,18 @@ export class HostTime {
   #checkSoon(): void {
     if (this.#checkScheduled || this.nextDue === Number.POSITIVE_INFINITY) return;
     this.#checkScheduled = true;
-    this.#elapsedAtCheck = this.#elapsed;
-    this.#soon(() => this.#check());
+    // Whoever has just blocked may not be the last: others get a whole round to try.
+    this.#soon(() => {
+      this.#attemptsAtCheck = this.#attempts;
+      this.#soon(() => this.#check());
+    });
   }
 
-  /** Nobody ran since the last look: nothing can happen before the next timer. */
+  /** Nobody tried to run since the last look: nothing can happen before the next timer. */
   #check(): void {
     this.#checkScheduled = false;
     if (this.#blocked === 0 || this.nextDue === Number.POSITIVE_INFINITY) return;
-    if (this.#elapsed === this.#elapsedAtCheck) {
+    if (this.#attempts === this.#attemptsAtCheck) {
       if (this.nextDue > this.#elapsed) this.#elapsed = this.nextDue;
       this.expire();
     }

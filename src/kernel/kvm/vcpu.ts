@@ -61,6 +61,8 @@ import { GUEST_AGAIN, TO_USER_SPACE, WAIT } from './run-result.ts';
 import { completeIn, finishFault, handleExit } from './svm/exits.ts';
 import type { GuestCore } from './svm/guest-core.ts';
 import { completeMsr } from './svm/msr.ts';
+import type { SevVm } from './svm/sev/sev-vm.ts';
+import { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import type { Vmcb } from './svm/vmcb.ts';
 import { translate } from './translate.ts';
 import { guestTscKhz } from './tsc-khz.ts';
@@ -78,6 +80,8 @@ export interface VcpuVm extends GuestMemory {
   readonly time: HostTime;
   /** Local APICs in the kernel, where user space asked for them. */
   readonly interrupts: InterruptController | undefined;
+  /** SEV of the VM, where its type has it. */
+  readonly sev: SevVm | undefined;
   /** KVM_SET_BOOT_CPU_ID */
   readonly bootCpuId: number;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
@@ -125,6 +129,8 @@ export class Vcpu implements KvmVcpu {
   readonly fpu = new GuestFpu(() => this.core);
   readonly apic: VcpuApic | undefined;
   readonly mp: MpState;
+  /** The vCPU's part of SEV-ES and SNP, where the guest is one. */
+  readonly sev: VcpuSev | undefined;
   readonly cpuid = new GuestCpuid();
   readonly cpuidResult: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
   readonly other: OtherRegisters;
@@ -168,6 +174,7 @@ export class Vcpu implements KvmVcpu {
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
     this.#initControl();
+    this.sev = vm.sev?.active === true ? new VcpuSev(vm.sev, this) : undefined;
     if (vm.msrFilter !== undefined) this.msrFilterChanged();
     resetRegisters(this.vmcb, this.gpr, { kind: 'power-on' });
     this.vmcb.setLong(VMCB.TSC_OFFSET, BigInt.asUintN(64, -BigInt(vm.time.now())));
@@ -192,6 +199,8 @@ export class Vcpu implements KvmVcpu {
   }
   /** KVM_RUN would go on now, and not block for an event. */
   get ready(): boolean {
+    const { time } = this.vm;
+    if (time.nextDue <= time.now()) time.expire();
     return this.#waiting === WAITING.NOBODY && this.mp.ready;
   }
 
@@ -216,12 +225,16 @@ export class Vcpu implements KvmVcpu {
     kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     this.pending = undefined;
     this.mp.endBlock();
+    if (this.sev !== undefined) {
+      const refusal = this.sev.beforeRun();
+      if (refusal !== 0) return refusal;
+    }
     if (this.mp.isUninitialized) return this.#waitForStart();
     if (this.apic === undefined) {
       if (kvmRun.cr8Number > V_TPR) return -ERRNO.EINVAL;
       this.setCr8(kvmRun.cr8Number);
     }
-    let result = this.#completeExit();
+    let result = this.sev === undefined ? this.#completeExit() : this.#completeSevExit(this.sev);
     if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter();
     this.#saveRunState();
     if (this.vm.trace.on) traceExit(this.vm.trace, this.id, result, kvmRun.exitReason);
@@ -229,16 +242,19 @@ export class Vcpu implements KvmVcpu {
   }
 
   getRegs(): Regs {
+    this.sev?.checkUnprotected('KVM_GET_REGS');
     const regs = getRegs(this.vmcb, this.gpr);
     regs.rflags = this.debug.guestFlags(regs.rflags);
     return regs;
   }
   setRegs(regs: Regs): void {
+    this.sev?.checkUnprotected('KVM_SET_REGS');
     setRegs(this.vmcb, this.gpr, regs);
     this.debug.setGuestFlags(this.vmcb.save(SAVE.RFLAGS));
     this.events.exception.pending = false;
   }
   getSregs(): Sregs {
+    this.sev?.checkUnprotected('KVM_GET_SREGS');
     const sregs = getSregs(this.vmcb, this.other);
     const { injected, soft, vector } = this.events.interrupt;
     if (!injected || soft) return sregs;
@@ -247,6 +263,7 @@ export class Vcpu implements KvmVcpu {
     return { ...sregs, interruptBitmap };
   }
   setSregs(sregs: Sregs): void {
+    this.sev?.checkUnprotected('KVM_SET_SREGS');
     const oldBase = this.other.apicBase;
     setSregs(this.vmcb, this.other, sregs, this.cpuid);
     if (sregs.apicBase !== oldBase) this.apic?.baseChanged(oldBase);
@@ -298,33 +315,43 @@ export class Vcpu implements KvmVcpu {
     setVcpuEvents(this, events);
   }
   getDebugRegs(): DebugRegisters {
+    this.sev?.checkUnprotected('KVM_GET_DEBUGREGS');
     return this.debug.getRegisters();
   }
   setDebugRegs(registers: DebugRegisters): void {
+    this.sev?.checkUnprotected('KVM_SET_DEBUGREGS');
     this.debug.setRegisters(registers);
   }
   setGuestDebug(request: GuestDebugRequest): void {
+    this.sev?.checkUnprotected('KVM_SET_GUEST_DEBUG');
     this.debug.set(request);
   }
   getFpu(): Fpu {
+    this.sev?.checkUnprotected('KVM_GET_FPU');
     return this.fpu.get();
   }
   setFpu(fpu: Fpu): void {
+    this.sev?.checkUnprotected('KVM_SET_FPU');
     this.fpu.set(fpu);
   }
   getXsave(): Uint8Array {
+    this.sev?.checkUnprotected('KVM_GET_XSAVE');
     return this.fpu.image();
   }
   getXsave2(): Uint8Array {
+    this.sev?.checkUnprotected('KVM_GET_XSAVE2');
     return this.fpu.image();
   }
   setXsave(image: Uint8Array): void {
+    this.sev?.checkUnprotected('KVM_SET_XSAVE');
     this.fpu.setImage(image);
   }
   getXcrs(): Xcrs {
+    this.sev?.checkUnprotected('KVM_GET_XCRS');
     return this.fpu.getXcrs();
   }
   setXcrs(xcrs: Xcrs): void {
+    this.sev?.checkUnprotected('KVM_SET_XCRS');
     this.fpu.setXcrs(xcrs);
   }
   getMsrs(indices: readonly number[]): MsrEntry[] {
@@ -355,6 +382,7 @@ export class Vcpu implements KvmVcpu {
     this.#emulated = this.instructions;
     this.#core?.close();
     this.#core = undefined;
+    this.sev?.free();
     this.#frames.free();
     this.vm.vcpuClosed(this);
   }
@@ -364,6 +392,11 @@ export class Vcpu implements KvmVcpu {
   /** The intercepted instruction was carried out (kvm_skip_emulated_instruction). A run result: where TF is set, it was a step. */
   skipInstruction(): number {
     const { vmcb } = this;
+    if (this.sev !== undefined) {
+      // The guest's own #VC handler steps over it.
+      this.#emulated++;
+      return GUEST_AGAIN;
+    }
     const stepped = (vmcb.rflags & RFLAGS.TF) !== 0;
     vmcb.skipInstruction();
     this.#emulated++;
@@ -433,6 +466,7 @@ export class Vcpu implements KvmVcpu {
     this.vmcb.setSave(SAVE.G_PAT, pat);
     this.vmcb.setLong(VMCB.TSC_OFFSET, tscOffset);
     resetRegisters(this.vmcb, this.gpr, { kind: 'init', oldCr0, signature: this.cpuid.signature });
+    this.sev?.initReceived();
     this.setCr8(0);
     this.#tlbGeneration = -1;
     this.events.reset();
@@ -502,10 +536,17 @@ export class Vcpu implements KvmVcpu {
 
   #makeCore(): GuestCore {
     const core = this.vm.createCore(this.id);
+    // What KVM sees of an SEV-ES guest's registers is what a GHCB tells it.
+    if (this.sev !== undefined) return core;
     core.gpr.set(this.gpr);
     this.gpr = core.gpr;
     this.gprWords = core.gprWords;
     return core;
+  }
+
+  #completeSevExit(sev: VcpuSev): number {
+    const result = this.#completeExit();
+    return result === GUEST_AGAIN ? sev.complete() : result;
   }
 
   /** Finishes what the last KVM_RUN left to the VMM. GUEST_AGAIN: nothing is in the way of the guest. */
@@ -573,11 +614,16 @@ export class Vcpu implements KvmVcpu {
         this.#tlbGeneration = vm.mmu.tlbGeneration;
         vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.FLUSH_ASID);
       }
+      if (this.sev !== undefined) {
+        const refusal = this.sev.beforeEntry();
+        if (refusal !== 0) return refusal;
+      }
       const before = this.instructions;
       time.enter(core);
       const code = core.vmrun(vmcb.spa, budget);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
       vmcb.markAllClean();
+      this.sev?.afterExit();
       if (code !== VMEXIT.INVALID && events.inFlight) events.complete();
       const result = handleExit(this, code);
       const ran = this.instructions - before;

@@ -1,0 +1,47 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import { createHost, type Host, type RunReport, readImage } from '../../src/index.ts';
+
+const MiB = 1024 * 1024;
+let host: Host;
+afterEach(() => host.close());
+
+async function smp(type: 'default' | 'sw-protected', processors: number): Promise<RunReport> {
+  host = createHost({ memory: 256 * MiB });
+  const image = await readImage('smp');
+  const vm = host.createVm({ type, memory: 32 * MiB, smp: processors, irqchip: 'split', ...image });
+  return vm.run({ timeoutMs: 60_000 });
+}
+const linesWith = (report: RunReport, what: string): number =>
+  report.console.split('\n').filter((line) => line.includes(what)).length;
+
+describe('the guest smp', () => {
+  it.each([
+    ['default', 'memory: without conversions'],
+    ['sw-protected', 'memory: private, converted as it goes'],
+  ] as const)('starts its processors and is interrupted in a VM of type %s', async (type, memory) => {
+    const report = await smp(type, 3);
+    expect(report.console).toContain(memory);
+    expect(report.console).not.toContain('WRONG');
+    expect(report.console.trimEnd().split('\n').at(-1)).toBe('all right');
+    expect(report.exit).toEqual({ reason: 'debug-exit', code: 0 });
+    expect(linesWith(report, '  came once: 1')).toBe(3);
+    expect(linesWith(report, '  NMIs: 1')).toBe(2);
+    expect(report.memory.conversions).toBe(type === 'default' ? 0 : 3 * 8 * 2 * 8);
+  });
+
+  it('runs the same each time', async () => {
+    const first = await smp('sw-protected', 2);
+    host.close();
+    const second = await smp('sw-protected', 2);
+    expect(second.instructions).toBe(first.instructions);
+    expect(second.exits).toEqual(first.exits);
+  });
+
+  it('says what it needs where there is no local APIC', async () => {
+    host = createHost({ memory: 256 * MiB });
+    const vm = host.createVm({ memory: 32 * MiB, ...(await readImage('smp')) });
+    const report = await vm.run({ timeoutMs: 20_000 });
+    expect(report.console).toBe('no local APIC with x2APIC: run with --irqchip split\n');
+    expect(report.exit.code).toBe(2);
+  });
+});
