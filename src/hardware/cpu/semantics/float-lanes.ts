@@ -1,6 +1,6 @@
 /**
- * When a floating-point result that WebAssembly computes (to nearest, denormals as they are) is the whole answer of an SSE instruction: MXCSR's
- * controls are as at reset, and no sticky flag has to be set that is not. Written once for one number and for lanes of a
+ * When a floating-point result that WebAssembly computes (to nearest, denormals as they are) is the whole answer of an SSE instruction: MXCSR masks
+ * all exceptions and rounds to nearest, no denormal is involved, and no sticky flag has to be set that is not. Written once for one number and for lanes of a
  * vector. Inexactness is found by error-free transformations (Knuth's TwoSum, Dekker's product); each test errs on the side of "no".
  */
 import { STATE } from '../state.ts';
@@ -128,14 +128,15 @@ export function isExactProduct<T extends ValueType, M extends ValueType>(
   return l.and(l.and(isZero(l, error), large), l.and(small(a), small(b)));
 }
 
-const CONTROLS = 0xffc0;
-const CONTROLS_AND_PRECISION = 0xffe0;
+/** Masks and rounding. FTZ and DAZ make no difference where operands and results are ordinary. */
+const CONTROLS = 0x7f80;
+const CONTROLS_AND_PRECISION = 0x7fa0;
 const AT_RESET = 0x1f80;
 const PRECISION = 0x20;
 
 const mxcsr = (c: OperandContext, mask: number): I32 => i32.and(i32.wrap(c.state(STATE.MXCSR)), mask);
 
-/** Leaves the instruction to the slow path unless MXCSR's controls are as at reset and `safe` is 1. */
+/** Leaves the instruction to the slow path unless MXCSR masks all, rounds to nearest, and `safe` is 1. */
 export function unlessSafe(c: OperandContext, safe: I32): void {
   const usual = i32.eq(mxcsr(c, CONTROLS), AT_RESET);
   c.code.if(i32.eqz(i32.and(usual, safe)), () => c.leaveToSystem());

@@ -229,7 +229,7 @@ const ROUNDINGS = ['nearest', 'floor', 'ceil', 'trunc'] as const;
 const roundingOf = (immediate: number) => ROUNDINGS[(immediate & 4) !== 0 ? 0 : immediate & 3]!;
 const SUPPRESS_PRECISION = 8;
 
-/** Denormals raise nothing here. */
+/** Denormals raise nothing here, but DAZ would make them zeros. */
 const emitRound =
   <T extends ValueType, M extends ValueType>(
     { lanes: l, read, write }: FloatForm<T, M>,
@@ -239,7 +239,7 @@ const emitRound =
     const x: Value<T> = read(c, 1);
     const result = c.code.let(l[rounding](x));
     const suppressed = i32.and(i32.wrap(c.readUnsigned(2, 8)), SUPPRESS_PRECISION);
-    unlessSafeAndExact(c, l.all(l.eq(x, x)), () => i32.or(l.all(l.eq(result, x)), suppressed));
+    unlessSafeAndExact(c, l.all(ordinary(l, x)), () => i32.or(l.all(l.eq(result, x)), suppressed));
     write(c, result);
   };
 

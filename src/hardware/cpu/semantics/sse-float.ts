@@ -108,7 +108,7 @@ type Pair<T extends ValueType> = readonly [Value<T>, Value<T>];
 const bothOrdinary = <T extends ValueType, M extends ValueType>(l: Lanes<T, M>, [a, b]: Pair<T>): Value<M> =>
   l.and(ordinary(l, a), ordinary(l, b));
 
-/** A sum of normal numbers that is denormal is exact. */
+/** A sum of normal numbers that is denormal is exact, but FTZ would flush it. */
 function emitSum<T extends ValueType, M extends ValueType>(
   { lanes: l, write }: FloatForm<T, M>,
   operation: 'add' | 'sub',
@@ -117,7 +117,7 @@ function emitSum<T extends ValueType, M extends ValueType>(
   return (c) => {
     const [a, b] = operands(c);
     const sum = c.code.let(l[operation](a, b));
-    const safe = l.and(bothOrdinary(l, [a, b]), finite(l, sum));
+    const safe = l.and(bothOrdinary(l, [a, b]), l.and(ordinary(l, sum), finite(l, sum)));
     unlessSafeAndExact(c, l.all(safe), () => l.all(isExactSum(c, l, { operation, a, b, sum })));
     write(c, sum);
   };
