@@ -2,6 +2,7 @@
 import * as kvm from '../../abi/kvm.ts';
 import { MANUAL_PROTECT_OPTIONS } from './dirty-log.ts';
 import { MAX_RING_BYTES } from './dirty-ring.ts';
+import { XSAVE_BYTES } from './fpu.ts';
 import { type InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
 import { x2apicApiFlags } from './lapic/x2apic-api.ts';
 import { supportedAttributes } from './memory-attributes.ts';
@@ -10,9 +11,22 @@ import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 export const MAX_VCPUS = 1024;
 export const MAX_VCPU_IDS = 4096;
 /** VM types of KVM_CREATE_VM, as the bitmap of KVM_CAP_VM_TYPES. */
-export const VM_TYPES = (1 << kvm.KVM_X86_DEFAULT_VM) | (1 << kvm.KVM_X86_SW_PROTECTED_VM);
+export const vmTypes = (hasSnp: boolean): number =>
+  (1 << kvm.KVM_X86_DEFAULT_VM) | (1 << kvm.KVM_X86_SW_PROTECTED_VM) | (hasSnp ? 1 << kvm.KVM_X86_SNP_VM : 0);
+export const describeVmTypes = (hasSnp: boolean): string =>
+  `DEFAULT 0${hasSnp ? ', SW_PROTECTED 1 and SNP 4' : ' and SW_PROTECTED 1'}`;
 /** Hypercalls that may exit to user space (KVM_CAP_EXIT_HYPERCALL). */
 export const EXIT_HYPERCALLS = 1 << kvm.KVM_HC_MAP_GPA_RANGE;
+
+/** What KVM_SET_GUEST_DEBUG knows. */
+const GUEST_DEBUG_CONTROLS =
+  kvm.KVM_GUESTDBG_ENABLE |
+  kvm.KVM_GUESTDBG_SINGLESTEP |
+  kvm.KVM_GUESTDBG_USE_SW_BP |
+  kvm.KVM_GUESTDBG_USE_HW_BP |
+  kvm.KVM_GUESTDBG_INJECT_DB |
+  kvm.KVM_GUESTDBG_INJECT_BP |
+  kvm.KVM_GUESTDBG_BLOCKIRQ;
 
 /** Yes, whatever the VM. */
 const ALWAYS: ReadonlySet<number> = new Set([
@@ -23,6 +37,20 @@ const ALWAYS: ReadonlySet<number> = new Set([
   kvm.KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
   kvm.KVM_CAP_JOIN_MEMORY_REGIONS_WORKS,
   kvm.KVM_CAP_INTERNAL_ERROR_DATA,
+  kvm.KVM_CAP_USER_NMI,
+  kvm.KVM_CAP_SET_GUEST_DEBUG,
+  kvm.KVM_CAP_VCPU_EVENTS,
+  kvm.KVM_CAP_INTR_SHADOW,
+  kvm.KVM_CAP_DEBUGREGS,
+  kvm.KVM_CAP_X86_ROBUST_SINGLESTEP,
+  kvm.KVM_CAP_XSAVE,
+  kvm.KVM_CAP_XCRS,
+  kvm.KVM_CAP_GET_TSC_KHZ,
+  kvm.KVM_CAP_GET_MSR_FEATURES,
+  kvm.KVM_CAP_EXCEPTION_PAYLOAD,
+  kvm.KVM_CAP_X86_USER_SPACE_MSR,
+  kvm.KVM_CAP_X86_MSR_FILTER,
+  kvm.KVM_CAP_X86_TRIPLE_FAULT_EVENT,
   kvm.KVM_CAP_READONLY_MEM,
   kvm.KVM_CAP_ENABLE_CAP_VM,
   kvm.KVM_CAP_CHECK_EXTENSION_VM,
@@ -41,7 +69,7 @@ const ALWAYS: ReadonlySet<number> = new Set([
 /** `vm`: asked on a VM; without it, on /dev/kvm, where an answer says what some VM can have. 0: not there. */
 export function checkExtension(
   capability: number,
-  policy: KvmPolicy,
+  { policy, hasSnp }: { policy: KvmPolicy; hasSnp: boolean },
   vm?: {
     readonly hasPrivateMemory: boolean;
     readonly addressSpaces: readonly unknown[];
@@ -70,8 +98,12 @@ export function checkExtension(
       return MAX_RING_BYTES;
     case kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
       return MANUAL_PROTECT_OPTIONS;
+    case kvm.KVM_CAP_XSAVE2:
+      return XSAVE_BYTES;
+    case kvm.KVM_CAP_SET_GUEST_DEBUG2:
+      return GUEST_DEBUG_CONTROLS;
     case kvm.KVM_CAP_VM_TYPES:
-      return VM_TYPES;
+      return vmTypes(hasSnp);
     case kvm.KVM_CAP_MEMORY_ATTRIBUTES:
       return Number(supportedAttributes(vm ?? { hasPrivateMemory: true }));
     case kvm.KVM_CAP_GUEST_MEMFD:

@@ -77,6 +77,19 @@ export class GuestProgram {
   wrmsr(): this {
     return this.#add(Instruction.create(Code.Wrmsr));
   }
+  nop(): this {
+    return this.#add(Instruction.create(Code.Nopd));
+  }
+  sti(): this {
+    return this.#add(Instruction.create(Code.Sti));
+  }
+  int3(): this {
+    return this.#add(Instruction.create(Code.Int3));
+  }
+  /** iretq */
+  iret(): this {
+    return this.#add(Instruction.create(Code.Iretq));
+  }
   ud2(): this {
     return this.#add(Instruction.create(Code.Ud2));
   }

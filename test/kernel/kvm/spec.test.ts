@@ -1,6 +1,7 @@
 /** The spec that both kernels must meet, on ours; test/interop/real-kvm.test.ts has it on the real one. */
 import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { dirtyLogSpec } from './spec-dirty-log.ts';
+import { eventsSpec } from './spec-events.ts';
 import { guestMemfdSpec } from './spec-guest-memfd.ts';
 import { memoryRegionSpec } from './spec-memory-region.ts';
 import { runSpec } from './spec-run.ts';
@@ -17,5 +18,5 @@ const ours: Opener = {
   differences: {},
 };
 
-for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec])
+for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec, eventsSpec])
   describeSpec(spec, ours);
