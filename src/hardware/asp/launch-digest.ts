@@ -22,22 +22,13 @@ const digestOf: (bytes: Uint8Array) => string =
     ? (bytes) => crypto.hash('sha384', bytes, 'binary')
     : (bytes) => crypto.createHash('sha384').update(bytes).digest('binary');
 
-/** SHA-384 of `bytes`, written to `into` from `offset` on. */
-function hashInto(bytes: Uint8Array, into: Uint8Array, offset: number): void {
-  const digest = digestOf(bytes);
-  for (let i = 0; i < SIZE; i++) into[offset + i] = digest.charCodeAt(i);
-}
-
 /** SHA-384. */
-export function sha384(bytes: Uint8Array): Uint8Array {
-  const digest = new Uint8Array(SIZE);
-  hashInto(bytes, digest, 0);
-  return digest;
-}
+export const sha384 = (bytes: Uint8Array): Uint8Array =>
+  new Uint8Array(Buffer.from(digestOf(bytes), 'binary'));
 
 export class LaunchDigest {
-  readonly #info = new Uint8Array(PAGE_INFO_SIZE);
-  readonly #words = new Uint32Array(this.#info.buffer);
+  readonly #info = Buffer.alloc(PAGE_INFO_SIZE);
+  readonly #words = new Uint32Array(this.#info.buffer, this.#info.byteOffset, PAGE_INFO_SIZE / 4);
 
   /** 48 bytes, zero in the beginning: a view that changes with the chain. */
   get value(): Uint8Array {
@@ -51,7 +42,7 @@ export class LaunchDigest {
   /** The next page's CONTENTS: the hash of these bytes, or zero when they are undefined. */
   measure(bytes: Uint8Array | undefined): void {
     if (bytes === undefined) this.#info.fill(0, CONTENTS, CONTENTS + SIZE);
-    else hashInto(bytes, this.#info, CONTENTS);
+    else this.#info.write(digestOf(bytes), CONTENTS, SIZE, 'latin1');
   }
 
   /** Takes over another chain's CONTENTS. */
@@ -68,6 +59,6 @@ export class LaunchDigest {
     words[WORD.PERMISSIONS] = permissions & ~0xff;
     words[WORD.GPA_LOW] = gpa;
     words[WORD.GPA_HIGH] = gpa / 0x1_0000_0000;
-    hashInto(this.#info, this.#info, 0);
+    this.#info.write(digestOf(this.#info), 0, SIZE, 'latin1');
   }
 }

@@ -39,14 +39,18 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
   const context = firmware.context(contextAddress);
   if (typeof context === 'number') return context;
-  const page = checkPage(firmware, address, { large: (flags & 1) !== 0, type });
+  const { rmp } = firmware;
+  if (address < rmp.end) return SEV_STATUS.INVALID_PARAM;
+  const frame = address / PAGE_SIZE;
+  if (!firmware.hasFrame(frame)) return SEV_STATUS.INVALID_PAGE_STATE;
+  const at = rmp.indexOf(frame);
+  const low = rmp.words[at]!;
+  const high = rmp.words[at + 1]!;
+  const page = checkPage(frame, low, high, flags);
   if (page !== SEV_STATUS.SUCCESS) return page;
   if (context.state !== SNP_GUEST_STATE.LAUNCH) return SEV_STATUS.INVALID_GUEST_STATE;
   if (context.asid === 0) return SEV_STATUS.INACTIVE;
-  const frame = address / PAGE_SIZE;
-  const { rmp } = firmware;
-  const at = rmp.indexOf(frame);
-  if (((rmp.words[at + 1]! >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID) !== context.asid)
+  if (((high >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID) !== context.asid)
     return SEV_STATUS.INVALID_PAGE_OWNER;
   if (context.isMigrationImage && !isImage) return SEV_STATUS.INVALID_PARAM;
   const gpa = rmp.gpaAt(at);
@@ -63,21 +67,15 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
     );
     if (status !== SEV_STATUS.SUCCESS) return status;
   }
-  rmp.enterGuest(frame as Pfn, permissions, type === SNP_PAGE_TYPE.VMSA);
+  rmp.enterGuest(at, permissions, type === SNP_PAGE_TYPE.VMSA);
   if (firmware.trace.on) firmware.tracePage(frame, 'guest-valid', 'SNP_LAUNCH_UPDATE', frames);
   return SEV_STATUS.SUCCESS;
 }
 
-/** Whether the page may become the guest's: a status. */
-function checkPage(firmware: Firmware, address: Spa, wanted: { large: boolean; type: number }): number {
-  const { rmp } = firmware;
-  const { large, type } = wanted;
-  if (address < rmp.end) return SEV_STATUS.INVALID_PARAM;
-  const frame = address / PAGE_SIZE;
-  if (!firmware.hasFrame(frame)) return SEV_STATUS.INVALID_PAGE_STATE;
-  const at = rmp.indexOf(frame);
-  const low = rmp.words[at]!;
-  const high = rmp.words[at + 1]!;
+/** Whether the page may become the guest's: a status. `low` and `high` are words 0 and 1 of its entry. */
+function checkPage(frame: number, low: number, high: number, flags: number): number {
+  const large = (flags & 1) !== 0;
+  const type = (flags >>> 1) & 7;
   const isPreGuest =
     (low & PRE_GUEST) === PRE_GUEST &&
     (high & RMP_WORD1.VALIDATED) === 0 &&

@@ -14,6 +14,7 @@ import {
 } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../abi/sev-status.ts';
 import { PAGE_SIZE } from '../../base/address.ts';
+import type { Chip } from '../chip.ts';
 import { type CommandBuffer, type Firmware, isPage } from './firmware.ts';
 import type { GuestContext } from './guest-context.ts';
 import { verifyIdBlock } from './id-block.ts';
@@ -61,7 +62,7 @@ function allowsPolicy(firmware: Firmware, policy: bigint, agent: GuestContext | 
   if (!has(SNP_POLICY.RESERVED_MUST_BE_ONE)) return false;
   if (!has(SNP_POLICY.SMT) && firmware.smt) return false;
   if (major > version.major || (major === version.major && minor > version.minor)) return false;
-  if ((policy & ~supportedPolicy(firmware)) !== 0n) return false;
+  if ((policy & ~supportedPolicyBits(firmware.chip)) !== 0n) return false;
   if (has(SNP_POLICY.RAPL_DIS) && !firmware.isRaplDisabled) return false;
   if (has(SNP_POLICY.CIPHERTEXT_HIDING) && !firmware.isCiphertextHidden) return false;
   if (has(SNP_POLICY.MEM_AES_256_XTS) && !features.aes256Xts) return false;
@@ -70,9 +71,9 @@ function allowsPolicy(firmware: Firmware, policy: bigint, agent: GuestContext | 
   );
 }
 
-/** Policy bits that this firmware knows. */
-export function supportedPolicy(firmware: Firmware): bigint {
-  const { firmware: version, personality } = firmware.chip;
+/** Policy bits that a chip's firmware knows (SNP_FEATURE_INFO tells the kernel). */
+export function supportedPolicyBits(chip: Pick<Chip, 'firmware' | 'personality'>): bigint {
+  const { firmware: version, personality } = chip;
   const { raplDisable, ciphertextHiding, aes256Xts } = personality.features;
   let bits = 0x1f_ffffn;
   if (raplDisable) bits |= SNP_POLICY.RAPL_DIS;

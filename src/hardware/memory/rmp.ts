@@ -182,9 +182,8 @@ export class Rmp {
     this.#write(frame, entry, entry);
   }
 
-  /** Firmware takes a Pre-Guest page into its guest: Guest-Valid. VMPL0's permissions stay. No translation to the page can exist. */
-  enterGuest(frame: Pfn, permissions: number, vmsa: boolean): void {
-    const at = this.indexOf(frame);
+  /** Firmware takes a Pre-Guest page into its guest: Guest-Valid. VMPL0's permissions stay. No translation to the page can exist. `at`: index of its entry. */
+  enterGuest(at: number, permissions: number, vmsa: boolean): void {
     const { words } = this;
     words[at] = words[at]! & ~RMP_WORD0.IMMUTABLE;
     words[at + 1] = words[at + 1]! | RMP_WORD1.VALIDATED | (vmsa ? RMP_WORD1.VMSA : 0);
