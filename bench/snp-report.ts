@@ -54,10 +54,10 @@ export async function bench() {
   asp.execute(SEV_CMD.SNP_DF_FLUSH, 0 as Spa);
   give(contextPage, 0);
   give(response, 0);
-  give(secretsPage, 1);
   run(SEV_CMD.SNP_GCTX_CREATE, snpAddress.encode({ address: context }));
   run(SEV_CMD.SNP_LAUNCH_START, snpLaunchStart.encode({ context, policy: 0x30000n }));
   run(SEV_CMD.SNP_ACTIVATE, snpActivate.encode({ context, asid: 1 }));
+  give(secretsPage, 1);
   const secrets = { context, flags: SNP_PAGE_TYPE.SECRETS << 1, address: BigInt(secretsPage) };
   run(SEV_CMD.SNP_LAUNCH_UPDATE, snpLaunchUpdate.encode(secrets));
   run(SEV_CMD.SNP_LAUNCH_FINISH, snpLaunchFinish.encode({ context }));
