@@ -72,7 +72,7 @@ export class Subject {
 export interface Row {
   readonly title: string;
   /** What a kernel must offer for this row to mean anything. */
-  readonly needs?: 'private memory';
+  readonly needs?: 'private memory' | 'interrupt windows';
   /** Returns what came of it, or throws LinuxError. */
   readonly act: (subject: Subject) => unknown;
   /** What `act` returns, or the errno's name (with `/SIGNAL`). 'OK': it returns nothing. */
