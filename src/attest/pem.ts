@@ -7,11 +7,12 @@ export interface PemBlock {
   readonly bytes: Uint8Array;
 }
 
+const DER_SEQUENCE = 0x30;
 const BLOCK = /-----BEGIN ([A-Z0-9 ]+)-----([^-]*)-----END ([A-Z0-9 ]+)-----/g;
 
 /** True if the bytes hold a PEM block. */
 export const isPem = (bytes: Uint8Array): boolean =>
-  new TextDecoder('latin1').decode(bytes).includes('-----BEGIN ');
+  bytes[0] !== DER_SEQUENCE && new TextDecoder('latin1').decode(bytes).includes('-----BEGIN ');
 
 /** The blocks of `text`, which messages call `name`. Throws EvidenceError. */
 export function readPem(text: string, name: string): PemBlock[] {

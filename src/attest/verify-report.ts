@@ -9,7 +9,7 @@ import { DerError } from '../abi/der.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
 import { sameBytes, toHex } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
-import { checkChain } from './chain.ts';
+import { checkChain, findCertificate } from './chain.ts';
 import { type Check, Checks } from './check.ts';
 import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
@@ -51,7 +51,10 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;
   const roots = options.roots.flatMap((file, index) => readCertificates(file, `root ${index}`));
-  const certificates = readAll(checks, 'certificates', options.certificates, readCertificates).flat();
+  const certificates = readAll(checks, 'certificates', options.certificates, (file, name) => {
+    const root = roots.find(({ bytes }) => sameBytes(bytes, file));
+    return root === undefined ? readCertificates(file, name) : [root];
+  }).flat();
   const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
   const report = read(checks, 'report', () => parseReport(bytes));
   const verdict = (): Verdict => ({
@@ -64,16 +67,22 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   if (report === undefined) return verdict();
 
   checkForm(checks, report);
-  const { leaf, product } = await checkChain(checks, {
+  const leafKind = report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
+  const leaf = findCertificate(certificates, leafKind, report.product);
+  const product = leaf?.product ?? report.product;
+  // Begins before the chain, so that the platform works on all signatures at once.
+  const isSigned = verifySignature(report, leaf);
+  await checkChain(checks, {
     certificates,
     roots,
     crls,
     revocation: policy.revocation ?? 'if given',
     at,
-    leafKind: report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK',
+    leafKind,
+    leaf,
     product: report.product,
   });
-  await checkSignature(checks, report, leaf);
+  checkSignature(checks, report, leaf, await isSigned);
   if (leaf !== undefined) checkBinding(checks, report, leaf, product);
   checkTcbOrder(checks, report, product);
   checkPolicy(checks, report, policy, product, { at, obtainedAt: options.obtainedAt });
@@ -117,23 +126,26 @@ function checkForm(checks: Checks, report: AttestationReport): void {
   }
 }
 
-async function checkSignature(
-  checks: Checks,
+async function verifySignature(
   { signedBytes, p1363 }: AttestationReport,
   leaf: Certificate | undefined,
-): Promise<void> {
-  if (p1363 === undefined) {
-    checks.add('report.signature', false, 'R or S above 48 bytes', 'numbers of P-384');
-    return;
+): Promise<boolean> {
+  return p1363 !== undefined && leaf !== undefined && verifyEcdsa(leaf.publicKey, signedBytes, p1363);
+}
+
+function checkSignature(
+  checks: Checks,
+  { p1363 }: AttestationReport,
+  leaf: Certificate | undefined,
+  isSigned: boolean,
+): void {
+  const name = 'report.signature';
+  if (p1363 === undefined) checks.add(name, false, 'R or S above 48 bytes', 'numbers of P-384');
+  else if (leaf === undefined) checks.add(name, false, 'no key to check it with', "made by the chip's key");
+  else {
+    const want = `made by the key of the ${leaf.kind}`;
+    checks.add(name, isSigned, isSigned ? want : 'wrong', want);
   }
-  const ok = leaf !== undefined && (await verifyEcdsa(leaf.publicKey, signedBytes, p1363));
-  const want = leaf === undefined ? 'made by the chip’s key' : `made by the key of the ${leaf.kind}`;
-  checks.add(
-    'report.signature',
-    ok,
-    ok ? want : leaf === undefined ? 'no key to check it with' : 'wrong',
-    want,
-  );
 }
 
 /** The certificate speaks of the chip and the TCB that the report names. */

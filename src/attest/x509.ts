@@ -101,7 +101,7 @@ const SHORT: Readonly<Record<string, string>> = {
 };
 
 /** As openssl prints it. */
-export const nameText = (name: Name): string =>
+export const nameText = (name: Pick<Name, 'attributes'>): string =>
   name.attributes.map(([oid, value]) => `${SHORT[oid] ?? oid} = ${value}`).join(', ');
 
 /** The list inside [n] EXPLICIT Extensions. DerError: an extension twice. */
