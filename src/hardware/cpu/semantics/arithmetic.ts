@@ -20,37 +20,24 @@ export function setDifferenceFlags(c: OperandContext, a: I64, b: I64, r: I64): v
   flags.setOverflow(c, flags.overflowOfDifference(a, b, r));
 }
 
-function add(c: OperandContext): void {
-  const a = c.read(0);
-  const b = c.read(1);
-  const r = c.code.let(flags.signExtend(i64.add(a, b), c.size));
-  c.write(0, r);
-  setSumFlags(c, a, b, r);
+/** ADD, ADC, SUB, SBB: what is computed of the operands, and the flags that go with it. */
+function additive(
+  compute: (c: OperandContext, a: I64, b: I64) => I64,
+  setFlags: typeof setSumFlags,
+): Operation['emit'] {
+  return (c) => {
+    const a = c.read(0);
+    const b = c.read(1);
+    const r = c.code.let(flags.signExtend(compute(c, a, b), c.size));
+    c.write(0, r);
+    setFlags(c, a, b, r);
+  };
 }
 
-function addWithCarry(c: OperandContext): void {
-  const a = c.read(0);
-  const b = c.read(1);
-  const r = c.code.let(flags.signExtend(i64.add(i64.add(a, b), flags.carry(c)), c.size));
-  c.write(0, r);
-  setSumFlags(c, a, b, r);
-}
-
-function subtract(c: OperandContext): void {
-  const a = c.read(0);
-  const b = c.read(1);
-  const r = c.code.let(flags.signExtend(i64.sub(a, b), c.size));
-  c.write(0, r);
-  setDifferenceFlags(c, a, b, r);
-}
-
-function subtractWithBorrow(c: OperandContext): void {
-  const a = c.read(0);
-  const b = c.read(1);
-  const r = c.code.let(flags.signExtend(i64.sub(i64.sub(a, b), flags.carry(c)), c.size));
-  c.write(0, r);
-  setDifferenceFlags(c, a, b, r);
-}
+const add = additive((_, a, b) => i64.add(a, b), setSumFlags);
+const addWithCarry = additive((c, a, b) => i64.add(i64.add(a, b), flags.carry(c)), setSumFlags);
+const subtract = additive((_, a, b) => i64.sub(a, b), setDifferenceFlags);
+const subtractWithBorrow = additive((c, a, b) => i64.sub(i64.sub(a, b), flags.carry(c)), setDifferenceFlags);
 
 function compare(c: OperandContext): void {
   const a = c.read(0);
