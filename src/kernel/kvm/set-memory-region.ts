@@ -135,6 +135,8 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
   const slot = makeSlot(vm, request); // 17
   slot.dirty = prepareDirtyBitmap(vm.dirtyTracking, slot, old);
   if ((flags & KVM_MEM_GUEST_MEMFD) !== 0) bindGuestMemfd(vm, slot, region); // 18 to 21
+  // A slot that is to be moved is INVALID while the new one is prepared: its mappings are gone even if that fails (kvm_set_memslot).
+  if (old !== undefined) vm.mmu.zapSlot(old);
   try {
     prepare(vm, slot, old); // 22
   } catch (error) {

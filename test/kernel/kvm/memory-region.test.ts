@@ -291,6 +291,19 @@ describe.each(BOTH_KERNELS)('a slot without a file that exists, on %s', (kernel)
     expect(guarded.slot()).toMatchObject({ baseGfn: 0x200 });
   });
 
+  it('22: a move that fails then has taken the mappings all the same', () => {
+    const host = startVm({ kernel, type: DEFAULT });
+    const hva = host.process.memory.mmap({ length: 0x1_0000, protection: 3, flags: 0x22 });
+    const slot = { userspaceAddr: BigInt(hva) };
+    host.setRegion(slot);
+    expect(host.touch(0x20_1000)).toBe(0);
+    host.setGuestWord(0x20_1000, 77);
+    expect(failure(() => host.setRegion({ ...slot, guestPhysAddr: 1n << 48n }))).toBe('EINVAL');
+    expect(host.mapped(0x20_1000)).toBeUndefined();
+    expect(host.touch(0x20_1000)).toBe(0);
+    expect(host.guestWord(0x20_1000)).toBe(77);
+  });
+
   it('11: is deleted by size 0, whatever its address and flags', () => {
     const host = startVm({ kernel, type: DEFAULT });
     host.setRegion({ flags: LOG_DIRTY });

@@ -49,6 +49,20 @@ describe('a VM', () => {
     expect(destroyed()).toBe(1);
   });
 
+  it('whose descriptor was closed by number leaves the file alone that has the number now', () => {
+    const host = startVm();
+    const { process, vm } = host;
+    const other = process.dup(vm.fd);
+    process.close(vm.fd);
+    const file = process.memfdCreate('ram');
+    expect(file).toBe(vm.fd);
+    expect(failure(() => vm.createVcpu(0))).toBe('EBADF');
+    vm.close();
+    process.ftruncate(file, 4096n);
+    expect(process.fstat(file).size).toBe(4096n);
+    process.close(other);
+  });
+
   it('keeps running its vCPUs when its descriptor is closed', () => {
     const host = startVm();
     host.addFileSlot();

@@ -2,7 +2,7 @@
  * What KVM does on each #VMEXIT of a plain guest (Linux arch/x86/kvm/svm/svm.c, svm_exit_handlers; reference svm.md 2 and 7.2). A handler
  * returns a run result (run-result.ts). Instructions that the guest has no use for without nested SVM raise #UD, as there.
  *
- * Left out: task switches, SEV.
+ * Left out: task switches.
  */
 import {
   KVM_EXIT_FAIL_ENTRY,
@@ -21,7 +21,10 @@ import { handleHypercall } from '../hypercall.ts';
 import { RET_PF } from '../mmu/page-fault.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../run-result.ts';
 import type { Vcpu } from '../vcpu.ts';
+import { emulateCpuid } from './cpuid-exit.ts';
 import { handleMsr } from './msr.ts';
+import { handleRmpFault } from './sev/gmem-hooks.ts';
+import { handleVmgexit } from './sev/vmgexit.ts';
 
 type Handler = (vcpu: Vcpu) => number;
 
@@ -29,7 +32,6 @@ const RAX = VMCB.SAVE_AREA + SAVE.RAX;
 const RIP = VMCB.SAVE_AREA + SAVE.RIP;
 const RCX = 1;
 const RDX = 2;
-const RBX = 3;
 const INFO1_MOV_CR = 1 << 31;
 const DEBUG_REGISTER_CODES = 32;
 const WRITE_CR8 = VMEXIT.WRITE_CR0 + 8;
@@ -79,6 +81,7 @@ set(generalProtection, VMEXIT.RDPMC);
 /** Deals with the exit in the vCPU's VMCB. `code`: the low 32 bits of EXITCODE, signed. */
 export function handleExit(vcpu: Vcpu, code: number): number {
   if (code === VMEXIT.NPF) return handleNestedFault(vcpu);
+  if (code === VMEXIT.VMGEXIT && vcpu.sev !== undefined) return handleVmgexit(vcpu);
   if (code === VMEXIT.INVALID) return failEntry(vcpu);
   // The core has no such instruction or mode: neither has KVM's emulator.
   if (code === VMEXIT.NOT_IMPLEMENTED) return vcpu.mmio.reportFailure();
@@ -91,9 +94,16 @@ function handleNestedFault(vcpu: Vcpu): number {
   const { vmcb, vm, fault } = vcpu;
   const gpa = vmcb.number(VMCB.EXITINFO2) as Gpa;
   // A software-protected VM has no C-bit: what the attribute says is what the guest means.
-  const visibility = vm.attributes.isPrivate(gfnOf(gpa)) ? 'private' : 'shared';
-  fault.begin(gpa, vmcb.word(VMCB.EXITINFO1), visibility);
-  return finishFault(vcpu, vcpu.faults.handle(fault, vcpu.kvmRun));
+  const isPrivate =
+    vcpu.sev === undefined
+      ? vm.attributes.isPrivate(gfnOf(gpa))
+      : (vmcb.word(VMCB.EXITINFO1 + 4) & NPF.HIGH_ENC) !== 0;
+  const error = vmcb.word(VMCB.EXITINFO1);
+  fault.begin(gpa, error, isPrivate ? 'private' : 'shared');
+  const outcome = vcpu.faults.handle(fault, vcpu.kvmRun);
+  if (vcpu.sev !== undefined && (outcome === RET_PF.FIXED || outcome === RET_PF.SPURIOUS))
+    handleRmpFault(vcpu.sev.sev, fault.gfn, fault.pfn, error);
+  return finishFault(vcpu, outcome);
 }
 
 /** What KVM_RUN makes of a fault's outcome. */
@@ -116,6 +126,11 @@ export function finishFault(vcpu: Vcpu, outcome: number): number {
 
 /** MMIO. An instruction that cannot even be fetched, or whose page tables are not memory, is not emulated. */
 function emulate(vcpu: Vcpu): number {
+  if (vcpu.sev !== undefined) {
+    // Nobody can emulate what cannot be read. An MMIO entry has the guest's own #VC handler ask.
+    vcpu.vm.mmu.mapMmio(vcpu.fault.gfn);
+    return GUEST_AGAIN;
+  }
   if (vcpu.vmcb.word(VMCB.EXITINTINFO) < 0) return vcpu.mmio.failDelivery();
   const notEmulated = vcpu.fault.exec || (vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & NPF.HIGH_GUEST_PAGE) !== 0;
   return notEmulated ? vcpu.mmio.fail() : vcpu.mmio.begin();
@@ -155,27 +170,18 @@ export function completeIn(vcpu: Vcpu): void {
   }
 }
 
-function handleCpuid(vcpu: Vcpu): number {
-  const { vmcb, gprWords, cpuidResult } = vcpu;
-  const state = { cr4: vmcb.saveWord(SAVE.CR4), apicBase: vcpu.other.apicBase };
-  vcpu.cpuid.execute(vmcb.word(RAX), gprWords[RCX * 2]!, state, cpuidResult);
-  vmcb.setWord(RAX, cpuidResult.eax);
-  vmcb.setWord(RAX + 4, 0);
-  gprWords[RBX * 2] = cpuidResult.ebx;
-  gprWords[RBX * 2 + 1] = 0;
-  gprWords[RCX * 2] = cpuidResult.ecx;
-  gprWords[RCX * 2 + 1] = 0;
-  gprWords[RDX * 2] = cpuidResult.edx;
-  gprWords[RDX * 2 + 1] = 0;
-  return skip(vcpu);
-}
-
-/** kvm_emulate_xsetbv: the core has looked at CR4.OSXSAVE and CPL. */
+/** kvm_emulate_xsetbv */
 function handleXsetbv(vcpu: Vcpu): number {
   const { vmcb, gprWords } = vcpu;
   const word = (value: number) => BigInt(value >>> 0);
   const value = (word(gprWords[RDX * 2]!) << 32n) | word(vmcb.word(RAX));
   if (gprWords[RCX * 2] !== 0 || !vcpu.fpu.setXcr0(value)) return generalProtection(vcpu);
+  return skip(vcpu);
+}
+
+function handleCpuid(vcpu: Vcpu): number {
+  if (vcpu.msrs.cpuidFaults && vcpu.vmcb.cpl !== 0) return generalProtection(vcpu);
+  emulateCpuid(vcpu);
   return skip(vcpu);
 }
 
@@ -254,6 +260,7 @@ function undefinedOpcode(vcpu: Vcpu): number {
 }
 
 function generalProtection(vcpu: Vcpu): number {
+  if (vcpu.sev !== undefined) return vcpu.sev.raiseInGuest(VECTOR.GP, 0);
   vcpu.events.queueFault(VECTOR.GP, 0);
   return GUEST_AGAIN;
 }
