@@ -97,16 +97,26 @@ export function guestRequest(firmware: Firmware, command: CommandBuffer): number
   return status;
 }
 
-type Header = ReturnType<typeof guestMessageHeader.decode>;
+/** What of a header matters once it is checked. */
+interface Header {
+  readonly sequence: bigint;
+  readonly type: number;
+  readonly version: number;
+  readonly vmpck: number;
+}
+
+const HEADER = guestMessageHeader.offsets;
 
 /** Checks a message's header and its tag. Returns a status, or what it says. */
 function open(context: GuestContext, bytes: Uint8Array): { header: Header; payload: Uint8Array } | number {
-  const header = guestMessageHeader.decode(bytes);
-  const { size, vmpck } = header;
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  const size = view.getUint16(HEADER.size, true);
+  const vmpck = view.getUint8(HEADER.vmpck);
+  const sequence = view.getBigUint64(HEADER.sequence, true);
   if (
-    header.headerVersion !== GUEST_MESSAGE_HEADER_VERSION ||
-    header.headerSize !== GUEST_MESSAGE_HEADER_SIZE ||
-    header.algo !== GUEST_MESSAGE_ALGO_AES_256_GCM ||
+    view.getUint8(HEADER.headerVersion) !== GUEST_MESSAGE_HEADER_VERSION ||
+    view.getUint16(HEADER.headerSize, true) !== GUEST_MESSAGE_HEADER_SIZE ||
+    view.getUint8(HEADER.algo) !== GUEST_MESSAGE_ALGO_AES_256_GCM ||
     size === 0 ||
     size % 16 !== 0
   )
@@ -115,7 +125,7 @@ function open(context: GuestContext, bytes: Uint8Array): { header: Header; paylo
   if (vmpck > 3) return SEV_STATUS.INVALID_PARAM;
   if (!isZero(bytes.subarray(TAG_SIZE, 32)) || !isZero(bytes.subarray(0x28, 0x30)))
     return SEV_STATUS.INVALID_PARAM;
-  const decipher = createDecipheriv('aes-256-gcm', context.vmpcks[vmpck]!, initialVector(header.sequence))
+  const decipher = createDecipheriv('aes-256-gcm', context.vmpcks[vmpck]!, initialVector(sequence))
     .setAAD(bytes.subarray(GUEST_MESSAGE_AAD_OFFSET, GUEST_MESSAGE_HEADER_SIZE))
     .setAuthTag(bytes.subarray(0, TAG_SIZE));
   const payload = decipher.update(
@@ -127,6 +137,12 @@ function open(context: GuestContext, bytes: Uint8Array): { header: Header; paylo
     payload.fill(0);
     return SEV_STATUS.BAD_MEASUREMENT;
   }
+  const header = {
+    sequence,
+    vmpck,
+    type: view.getUint8(HEADER.type),
+    version: view.getUint8(HEADER.version),
+  };
   return { header, payload };
 }
 
@@ -172,15 +188,15 @@ function seal(
   payload: Uint8Array,
 ): Uint8Array {
   const sealed = new Uint8Array(GUEST_MESSAGE_HEADER_SIZE + payload.length);
-  sealed.set(
-    guestMessageHeader.encode({
-      ...header,
-      algo: GUEST_MESSAGE_ALGO_AES_256_GCM,
-      headerVersion: GUEST_MESSAGE_HEADER_VERSION,
-      headerSize: GUEST_MESSAGE_HEADER_SIZE,
-      version: 1,
-    }),
-  );
+  const view = new DataView(sealed.buffer);
+  view.setBigUint64(HEADER.sequence, header.sequence, true);
+  view.setUint8(HEADER.algo, GUEST_MESSAGE_ALGO_AES_256_GCM);
+  view.setUint8(HEADER.headerVersion, GUEST_MESSAGE_HEADER_VERSION);
+  view.setUint16(HEADER.headerSize, GUEST_MESSAGE_HEADER_SIZE, true);
+  view.setUint8(HEADER.type, header.type);
+  view.setUint8(HEADER.version, 1);
+  view.setUint16(HEADER.size, header.size, true);
+  view.setUint8(HEADER.vmpck, header.vmpck);
   const cipher = createCipheriv('aes-256-gcm', key, initialVector(header.sequence)).setAAD(
     sealed.subarray(GUEST_MESSAGE_AAD_OFFSET, GUEST_MESSAGE_HEADER_SIZE),
   );
