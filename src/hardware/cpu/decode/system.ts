@@ -232,7 +232,10 @@ function planPort(name: 'In' | 'Out', instruction: Instruction, line: Line, hand
   const { OpKind } = iced();
   const [accumulator, port] = name === 'In' ? [0, 1] : [1, 0];
   const size = registers().places.get(instruction.opRegister(accumulator))!.size / 8;
-  addSystem(line, handler, name === 'In' ? 'IN' : 'OUT', size);
+  const { CodeSize } = iced();
+  const { codeSize } = instruction;
+  const addressSize = codeSize === CodeSize.Code64 ? 8 : codeSize === CodeSize.Code32 ? 4 : 2;
+  addSystem(line, handler, name === 'In' ? 'IN' : 'OUT', size, 0, 0, addressSize);
   if (instruction.opKind(port) === OpKind.Register) {
     line.operand(1, registers().places.get(instruction.opRegister(port))!.offset);
   } else {
@@ -250,11 +253,16 @@ function planPortString(
 ): void {
   const { OpKind, Register } = iced();
   const kind = instruction.opKind(system === 'INS' ? 0 : 1);
+  const { CodeSize } = iced();
   const short = kind === OpKind.MemorySegESI || kind === OpKind.MemoryESEDI;
+  const narrow = kind === OpKind.MemorySegSI || kind === OpKind.MemoryESDI;
   const repeats = instruction.hasRepePrefix || instruction.hasRepnePrefix ? 1 : 0;
-  addSystem(line, handler, system, size, 0, repeats, short ? 4 : 8);
-  if (system === 'INS') return;
-  const segment = instruction.memorySegment;
+  addSystem(line, handler, system, size, 0, repeats, narrow ? 2 : short ? 4 : 8);
+  const segment = system === 'INS' ? Register.ES : instruction.memorySegment;
+  if (instruction.codeSize !== CodeSize.Code64) {
+    line.word(RECORD.BASE, line.state + segmentSelector(registers().numbers.get(segment)!) + 8);
+    return;
+  }
   if (segment === Register.FS) line.word(RECORD.BASE, line.state + SEGMENT_BASE.FS);
   if (segment === Register.GS) line.word(RECORD.BASE, line.state + SEGMENT_BASE.GS);
 }

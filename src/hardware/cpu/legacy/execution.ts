@@ -4,7 +4,7 @@
  * branches and strings are done here; whatever else there is runs in the same handlers as in 64-bit mode, after its memory operand has become a
  * linear address.
  *
- * Left out: virtual-8086 mode, task switches, paging without long mode, and INS and OUTS with other than flat 32-bit addresses (all throw by name).
+ * Left out: virtual-8086 mode, task switches, paging without long mode (all throw by name), limits of what INS and OUTS access.
  */
 import { SAVE } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
@@ -99,7 +99,6 @@ export class LegacyExecution {
   #shared(name: string, instruction: Instruction, bits: 16 | 32): number {
     const { parts } = this.#options;
     const { OpKind, Register } = iced();
-    if (/^(Ins|Outs)[bwd]$/.test(name)) this.#requireFlat(name, instruction);
     for (let k = 0; k < instruction.opCount; k++) {
       if (instruction.opKind(k) !== OpKind.Memory) continue;
       const size = addressBits(instruction, bits);
@@ -135,15 +134,6 @@ export class LegacyExecution {
     info.free();
     factory.free();
     return writes;
-  }
-
-  #requireFlat(name: string, instruction: Instruction): void {
-    const { registers } = this.#options.parts;
-    const { OpKind } = iced();
-    const kind = instruction.opKind(name.startsWith('Ins') ? 0 : 1);
-    const flat = registers.base(SAVE.DS) === 0n && registers.base(SAVE.ES) === 0n;
-    if (!flat || (kind !== OpKind.MemorySegESI && kind !== OpKind.MemoryESEDI))
-      throw new NotImplementedError('INS and OUTS with 16-bit addresses or a segment base');
   }
 
   /** The bytes of the instruction, or a LEAVE code. */

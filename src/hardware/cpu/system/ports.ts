@@ -6,6 +6,8 @@ import { IOIO, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { RFLAGS } from '../../../abi/x86.ts';
 import { PRIVILEGE } from '../access.ts';
 import type { MmioStep } from '../mmio.ts';
+import { merged } from '../processor-stack.ts';
+import { SEGMENTS } from '../segments.ts';
 import { GPR, STATE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
@@ -16,6 +18,10 @@ const SEGMENT_DS = 3;
 const SIZE_BITS = (size: number): number =>
   size === 1 ? IOIO.SIZE8 : size === 2 ? IOIO.SIZE16 : IOIO.SIZE32;
 
+/** How wide the instruction's addresses are. */
+const addressBit = ({ addressSize }: SystemInstruction): number =>
+  addressSize === 8 ? IOIO.ADDRESS64 : addressSize === 4 ? IOIO.ADDRESS32 : IOIO.ADDRESS16;
+
 export const input = (i: SystemInstruction): number => access(i, IOIO.IN);
 export const output = (i: SystemInstruction): number => access(i, 0);
 
@@ -25,7 +31,7 @@ function access(i: SystemInstruction, direction: number): number {
   const denied = checkPermission(i, port, size);
   if (denied !== 0) return denied;
   const { intercepts, registers } = i.parts;
-  if (intercepts.port(port, size)) return exitForPort(i, direction | SIZE_BITS(size) | IOIO.ADDRESS64, port);
+  if (intercepts.port(port, size)) return exitForPort(i, direction | SIZE_BITS(size) | addressBit(i), port);
   if (direction === IOIO.IN) fillWithOnes(registers, size);
   i.parts.debug.noteIo(port, size);
   return i.parts.debug.pending === 0 ? 0 : i.resume();
@@ -50,7 +56,7 @@ function accessString(i: SystemInstruction, direction: number): number {
   const { registers, intercepts } = i.parts;
   const { size, addressSize, repeats } = i;
   const port = registers.gprWord(GPR.RDX) & 0xffff;
-  const count = registers.gpr(GPR.RCX) & (addressSize === 8 ? 0xffffffffffffffffn : 0xffffffffn);
+  const count = BigInt.asUintN(8 * addressSize, registers.gpr(GPR.RCX));
   if (repeats && count === 0n) return 0;
   const denied = checkPermission(i, port, size);
   if (denied !== 0) return denied;
@@ -59,12 +65,7 @@ function accessString(i: SystemInstruction, direction: number): number {
   if (!intercepts.port(port, size)) return transferElement(i, direction, port, EMPTY_BUS);
   const segment = direction === IOIO.IN ? SEGMENT_ES : segmentNumber(i);
   const info =
-    direction |
-    IOIO.STRING |
-    (repeats ? IOIO.REP : 0) |
-    SIZE_BITS(size) |
-    (addressSize === 8 ? IOIO.ADDRESS64 : IOIO.ADDRESS32) |
-    (segment << 10);
+    direction | IOIO.STRING | (repeats ? IOIO.REP : 0) | SIZE_BITS(size) | addressBit(i) | (segment << 10);
   return exitForPort(i, info, port);
 }
 
@@ -84,7 +85,7 @@ function transferElement(i: SystemInstruction, direction: number, port: number, 
   const { size, addressSize, repeats } = i;
   const masked = (value: bigint): bigint => BigInt.asUintN(8 * addressSize, value);
   const pointer = direction === IOIO.IN ? GPR.RDI : GPR.RSI;
-  const address = masked(registers.gpr(pointer)) + (direction === IOIO.IN ? 0n : i.segmentBase);
+  const address = masked(registers.gpr(pointer)) + i.segmentBase;
   const bytes = new Uint8Array(size);
   if (direction === IOIO.IN) {
     let reason = access.probeAt(address, size, access.privilege);
@@ -98,9 +99,9 @@ function transferElement(i: SystemInstruction, direction: number, port: number, 
     bus.portWrite(port, bytes);
   }
   const step = BigInt((registers.flagsRest & RFLAGS.DF) !== 0 ? -size : size);
-  registers.setGpr(pointer, masked(registers.gpr(pointer) + step));
+  registers.setGpr(pointer, merged(registers.gpr(pointer), registers.gpr(pointer) + step, 8 * addressSize));
   const left = repeats ? masked(registers.gpr(GPR.RCX) - 1n) : 0n;
-  if (repeats) registers.setGpr(GPR.RCX, left);
+  if (repeats) registers.setGpr(GPR.RCX, merged(registers.gpr(GPR.RCX), left, 8 * addressSize));
   i.parts.debug.noteIo(port, size);
   if (left !== 0n) return i.resumeAt(registers.rip);
   return i.parts.debug.pending === 0 ? 0 : i.resume();
@@ -111,8 +112,8 @@ const toLong = (bytes: Uint8Array): bigint =>
 
 function segmentNumber(i: SystemInstruction): number {
   const offset = i.segmentBaseOffset - STATE.SAVE - 8;
-  if (offset === SAVE.FS) return 4;
-  return offset === SAVE.GS ? 5 : SEGMENT_DS;
+  const number = SEGMENTS.indexOf(offset as (typeof SEGMENTS)[number]);
+  return number < 0 ? SEGMENT_DS : number;
 }
 
 function exitForPort(i: SystemInstruction, info: number, port: number): number {

@@ -187,6 +187,24 @@ describe('real mode', () => {
     expect(bench.long(RIP)).toBe(0n);
   });
 
+  it('has OUTS with 16-bit addresses in a segment', () => {
+    bench.segment(DS, 0x3000, 0x93, 0xffff, 0x30000n);
+    bench.core.gpr[RSI] = 0xaaaa_0010n;
+    bench.core.gpr[RCX] = 0xbbbb_0003n;
+    bench.core.gpr[RDX] = 0x3f8n;
+    bench.memory.write(bench.iopm as never, new Uint8Array(0x3000));
+    // rep outsb; movw $2, %cx; insw; hlt
+    bench.segment(ES, 0x3000, 0x93, 0xffff, 0x30000n);
+    bench.core.gpr[RDI] = 0x20n;
+    expect(run([0xf3, 0x6e, 0x6d, 0xf4], 0)).toBe(HLT);
+    expect(bench.core.gpr[RSI]).toBe(0xaaaa_0013n);
+    expect(bench.core.gpr[RCX]).toBe(0xbbbb_0000n);
+    expect(bytesAt(0x30020, 3)).toEqual([0xff, 0xff, 0]);
+    bench.memory.write(bench.iopm as never, new Uint8Array(0x3000).fill(0xff));
+    bench.core.gpr[RCX] = 1n;
+    expect(run([0xf3, 0x26, 0x6e], 0)).toBe(0x7b); // rep outsb %es
+    expect(bench.long(EXITINFO1)).toBe(0x03f8_009cn);
+  });
   it('gives the bytes of an intercepted instruction and the next RIP as offset in CS', () => {
     expect(run([0xe4, 0x60], 0)).toBe(0x7b); // inb $0x60
     expect(bench.long(EXITINFO1) >> 16n).toBe(0x60n);
