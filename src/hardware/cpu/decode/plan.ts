@@ -44,9 +44,9 @@ export function planDescribed(
   if (operation === 'cmpxchg16b') return planWideExchange(plan);
   if (BIT_TEST.test(name) && indexedByRegister(instruction)) return planFarBit(plan, role);
   if (role.access === 'address') return planAddress(plan);
-  const direct = handler(`${plan.operation}.memory${memory}`);
+  const aligned = description.aligned ? 'Aligned' : '';
+  const direct = handler(`${operation}${aligned}.${size}.memory${memory}`);
   if (direct === undefined) return planAround(plan, role);
-  if (description.aligned) return planAround(plan, role);
   line.add(direct, effectiveAddress(instruction, line, handler));
   setOperands(plan, description.float ? STATE.XTEMP0 : undefined);
   setFloat(plan);

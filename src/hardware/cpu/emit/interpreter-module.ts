@@ -25,11 +25,10 @@ export function emitInterpreter(): InterpreterModule {
   const cold = handlers.map((handler) =>
     needsCold(handler) ? defineCold(module, handler, misses) : undefined,
   );
-  const hot = defineHot(
-    module,
-    handlers.filter((handler) => handler.hot),
-  );
-  module.export('run', defineRun(module, { hot, cold, system: slow.system }));
+  const frequent = handlers.filter((handler) => handler.hot);
+  const hot = defineHot(module, frequent);
+  const firstCold = BUILT_IN.length + frequent.length;
+  module.export('run', defineRun(module, { hot, cold, firstCold, system: slow.system }));
   return { bytes: module.encode(), handlers: [...BUILT_IN, ...handlers.map(({ name }) => name), 'system'] };
 }
 

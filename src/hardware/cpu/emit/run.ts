@@ -14,6 +14,8 @@ export interface Layers {
   readonly hot: FunctionHandle;
   /** By place in the catalog. */
   readonly cold: readonly (FunctionHandle | undefined)[];
+  /** Number of the first handler that `hot` does not have. */
+  readonly firstCold: number;
   readonly system: FunctionHandle;
 }
 
@@ -51,19 +53,22 @@ class Run {
         code.set(this.#reason, call('i32', this.#layers.hot, state, this.#record, left));
         code.set(this.#record, i32.load(state, STATE.RUN_RECORD));
         code.brIf(leave, i32.ne(this.#reason, LAYER.COLD));
-        this.#callCold();
-        code.if(i32.eq(this.#reason, LAYER.SYSTEM), () => this.#callSystem());
-        this.#goOn(leave, again);
+        code.loop((cold) => {
+          this.#callCold();
+          code.if(i32.eq(this.#reason, LAYER.SYSTEM), () => this.#callSystem());
+          this.#goOn({ leave, again, cold });
+        });
       });
     });
     this.#leave();
   }
 
-  /** After a cold handler: the next record, the target of a branch, or out. */
-  #goOn(leave: Label, again: Label): void {
+  /** After a cold handler: the next record (there and then if it is cold as well), the target of a branch, or out. */
+  #goOn({ leave, again, cold }: { leave: Label; again: Label; cold: Label }): void {
     const code = this.#code;
     code.if(i32.eqz(this.#reason), () => {
       code.set(this.#record, i32.add(this.#record, RECORD_BYTES));
+      code.brIf(cold, i32.geU(i32.load(this.#record, RECORD.HANDLER), this.#layers.firstCold));
       code.br(again);
     });
     code.brIf(leave, i32.ne(this.#reason, LAYER.BRANCHED));

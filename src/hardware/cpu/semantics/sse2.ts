@@ -23,6 +23,7 @@ import {
   VECTOR_OPERATIONS,
   VECTOR_SHIFTS,
 } from './sse2-operations.ts';
+import { requireAlignment } from './transfer.ts';
 
 /** What gcc's vectorised loops and its memory functions are made of. */
 const FREQUENT: ReadonlySet<string> = new Set(
@@ -141,6 +142,16 @@ export const sse2: Group = {
       destination: 'write',
       hot: VECTOR,
       emit: (c) => c.writeVector(0, c.readVector(1)),
+    },
+    movVectorAligned: {
+      sizes: VECTOR,
+      forms: ['memory0', 'memory1'],
+      destination: 'write',
+      hot: VECTOR,
+      emit: (c) => {
+        requireAlignment(c);
+        c.writeVector(0, c.readVector(1));
+      },
     },
     dwordToVector: {
       sizes: VECTOR,

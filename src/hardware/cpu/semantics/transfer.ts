@@ -76,7 +76,8 @@ export const transfer: Group = {
 
 const GENERAL_PROTECTION = 13;
 
-function requireAlignment(c: OperandContext): void {
+/** #GP where the effective address is not a multiple of 16. */
+export function requireAlignment(c: OperandContext): void {
   c.code.if(i32Misaligned(c), () => c.raise(GENERAL_PROTECTION, 0));
 }
 
