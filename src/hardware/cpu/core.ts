@@ -94,6 +94,7 @@ export class Core {
   /** The frame with code that was last stored to, and how often in a row. */
   #storedFrame: number = NO_FRAME;
   #storesToCode = 0;
+  #is64Bit = true;
   /** VMRUN has loaded the guest. */
   #entered = false;
   /** What kept `#nextFrame` from an answer: a LEAVE code. */
@@ -322,9 +323,9 @@ export class Core {
       const quiet = debug.pending === 0 && !interrupts.pending && (registers.flagsRest & RFLAGS.TF) === 0;
       if (!quiet && this.#deliverWaiting() === LEAVE.VMEXIT) return;
       const before = words[this.#retired]!;
-      const is64Bit = in64BitMode(registers);
+      if (!registers.modeKnown) this.#lookAtMode();
+      const is64Bit = this.#is64Bit;
       let reason: number;
-      this.#setVectorMode();
       if (left <= 0) reason = LEAVE.BUDGET;
       else if ((!quiet && this.#stepping.needed) || (!is64Bit && debug.watchesCode))
         reason = this.#stepping.step();
@@ -376,14 +377,16 @@ export class Core {
     return this.interpreter.decode(frame, low & 0xfff, this.#nextFrame) ? 0 : this.#fetchFailure;
   }
 
-  #setVectorMode(): void {
+  #lookAtMode(): void {
     const { registers } = this.#parts;
     this.interpreter.mode = vectorMode(registers.saveWord(SAVE.CR0), registers.saveWord(SAVE.CR4));
+    this.#is64Bit = in64BitMode(registers);
+    registers.modeKnown = true;
   }
 
   #stepOnce(): number {
-    this.#setVectorMode();
-    if (!in64BitMode(this.#parts.registers)) return this.#legacy.step();
+    if (!this.#parts.registers.modeKnown) this.#lookAtMode();
+    if (!this.#is64Bit) return this.#legacy.step();
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
     const reason = this.interpreter.step(frame, this.#nextFrame);

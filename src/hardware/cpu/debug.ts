@@ -13,7 +13,8 @@ import type { CoreTlb } from './tlb.ts';
 
 /** Bits of DR6. */
 export const DR6 = { BREAKPOINTS: 0xf, BD: 1 << 13, BS: 1 << 14 } as const;
-const DR7_ENABLES = 0xff;
+/** L0 to L3 and G0 to G3 of DR7. */
+export const DR7_ENABLES = 0xff;
 const DR7_GD = 1 << 13;
 /** A #DB writes these anew; BD and BS stay until software clears them. */
 const DR6_REPLACED = DR6.BREAKPOINTS;
@@ -50,6 +51,11 @@ export class DebugUnit {
   constructor(registers: Registers, tlb: CoreTlb) {
     this.#registers = registers;
     this.#tlb = tlb;
+  }
+
+  /** True while some breakpoint is on. */
+  get armed(): boolean {
+    return this.#breakpoints.length > 0;
   }
 
   /** Takes up DR7 and DR0 to DR3, after a write or at VMRUN. Cheap where no breakpoint is on. */

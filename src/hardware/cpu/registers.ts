@@ -23,6 +23,8 @@ export class Registers {
   readonly state: number;
   /** True once the save area's mirror may differ from the VMCB. */
   changed = false;
+  /** False once CR0, CR4, EFER or CS may differ from what the core looked at last. */
+  modeKnown = false;
   /** RFLAGS as the last entry or exit left them both here and in the VMCB. */
   storedFlags: number = RFLAGS.FIXED;
   /** Low word of RETIRED while RF counts. */
@@ -81,6 +83,7 @@ export class Registers {
   }
   setSave(field: number, value: bigint): void {
     this.changed = true;
+    this.modeKnown = false;
     this.setLong(STATE.SAVE + field, value);
   }
   /** The low word of a field of the save area (CR0, CR4, EFER have nothing above). */
@@ -89,6 +92,7 @@ export class Registers {
   }
   setSaveWord(field: number, value: number): void {
     this.changed = true;
+    this.modeKnown = false;
     this.setWord(STATE.SAVE + field, value);
   }
 

@@ -66,10 +66,13 @@ export class GuestExit {
 
   /** Guest state alone. */
   storeGuest(vmcb: number): void {
-    const { registers, guest } = this.#parts;
+    const { registers, guest, interrupts } = this.#parts;
     const words = this.#words;
     const flags = registers.rflags;
-    const shadow = this.#parts.interrupts.shadow === SHADOW.NONE ? 0 : INTERRUPT_SHADOW;
+    const shadowed =
+      words[(registers.state + STATE.INTERRUPT_SHADOW) >>> 2] !== SHADOW.NONE &&
+      interrupts.shadow !== SHADOW.NONE;
+    const shadow = shadowed ? INTERRUPT_SHADOW : 0;
     const interruptsOn = (flags & RFLAGS.IF) !== 0 ? GUEST_INTERRUPT_MASK : 0;
     words[(vmcb + VMCB.INT_STATE) >>> 2] = shadow | interruptsOn;
     if (guest.es) {

@@ -13,6 +13,7 @@
 import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, TLB_CONTROL, VMCB } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
+import { DR7_ENABLES } from './debug.ts';
 import { SHADOW } from './interrupts.ts';
 import type { CoreParts } from './parts.ts';
 import { copySaveArea } from './save-area.ts';
@@ -204,6 +205,7 @@ export class GuestEntry {
     if (changed) tlb.flush();
     copySaveArea(this.#parts.memory, save, mirror);
     registers.changed = effective !== words[at + efer];
+    registers.modeKnown = false;
     words[held + efer] = effective;
     if (!lma && (words[at + (SAVE.CR0 >> 2)]! & CR0.PG) !== 0)
       throw new NotImplementedError('paging without long mode');
@@ -231,7 +233,9 @@ export class GuestEntry {
     words[state + (STATE.INTERRUPT_SHADOW >> 2)] =
       this.#parts.intercepts.word(VMCB.INT_STATE) & SHADOW.INTERRUPTS;
     words[state + (STATE.SHADOW_RETIRED >> 2)] = words[state + (STATE.RETIRED >> 2)]!;
-    this.#parts.debug.load();
+    const { debug } = this.#parts;
+    const control = words[state + ((STATE.SAVE + SAVE.DR7) >> 2)]!;
+    if (debug.armed || (control & DR7_ENABLES) !== 0) debug.load();
   }
 }
 
