@@ -10,6 +10,7 @@ import { LinuxProcess } from '../../src/linux/process.ts';
 import { dirtyLogSpec } from '../kernel/kvm/spec-dirty-log.ts';
 import { eventsSpec } from '../kernel/kvm/spec-events.ts';
 import { guestMemfdSpec } from '../kernel/kvm/spec-guest-memfd.ts';
+import { localApicSpec } from '../kernel/kvm/spec-local-apic.ts';
 import { memoryRegionSpec } from '../kernel/kvm/spec-memory-region.ts';
 import { runSpec } from '../kernel/kvm/spec-run.ts';
 import { describeSpec, type Opener, Subject } from '../kernel/kvm/spec-subject.ts';
@@ -110,7 +111,7 @@ function realKernel(): Opener {
 /** The specs need guest_memfd with both flags. */
 const specs =
   lack === undefined && capability(244) === 3
-    ? [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec, eventsSpec]
+    ? [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec, eventsSpec, localApicSpec]
     : [];
 if (lack === undefined && specs.length === 0)
   console.log('skipped: guest_memfd with MMAP and INIT_SHARED is not there');

@@ -289,7 +289,9 @@ export class Vcpu implements KvmVcpu {
     return this.#inKernelApic('KVM_GET_LAPIC').getState();
   }
   setLapic(state: Uint8Array): void {
-    this.#inKernelApic('KVM_SET_LAPIC').setState(state);
+    const apic = this.#inKernelApic('KVM_SET_LAPIC');
+    apic.setState(state);
+    this.setCr8(apic.lapic.cr8);
   }
   getMpState(): number {
     return this.mp.get();

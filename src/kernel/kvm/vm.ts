@@ -8,10 +8,11 @@ import {
   KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
   KVM_CAP_SPLIT_IRQCHIP,
   KVM_CAP_X2APIC_API,
-  KVM_X86_DEFAULT_VM,
+  KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
-import type { Gfn, Hva } from '../../base/address.ts';
+import { KVM_SEV } from '../../abi/kvm-sev.ts';
+import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import { LinuxError, NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
@@ -23,19 +24,20 @@ import type {
   KvmVm,
   MsiMessage,
   MsrFilter,
+  SevCommand,
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../interface.ts';
 import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
 import type { Process } from '../process.ts';
-import { checkExtension, MAX_VCPU_IDS, MAX_VCPUS } from './capabilities.ts';
+import { checkExtension, describeVmTypes, MAX_VCPU_IDS, MAX_VCPUS, vmTypes } from './capabilities.ts';
 import { Descriptor } from './descriptor.ts';
 import { clearDirtyLog, DirtyTracking, getDirtyLog, resetDirtyRings } from './dirty-log.ts';
 import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
 import type { HostTime } from './host-time.ts';
 import { Invalidation } from './invalidation.ts';
 import { InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
-import { setX2apicApi } from './lapic/x2apic-api.ts';
+import { enableX2apicApi } from './lapic/x2apic-api.ts';
 import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
 import { type MemorySlot, MemorySlots } from './memory-slots.ts';
 import type { BackingPage, FaultSlot } from './mmu/guest-memory.ts';
@@ -44,12 +46,17 @@ import { MsrPermissions } from './msr-filter.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 import { type RegionVm, setUserMemoryRegion, setUserMemoryRegion2 } from './set-memory-region.ts';
 import type { GuestCore } from './svm/guest-core.ts';
+import { invalidatePages, maxMappingLevel, preparePage } from './svm/sev/gmem-hooks.ts';
+import type { SevHost } from './svm/sev/sev-host.ts';
+import { SevVm, type SevVmHost } from './svm/sev/sev-vm.ts';
 import { Vcpu, type VcpuVm } from './vcpu.ts';
 import { VmCapabilities } from './vm-capabilities.ts';
 
 const GUEST_MEMFD_MMAP = 1n;
 const GUEST_MEMFD_INIT_SHARED = 2n;
 const EFAULT = -14;
+/** 1 GiB. */
+const MAX_LEVEL = 3;
 
 /** What a host gives all of its VMs. */
 export interface VmHost {
@@ -60,10 +67,12 @@ export interface VmHost {
   readonly timeslice: number;
   readonly gmemHuge: boolean;
   readonly time: HostTime;
+  /** The machine's SEV; undefined where KVM has none. */
+  readonly sev: SevHost | undefined;
   createCore(id: number): GuestCore;
 }
 
-export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
+export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   readonly type: number;
   readonly process: Process;
   readonly memory: HostMemory;
@@ -73,6 +82,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   readonly time: HostTime;
   readonly gmemHuge: boolean;
   readonly hasPrivateMemory: boolean;
+  readonly sev: SevVm | undefined;
   readonly addressSpaces: readonly MemorySlots[];
   readonly attributes = new MemoryAttributes();
   readonly dirtyTracking = new DirtyTracking();
@@ -89,6 +99,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   #references = 1;
   #interrupts: InterruptController | undefined;
   #bootCpuId = 0;
+  /** Flags of KVM_CAP_X2APIC_API; they may come before the irqchip. */
+  #x2apicApi = 0n;
   readonly #notifier = {
     begin: (start: Hva, end: Hva): void => this.#beginNotifier(start, end),
     end: (start: Hva, end: Hva): void => this.#endNotifier(start, end),
@@ -96,8 +108,11 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
 
   /** Errors: EINVAL (type), EMFILE, ENOMEM. */
   constructor(host: VmHost, process: Process, type: number) {
-    if (type !== KVM_X86_DEFAULT_VM && type !== KVM_X86_SW_PROTECTED_VM)
-      throw new LinuxError('EINVAL', `VM type ${type}: this host has DEFAULT 0 and SW_PROTECTED 1`);
+    if (((vmTypes(host.sev !== undefined) >>> type) & 1) === 0 || type > KVM_X86_SNP_VM)
+      throw new LinuxError(
+        'EINVAL',
+        `VM type ${type}: this host has ${describeVmTypes(host.sev !== undefined)}`,
+      );
     process.files.reserve();
     this.#host = host;
     this.type = type;
@@ -108,7 +123,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     this.timeslice = host.timeslice;
     this.time = host.time;
     this.gmemHuge = host.gmemHuge;
-    this.hasPrivateMemory = type === KVM_X86_SW_PROTECTED_VM;
+    this.hasPrivateMemory = type === KVM_X86_SW_PROTECTED_VM || type === KVM_X86_SNP_VM;
+    this.sev = type === KVM_X86_SNP_VM ? new SevVm(this, host.sev!) : undefined;
     const count = this.hasPrivateMemory ? 1 : 2;
     this.addressSpaces = Array.from({ length: count }, () => new MemorySlots());
     this.mmu = new Mmu(host.memory, host.trace);
@@ -132,7 +148,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
 
   checkExtension(capability: number): number {
     this.#descriptor.check();
-    return checkExtension(capability, this.policy, this);
+    return checkExtension(capability, { policy: this.policy, hasSnp: this.#host.sev !== undefined }, this);
   }
 
   /** Errors: EINVAL, E2BIG. */
@@ -150,7 +166,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     }
     const argument = args[0] ?? 0n;
     if (cap === KVM_CAP_SPLIT_IRQCHIP) this.#splitIrqchip(argument);
-    else if (cap === KVM_CAP_X2APIC_API) setX2apicApi(this, argument);
+    else if (cap === KVM_CAP_X2APIC_API) this.#x2apicApi |= enableX2apicApi(this, argument);
     else this.capabilities.enable(cap, argument);
   }
 
@@ -211,6 +227,30 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
       throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there is an irqchip');
     if (this.#vcpus.size > 0) throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there are vCPUs');
     this.#interrupts = new InterruptController(Number(routes));
+    this.#interrupts.setX2apicApi(this.#x2apicApi);
+  }
+
+  /** Errors: ENOTTY (no SEV here, or not a SEV guest), and the commands' own. */
+  memoryEncryptOp(command: SevCommand | undefined): void {
+    this.#descriptor.check();
+    if (this.#host.sev === undefined)
+      throw new LinuxError('ENOTTY', 'KVM_MEMORY_ENCRYPT_OP: KVM has no SEV on this machine');
+    if (command === undefined) return;
+    if (this.sev === undefined) {
+      command.error = 0;
+      throw command.id === KVM_SEV.INIT2
+        ? new LinuxError('EINVAL', `KVM_SEV_INIT2: VM type ${this.type} is not for SEV`)
+        : new LinuxError('ENOTTY', `KVM_MEMORY_ENCRYPT_OP ${command.id}: the VM is no SEV guest`);
+    }
+    this.sev.memoryEncryptOp(command);
+  }
+
+  /** vCPUs that were ever created. */
+  get vcpuCount(): number {
+    return this.#vcpus.size;
+  }
+  openVcpus(): readonly Vcpu[] {
+    return [...this.#open].sort((a, b) => a.id - b.id);
   }
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
@@ -307,6 +347,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
     if (this.#references > 0) return;
     this.process.memory.notifiers.unregister(this.#notifier);
     this.mmu.destroy();
+    this.sev?.destroy();
     if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-destroy', type: this.type });
   }
 
@@ -315,8 +356,26 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm {
   }
 
   gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
+    const result = this.gmemGetUnprepared(slot, gfn, into);
+    if (result !== 0 || this.sev === undefined) return result;
+    return preparePage(this.sev, gfn, into.pfn, into.order);
+  }
+
+  /** The same without the RMP's part (__kvm_gmem_get_pfn). */
+  gmemGetUnprepared(slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
     const { gmem } = slot as MemorySlot;
     return gmem === undefined ? EFAULT : gmem.getPfn(slot as MemorySlot, gfn, into);
+  }
+
+  /** Pages that a guest_memfd gives up are the host's again (kvm_arch_gmem_invalidate). False: they are leaked. */
+  gmemInvalidate(frame: Pfn, order: number): boolean {
+    if (invalidatePages(this.memory, frame, order)) return true;
+    this.#host.sev?.psp.leak(1 << order);
+    return false;
+  }
+
+  privateMaxMappingLevel(frame: Pfn): number {
+    return this.sev === undefined ? MAX_LEVEL : maxMappingLevel(this.memory, frame);
   }
 
   faultInHva(hva: Hva, access: 'read' | 'write', into: BackingPage): number {

@@ -3,6 +3,7 @@ import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { dirtyLogSpec } from './spec-dirty-log.ts';
 import { eventsSpec } from './spec-events.ts';
 import { guestMemfdSpec } from './spec-guest-memfd.ts';
+import { localApicSpec } from './spec-local-apic.ts';
 import { memoryRegionSpec } from './spec-memory-region.ts';
 import { runSpec } from './spec-run.ts';
 import { describeSpec, type Opener, Subject } from './spec-subject.ts';
@@ -18,5 +19,13 @@ const ours: Opener = {
   differences: {},
 };
 
-for (const spec of [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec, eventsSpec])
+for (const spec of [
+  memoryRegionSpec,
+  guestMemfdSpec,
+  runSpec,
+  dirtyLogSpec,
+  vcpuStateSpec,
+  eventsSpec,
+  localApicSpec,
+])
   describeSpec(spec, ours);

@@ -42,10 +42,13 @@ export class InterruptController {
     this.#pins = pins;
   }
 
-  /** A vCPU more; they are searched in this order. */
+  /**
+   * A new vCPU, whose APIC has been reset; they are searched in this order. As in Linux, the map was made before the vCPU is there, and does not
+   * have it until some APIC changes.
+   */
   add(lapic: Lapic): void {
+    this.#currentMap();
     this.#lapics.push(lapic);
-    this.mapChanged();
     this.#scanRoutes();
   }
 

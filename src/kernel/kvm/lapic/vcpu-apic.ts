@@ -37,8 +37,8 @@ export class VcpuApic implements LapicVcpu {
     this.#controller = controller;
     this.lapic = new Lapic(this, controller);
     this.source = new LapicInterruptSource(this.lapic);
-    controller.add(this.lapic);
     this.reset('power-on');
+    controller.add(this.lapic);
   }
 
   // LapicVcpu.

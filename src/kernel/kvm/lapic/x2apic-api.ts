@@ -24,8 +24,8 @@ function knownFlags(policy: KvmPolicy): bigint {
     : ids;
 }
 
-/** Errors: EINVAL for an unknown flag, for suppression both on and off, for suppression without a split irqchip. */
-export function setX2apicApi(vm: X2apicVm, flags: bigint): void {
+/** Tells the interrupt controller, if it is there, and returns the flags. Errors: EINVAL for an unknown flag, for suppression both on and off, for suppression without a split irqchip. */
+export function enableX2apicApi(vm: X2apicVm, flags: bigint): bigint {
   const { ENABLE_SUPPRESS_EOI_BROADCAST, DISABLE_SUPPRESS_EOI_BROADCAST } = KVM_X2APIC_API;
   const refuse = (what: string): never => {
     throw new LinuxError('EINVAL', `KVM_CAP_X2APIC_API: args[0] ${flags}, ${what}`);
@@ -35,4 +35,5 @@ export function setX2apicApi(vm: X2apicVm, flags: bigint): void {
   if (enable && (flags & DISABLE_SUPPRESS_EOI_BROADCAST) !== 0n) refuse('both on and off');
   if (enable && vm.interrupts === undefined) refuse('suppressed EOI broadcasts want a split irqchip');
   vm.interrupts?.setX2apicApi(flags);
+  return flags;
 }

@@ -38,10 +38,11 @@ export class LapicBench {
     this.controller = new InterruptController(pins);
     this.lapics = ids.map((id) => {
       const lapic = new Lapic(new FakeVcpu(id, this.time), this.controller);
-      this.controller.add(lapic);
       lapic.reset('power-on', id === 0 ? 'extint' : 'masked');
+      this.controller.add(lapic);
       return lapic;
     });
+    this.controller.mapChanged();
   }
 
   get lapic(): Lapic {

@@ -15,6 +15,7 @@ const start = (id = 0): VcpuBench => {
     { function: 1, index: 0, flags: 0, eax: 0xa00f11, ebx: 0, ecx: (1 << 21) | (1 << 24), edx: 1 << 9 },
     { function: 0x8000_0008, index: 0, flags: 0, eax: 0x3030, ebx: 0, ecx: 0, edx: 0 },
   ]);
+  bench.interrupts!.mapChanged();
   bench.setRegs({ rip: 0x1000n, rflags: 0x202n });
   return bench;
 };
