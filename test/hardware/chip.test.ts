@@ -1,0 +1,103 @@
+import { describe, expect, it } from 'vitest';
+import { seededEntropy } from '../../src/base/entropy.ts';
+import { hashSticks } from '../../src/hardware/chip/key-derivation.ts';
+import { Chip, type ChipGeneration } from '../../src/hardware/chip.ts';
+
+const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
+const chip = (generation: ChipGeneration, seed = 1, options: object = {}): Chip =>
+  new Chip({ generation, entropy: seededEntropy(seed), ...options });
+
+describe('personalities', () => {
+  it.each([
+    // generation, CPUID 1 EAX, C-bit, bits taken away, VMPLs, highest ASID, CPUID 0x8000001F EAX, product
+    ['milan', 0x00a00f11, 51, 5, 4, 509, 0x0101fd3f, 'Milan'],
+    ['genoa', 0x00a10f11, 51, 6, 4, 1006, 0x030fffff, 'Genoa'],
+    ['turin', 0x00b00f21, 51, 6, 4, 1006, 0x0b2fffff, 'Turin'],
+  ] as const)(
+    '%s shows its numbers',
+    (generation, signature, cBit, reduction, vmpls, asids, features, product) => {
+      const { personality } = chip(generation);
+      expect(personality).toMatchObject({
+        signature,
+        cBit,
+        physAddrReduction: reduction,
+        vmpls,
+        maxAsid: asids,
+        sevFeatures: features,
+        product,
+      });
+    },
+  );
+
+  it.each([
+    // boot loader 4, TEE 0, SNP 24, microcode 219
+    ['milan', 0xdb18000000000004n],
+    // boot loader 10, TEE 0, SNP 24, microcode 84
+    ['genoa', 0x541800000000000an],
+    // FMC 1, boot loader 1, TEE 1, SNP 4, microcode 76
+    ['turin', 0x4c00000004010101n],
+  ] as const)('%s lays out its TCB_VERSION', (generation, want) => {
+    expect(chip(generation).currentTcb).toBe(want);
+  });
+
+  it.each([
+    ['milan', 64],
+    ['genoa', 64],
+    ['turin', 8],
+  ] as const)('%s has a chip id of %d bytes, the rest zero', (generation, size) => {
+    const { chipId } = chip(generation);
+    expect(chipId).toHaveLength(64);
+    expect(chipId.subarray(0, size).some((byte) => byte !== 0)).toBe(true);
+    expect(chipId.subarray(size).every((byte) => byte === 0)).toBe(true);
+  });
+});
+
+describe('endorsement keys', () => {
+  it('follow from fuses and TCB, and differ where one of them differs', () => {
+    const spki = (of: Chip, tcb: bigint): string => hex(of.vcek(tcb).spki);
+    const one = chip('milan', 1);
+    const again = chip('milan', 1);
+    const other = chip('milan', 2);
+    const lower = one.tcbOf({ snp: 3 });
+    expect(spki(one, one.currentTcb)).toBe(spki(again, one.currentTcb));
+    expect(spki(one, one.currentTcb)).not.toBe(spki(other, one.currentTcb));
+    expect(spki(one, one.currentTcb)).not.toBe(spki(one, lower));
+  });
+
+  it('are the same after a chip was kept and taken up again', () => {
+    const one = chip('turin', 5);
+    const kept = chip('turin', 6, { fuses: one.fuses });
+    expect(hex(kept.vcek(kept.currentTcb).spki)).toBe(hex(one.vcek(one.currentTcb).spki));
+    expect(hex(kept.chipId)).toBe(hex(one.chipId));
+  });
+
+  it('hang on hash sticks: who has one version can make the older ones', async () => {
+    const { createHash } = await import('node:crypto');
+    const secret = new Uint8Array(48).fill(9);
+    const [newer] = hashSticks(secret, [200]);
+    const [older] = hashSticks(secret, [197]);
+    let stick: Uint8Array = newer!;
+    for (let i = 0; i < 3; i++) stick = createHash('sha384').update(stick).digest();
+    expect(hex(stick)).toBe(hex(older!));
+  });
+
+  it('differ in every component of the TCB', () => {
+    const one = chip('turin');
+    const all = [{}, { fmc: 0 }, { bootLoader: 0 }, { tee: 0 }, { snp: 0 }, { microcode: 0 }].map((tcb) =>
+      hex(one.vcek(one.tcbOf(tcb)).spki),
+    );
+    expect(new Set(all).size).toBe(6);
+  });
+});
+
+describe('a chip', () => {
+  it.each([
+    ['fuses of 47 bytes', { fuses: { secret: new Uint8Array(47), id: new Uint8Array(64) } }],
+    ['an id of 8 bytes on Milan', { fuses: { secret: new Uint8Array(48), id: new Uint8Array(8) } }],
+    ['an SVN of 256', { tcb: { snp: 256 } }],
+    ['a committed TCB above what runs', { committed: { tcb: { snp: 25 } } }],
+    ['committed firmware above what runs', { committed: { firmware: { major: 1, minor: 55, build: 22 } } }],
+  ])('is refused with %s', (_title, options) => {
+    expect(() => chip('milan', 1, options)).toThrow(RangeError);
+  });
+});
