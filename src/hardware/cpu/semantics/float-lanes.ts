@@ -45,21 +45,18 @@ interface Limits {
   readonly smallestNormal: number;
   /** 2^⌈precision / 2⌉ + 1 */
   readonly splitter: number;
-  /** Factors up to here can be split, and products from here on have parts that are exact. */
-  readonly largestFactor: number;
+  /** The error of a product from here on is no denormal. */
   readonly smallestProduct: number;
 }
 
 const SINGLE_LIMITS: Limits = {
   smallestNormal: 2 ** -126,
   splitter: 2 ** 12 + 1,
-  largestFactor: 2 ** 110,
   smallestProduct: 2 ** -74,
 };
 const DOUBLE_LIMITS: Limits = {
   smallestNormal: 2 ** -1022,
   splitter: 2 ** 27 + 1,
-  largestFactor: 2 ** 990,
   smallestProduct: 2 ** -900,
 };
 const boolean = { and: i32.and, or: i32.or, all: (mask: I32) => mask };
@@ -107,7 +104,7 @@ export function isExactSum<T extends ValueType, M extends ValueType>(
   return isZero(l, operation === 'add' ? l.add(first, l.sub(b, second)) : l.sub(first, l.add(b, second)));
 }
 
-/** a · b = product, exactly, and no part of Dekker's computation leaves the range in which that holds. */
+/** a · b = product, exactly, and large enough that no part of the error is lost; a factor too large to be split makes the error NaN. */
 export function isExactProduct<T extends ValueType, M extends ValueType>(
   c: OperandContext,
   l: Lanes<T, M>,
@@ -123,34 +120,30 @@ export function isExactProduct<T extends ValueType, M extends ValueType>(
   const upper = l.sub(l.mul(x.high, y.high), product);
   const middle = l.add(l.add(upper, l.mul(x.high, y.low)), l.mul(x.low, y.high));
   const error = l.add(middle, l.mul(x.low, y.low));
-  const small = (factor: Value<T>) => l.le(l.abs(factor), l.number(l.limits.largestFactor));
-  const large = l.ge(l.abs(product), l.number(l.limits.smallestProduct));
-  return l.and(l.and(isZero(l, error), large), l.and(small(a), small(b)));
+  return l.and(isZero(l, error), l.ge(l.abs(product), l.number(l.limits.smallestProduct)));
 }
 
-/** Masks and rounding. FTZ and DAZ make no difference where operands and results are ordinary. */
-const CONTROLS = 0x7f80;
-const CONTROLS_AND_PRECISION = 0x7fa0;
-const AT_RESET = 0x1f80;
+/** Of MXCSR; FTZ and DAZ make no difference where operands and results are ordinary. */
+const MASKS = 0x1f80;
+const ROUNDING = 0x6000;
 const PRECISION = 0x20;
 
 const mxcsr = (c: OperandContext, mask: number): I32 => i32.and(i32.wrap(c.state(STATE.MXCSR)), mask);
 
-/** Leaves the instruction to the slow path unless MXCSR masks all, rounds to nearest, and `safe` is 1. */
+/** For a result that is never rounded: leaves the instruction to the slow path unless MXCSR masks all exceptions and `safe` is 1. */
 export function unlessSafe(c: OperandContext, safe: I32): void {
-  const usual = i32.eq(mxcsr(c, CONTROLS), AT_RESET);
-  c.code.if(i32.eqz(i32.and(usual, safe)), () => c.leaveToSystem());
+  c.code.if(i32.eqz(i32.and(i32.eq(mxcsr(c, MASKS), MASKS), safe)), () => c.leaveToSystem());
 }
 
 /**
- * The same for a result that may be inexact: `exact` (emitted where it is needed) is asked unless the flag is set anyway. Few programs keep it
- * clear, so the hot loop does without that.
+ * For one that may be inexact: MXCSR has to round to nearest as well, and `exact` (emitted where it is needed) is asked unless the flag is set
+ * anyway. Few programs keep it clear, so the hot loop does without that.
  */
 export function unlessSafeAndExact(c: OperandContext, safe: I32, exact: () => I32): void {
-  const controls = c.code.let(mxcsr(c, CONTROLS_AND_PRECISION));
-  c.code.if(i32.ne(controls, AT_RESET | PRECISION), () => {
+  const controls = c.code.let(mxcsr(c, MASKS | ROUNDING | PRECISION));
+  c.code.if(i32.ne(controls, MASKS | PRECISION), () => {
     if (c.inHotLoop) return c.leaveToSystem();
-    c.code.if(i32.ne(controls, AT_RESET), () => c.leaveToSystem());
+    c.code.if(i32.ne(controls, MASKS), () => c.leaveToSystem());
     c.code.if(i32.eqz(exact()), () => c.leaveToSystem());
   });
   c.code.if(i32.eqz(safe), () => c.leaveToSystem());

@@ -210,6 +210,116 @@ describe('generated code gives what the slow path gives', () => {
   });
 });
 
+/** Where a condition that is a little too weak would let a flag slip: instruction, operands, MXCSR before and after. */
+const EDGES: readonly [string, string, number, number, number, number][] = [
+  [
+    'a product that rounds up to the smallest normal',
+    'Mulsd_xmm_xmmm64',
+    2 ** -1022,
+    1 - 2 ** -53,
+    0x1fa0,
+    0x1fb0,
+  ],
+  ['the same, negative', 'Mulsd_xmm_xmmm64', -(2 ** -1022), 1 - 2 ** -53, 0x1fa0, 0x1fb0],
+  ['the same in single precision', 'Mulss_xmm_xmmm32', 2 ** -126, 1 - 2 ** -24, 0x1fa0, 0x1fb0],
+  [
+    'a double that rounds up to the smallest normal single',
+    'Cvtsd2ss_xmm_xmmm64',
+    0,
+    2 ** -126 * (1 - 2 ** -40),
+    0x1fa0,
+    0x1fa0,
+  ],
+  [
+    'one that is tiny once it is rounded',
+    'Cvtsd2ss_xmm_xmmm64',
+    0,
+    2 ** -126 * (1 - 2 ** -24),
+    0x1fa0,
+    0x1fb0,
+  ],
+  [
+    'a product whose error is below all denormals',
+    'Mulsd_xmm_xmmm64',
+    (1 + 2 ** -52) * 2 ** -500,
+    (1 + 2 ** -52) * 2 ** -500,
+    0x1f80,
+    0x1fa0,
+  ],
+  [
+    'the same in single precision',
+    'Mulss_xmm_xmmm32',
+    (1 + 2 ** -23) * 2 ** -53,
+    (1 + 2 ** -23) * 2 ** -53,
+    0x1f80,
+    0x1fa0,
+  ],
+  [
+    'a factor too large to be split',
+    'Mulsd_xmm_xmmm64',
+    (1 + 2 ** -52) * 2 ** 1000,
+    1 + 2 ** -52,
+    0x1f80,
+    0x1fa0,
+  ],
+  ['a sum that overflows', 'Addsd_xmm_xmmm64', Number.MAX_VALUE, Number.MAX_VALUE, 0x1fa0, 0x1fa8],
+  [
+    'a difference that is an exact denormal',
+    'Subsd_xmm_xmmm64',
+    2 ** -1022 * 1.5,
+    2 ** -1022,
+    0x1f80,
+    0x1f80,
+  ],
+  ['the same under FTZ', 'Subsd_xmm_xmmm64', 2 ** -1022 * 1.5, 2 ** -1022, 0x9fa0, 0x9fb0],
+  ['a quotient that underflows', 'Divsd_xmm_xmmm64', 2 ** -1000, 2 ** 1000, 0x1fa0, 0x1fb0],
+];
+
+describe('at the edges of what generated code decides', () => {
+  it.each(EDGES)('%s (%s)', (_, title, a, b, before, after) => {
+    const one = CASES.find((it) => it.title === title)!;
+    const put = (x: number) =>
+      /ss_/.test(title) && !title.startsWith('Cvt')
+        ? new Uint8Array(Float32Array.of(x, 0, 0, 0).buffer)
+        : new Uint8Array(Float64Array.of(x, 0).buffer);
+    const from = { destination: put(a), source: put(b), mxcsr: before };
+    const got = run(one, from);
+    expect(got).toEqual(reference(one, from));
+    expect(got.mxcsr).toBe(after);
+  });
+  it.each([
+    ['Cvtsi2sd_xmm_rm64', 2n ** 53n + 1n, 0x1fa0],
+    ['Cvtsi2sd_xmm_rm64', 2n ** 63n - 1n, 0x1fa0],
+    ['Cvtsi2sd_xmm_rm64', -(2n ** 63n), 0x1f80],
+    ['Cvtsi2ss_xmm_rm64', 2n ** 24n + 1n, 0x1fa0],
+    ['Cvtsi2ss_xmm_rm32', 2n ** 24n + 2n, 0x1f80],
+    ['Cvtsi2ss_xmm_rm32', 0x7fffffffn, 0x1fa0],
+  ])('%s of %d', (title, integer, after) => {
+    const one = CASES.find((it) => it.title === title)!;
+    const source = new Uint8Array(BigInt64Array.of(integer, 0n).buffer);
+    const from = { destination: new Uint8Array(16), source, mxcsr: 0x1f80 };
+    const got = run(one, from);
+    expect(got).toEqual(reference(one, from));
+    expect(got.mxcsr).toBe(after);
+  });
+  it.each([
+    ['Cvttsd2si_r64_xmmm64', 2 ** 63, 0x1fa1],
+    ['Cvttsd2si_r64_xmmm64', -(2 ** 63), 0x1fa0],
+    ['Cvttsd2si_r32_xmmm64', 2 ** 31, 0x1fa1],
+    ['Cvttsd2si_r32_xmmm64', 2147483647.75, 0x1fa0],
+    ['Cvtsd2si_r32_xmmm64', 2147483647.75, 0x1fa1],
+    ['Cvttsd2si_r32_xmmm64', -2147483648.75, 0x1fa0],
+    ['Cvtsd2si_r32_xmmm64', -2147483648.75, 0x1fa1],
+  ])('%s of %d', (title, x, after) => {
+    const one = CASES.find((it) => it.title === title)!;
+    const source = new Uint8Array(Float64Array.of(x, 0).buffer);
+    const from = { destination: new Uint8Array(16), source, mxcsr: 0x1fa0 };
+    const got = run(one, from);
+    expect(got).toEqual(reference(one, from));
+    expect(got.mxcsr).toBe(after);
+  });
+});
+
 describe('the slow path is not needed', () => {
   const lanes = (bits: 32 | 64, values: readonly number[]): Uint8Array =>
     new Uint8Array(bits === 32 ? Float32Array.from(values).buffer : Float64Array.from(values).buffer);
