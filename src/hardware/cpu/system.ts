@@ -109,9 +109,8 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     INT1: transfers.debugTrap,
     SYSCALL: transfers.systemCall,
     SYSRET: transfers.systemReturn,
-    // AMD has neither in long mode.
-    SYSENTER: undefinedOpcode,
-    SYSEXIT: undefinedOpcode,
+    SYSENTER: transfers.legacyCall,
+    SYSEXIT: transfers.legacyCall,
     SWAPGS: transfers.swapGs,
     XGETBV: extended.getExtendedControl,
     XSETBV: extended.setExtendedControl,

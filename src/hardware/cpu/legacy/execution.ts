@@ -45,7 +45,7 @@ export class LegacyExecution {
     this.#operands = new Operands(options.parts, this.#memory, options.segments);
   }
 
-  /** Runs the instruction at CS:rIP. LEAVE.STOP or RESUME when it is done, or as for the interpreter's `step`. */
+  /** Runs the instruction at CS:rIP. LEAVE.STOP or RESUME when it is done, 0 in the middle of a long string, else as the interpreter's `step`. */
   step(): number {
     const { parts } = this.#options;
     const { registers, events } = parts;
@@ -79,6 +79,7 @@ export class LegacyExecution {
     const { rip } = registers;
     if (string !== undefined) {
       const reason = executeString(parts, this.#memory, string, instruction);
+      if (reason === LEAVE.RESUME) return 0;
       return reason === 0 ? this.#done(rip + BigInt(instruction.length)) : reason;
     }
     const operands = this.#operands.begin(instruction, bits);

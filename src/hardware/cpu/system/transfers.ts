@@ -1,13 +1,13 @@
 /**
  * Transfers between privilege levels and the flags that go with them, in 64-bit mode (APM volume 3: INT, INT3, SYSCALL, SYSRET, SWAPGS,
- * POPF, CLI, STI, CLAC,  STAC). Left out: SYSCALL and SYSRET in legacy mode (throw by name).
+ * POPF, CLI, STI, CLAC,  STAC). Left out: SYSCALL, SYSENTER and their returns in legacy mode (throw by name).
  */
 import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR4, EFER, RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { SHADOW } from '../interrupts.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
-import { in64BitMode, inLongMode } from '../mode.ts';
+import { in64BitMode, inLongMode, modeOf } from '../mode.ts';
 import { ATTRIBUTE, FLAT_CODE_32, FLAT_CODE_64, FLAT_DATA, FLAT_LIMIT } from '../segments.ts';
 import { GPR, LEAVE } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
@@ -138,6 +138,14 @@ export function systemReturn(i: SystemInstruction): number {
   registers.rflags = flags;
   i.parts.debug.settle(flags);
   return i.resumeAt(long ? registers.gpr(GPR.RCX) : registers.gpr(GPR.RCX) & 0xffffffffn);
+}
+
+/** SYSENTER and SYSEXIT: AMD has neither in long mode, and real mode has none. */
+export function legacyCall(i: SystemInstruction): number {
+  const { registers } = i.parts;
+  if (inLongMode(registers)) return i.undefined();
+  if (modeOf(registers) === 'real') return i.generalProtection();
+  throw new NotImplementedError('SYSENTER and SYSEXIT in legacy mode');
 }
 
 export function softwareInterrupt(i: SystemInstruction): number {
