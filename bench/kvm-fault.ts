@@ -9,6 +9,7 @@ import type { Spa } from '../src/base/address.ts';
 import { Trace } from '../src/base/trace.ts';
 import { HostMemory } from '../src/hardware/memory/host-memory.ts';
 import { MemoryPool } from '../src/hardware/memory/pool.ts';
+import { HostTime } from '../src/kernel/kvm/host-time.ts';
 import { Kvm } from '../src/kernel/kvm/kvm.ts';
 import { kvmPolicy } from '../src/kernel/kvm/policy.ts';
 import type { GuestCore } from '../src/kernel/kvm/svm/guest-core.ts';
@@ -25,6 +26,11 @@ class FaultingCore implements GuestCore {
   readonly gpr = new BigUint64Array(16);
   readonly gprWords = new Int32Array(this.gpr.buffer);
   readonly retired = 0;
+  readonly xmm = new Uint8Array(256);
+  mxcsr = 0x1f80;
+  xcr0 = 1n;
+  readonly debugAddresses = new BigUint64Array(4);
+  tscAux = 0n;
   next = 0;
   readonly #memory: HostMemory;
 
@@ -44,6 +50,8 @@ class FaultingCore implements GuestCore {
   fetchBytes(): number {
     return 0;
   }
+  readX87(): void {}
+  writeX87(): void {}
   close(): void {}
 }
 
@@ -57,6 +65,8 @@ export async function bench() {
     policy: kvmPolicy('7.2'),
     timeslice: 0,
     gmemHuge: false,
+    sev: undefined,
+    time: new HostTime(),
     createCore: () => core,
   };
   const process = new Process({ memory, openDevice: (opener) => new Kvm(host, opener) });

@@ -183,7 +183,10 @@ export const KVM_EXIT_IOAPIC_EOI = 26;
 export const KVM_EXIT_X86_RDMSR = 29;
 export const KVM_EXIT_X86_WRMSR = 30;
 export const KVM_EXIT_DIRTY_RING_FULL = 31;
+export const KVM_EXIT_AP_RESET_HOLD = 32;
 export const KVM_EXIT_MEMORY_FAULT = 39;
+/** Seed 001's; upstream never had it. */
+export const KVM_EXIT_VMGEXIT = 40;
 export const KVM_EXIT_SNP_REQ_CERTS = 43;
 
 export const KVM_EXIT_IO_IN = 0;

@@ -12,6 +12,8 @@ export interface Process {
   readonly memory: ProcessMemory;
   /** `open("/dev/kvm")`. */
   openKvm(): Kvm;
+  /** `open("/dev/sev")`. Returns its file descriptor. */
+  openSev(): number;
   /** `memfd_create`: a shared memory object of size 0. Returns its file descriptor. */
   memfdCreate(name: string): number;
   /** `open(path, O_RDWR | O_CREAT)` on the host's tmpfs (`readOnly`: O_RDONLY, ENOENT when absent). */
@@ -64,6 +66,8 @@ export interface Kvm {
   getVcpuMmapSize(): number;
   getSupportedCpuid(): CpuidEntry[];
   createVm(type: number): KvmVm;
+  /** KVM_HAS_DEVICE_ATTR and KVM_GET_DEVICE_ATTR in one: the value. Errors: ENXIO. */
+  getDeviceAttr(request: { group: number; attr: bigint }): bigint;
   /** KVM_GET_MSR_INDEX_LIST: MSRs that hold a vCPU's state. */
   getMsrIndexList(): number[];
   /** KVM_GET_MSR_FEATURE_INDEX_LIST: MSRs that say what the host can do. */
@@ -132,8 +136,54 @@ export interface KvmVm {
   signalMsi(message: MsiMessage): number;
   /** KVM_SET_GSI_ROUTING: these routes instead of all that were. */
   setGsiRouting(request: { routes: readonly GsiRoute[]; flags: number }): void;
+  /** KVM_MEMORY_ENCRYPT_OP. Undefined asks whether there is SEV at all. `error` and what the kernel writes back are in `command`. */
+  memoryEncryptOp(command: SevCommand | undefined): void;
   /** Closes the VM's descriptor; the VM lives on while vCPUs or guest_memfd files hold it. */
   close(): void;
+}
+
+/** struct kvm_sev_cmd with what `data` points to. `error`: firmware's status, whatever came of the call. */
+export type SevCommand =
+  | SevInit2Command
+  | SnpLaunchStartCommand
+  | SnpLaunchUpdateCommand
+  | SnpLaunchFinishCommand
+  | { readonly id: 103; readonly sevFd: number; error?: number };
+
+export interface SevInit2Command {
+  readonly id: 22;
+  readonly sevFd: number;
+  error?: number;
+  readonly data: { vmsaFeatures: bigint; flags: number; ghcbVersion: number };
+}
+
+export interface SnpLaunchStartCommand {
+  readonly id: 100;
+  readonly sevFd: number;
+  error?: number;
+  readonly data: { policy: bigint; gosvw: Uint8Array; flags: number };
+}
+
+/** Progress is written back: gfnStart, uaddr and len. */
+export interface SnpLaunchUpdateCommand {
+  readonly id: 101;
+  readonly sevFd: number;
+  error?: number;
+  readonly data: { gfnStart: bigint; uaddr: bigint; len: bigint; type: number; flags: number };
+}
+
+export interface SnpLaunchFinishCommand {
+  readonly id: 102;
+  readonly sevFd: number;
+  error?: number;
+  readonly data: {
+    /** ID block (96 bytes) and ID authentication page (4096), with the author's key in it or not. */
+    id?: { block: Uint8Array; auth: Uint8Array; authorKeyEnabled: boolean };
+    vcekDisabled: boolean;
+    /** 32 bytes. */
+    hostData: Uint8Array;
+    flags: number;
+  };
 }
 
 /** struct kvm_msi */

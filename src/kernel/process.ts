@@ -4,6 +4,8 @@
  */
 import { LinuxError } from '../base/errors.ts';
 import type { HostMemory } from '../hardware/memory/host-memory.ts';
+import type { Psp } from './ccp/psp.ts';
+import { openSevDevice } from './ccp/sev-device.ts';
 import { FileTable, OpenFile } from './files.ts';
 import type { Kvm, Process as ProcessInterface } from './interface.ts';
 import { AddressSpace } from './mm/address-space.ts';
@@ -23,6 +25,8 @@ export interface ProcessOptions {
   readonly fileLimit?: number;
   /** `open("/dev/kvm")` in that process. */
   readonly openDevice: (process: Process) => Kvm;
+  /** The driver of the secure processor; absent: the machine has none. */
+  readonly psp?: Psp;
 }
 
 export class Process implements ProcessInterface {
@@ -32,6 +36,7 @@ export class Process implements ProcessInterface {
   readonly #tmpfs: Tmpfs;
   readonly #ownTmpfs: boolean;
   readonly #openDevice: (process: Process) => Kvm;
+  readonly #psp: Psp | undefined;
 
   constructor(options: ProcessOptions) {
     const { memory, name = 'vmm' } = options;
@@ -41,10 +46,16 @@ export class Process implements ProcessInterface {
     this.#ownTmpfs = options.tmpfs === undefined;
     this.#tmpfs = options.tmpfs ?? new Tmpfs(memory);
     this.#openDevice = options.openDevice;
+    this.#psp = options.psp;
   }
 
   openKvm(): Kvm {
     return this.#openDevice(this);
+  }
+
+  /** Errors: ENODEV, EMFILE. */
+  openSev(): number {
+    return openSevDevice(this.files, this.#psp);
   }
 
   /** Errors: EINVAL (name longer than 249 bytes), EMFILE. */

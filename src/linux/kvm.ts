@@ -102,6 +102,10 @@ export class LinuxKvm implements Kvm {
     return decodeMsrs(bytes, this.#libc.ioctlBytes(this.#fd, abi.KVM_GET_MSRS, bytes, what));
   }
 
+  getDeviceAttr(): bigint {
+    throw new NotImplementedError('KVM_GET_DEVICE_ATTR of the real /dev/kvm');
+  }
+
   createVm(type: number): KvmVm {
     const types = this.checkExtension(abi.KVM_CAP_VM_TYPES);
     const known = type >= 0 && type < 31 && ((types | 1) & (1 << type)) !== 0;
@@ -144,6 +148,10 @@ export class LinuxKvmVm implements KvmVm {
       capability,
       `KVM_CHECK_EXTENSION ${capability}`,
     );
+  }
+
+  memoryEncryptOp(): void {
+    throw new NotImplementedError('KVM_MEMORY_ENCRYPT_OP on the real kernel');
   }
 
   enableCap(request: { cap: number; flags?: number; args?: readonly bigint[] }): void {

@@ -45,6 +45,11 @@ export class LinuxProcess implements Process {
     return new LinuxKvm(this, this.open('/dev/kvm', { readOnly: false, create: false }));
   }
 
+  /** Errors: ENOENT (no such device), EACCES. */
+  openSev(): number {
+    return this.open('/dev/sev', { readOnly: false, create: false });
+  }
+
   memfdCreate(name: string): number {
     return this.adopt(
       this.libc.call(`memfd_create ${name}`, 'memfd_create', ['str', 'uint32_t'], name, MFD_CLOEXEC),

@@ -254,12 +254,17 @@ export class RecordingProcess implements Process {
     },
   };
 
+  openSev(): number {
+    this.#call('openSev');
+    return 99;
+  }
   openKvm(): Kvm {
     this.#call('openKvm');
     this.kvmOpen = true;
     return {
       getApiVersion: () => 12,
       checkExtension: (capability) => this.capabilities[capability] ?? 0,
+      getDeviceAttr: () => 0n,
       getVcpuMmapSize: () => 0x3000,
       getMsrIndexList: () => [],
       getMsrFeatureIndexList: () => [],
@@ -285,6 +290,7 @@ export class RecordingProcess implements Process {
     return {
       checkExtension: (capability) => this.capabilities[capability] ?? 0,
       enableCap: ({ cap, args }) => this.#call('enableCap', cap, args?.[0]),
+      memoryEncryptOp: () => this.#call('memoryEncryptOp'),
       setUserMemoryRegion: (region) => {
         this.#call('setUserMemoryRegion', region.slot, region.flags, region.guestPhysAddr, region.memorySize);
         set(region);

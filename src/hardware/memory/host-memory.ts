@@ -108,6 +108,11 @@ export class HostMemory {
       bytes: this.bytes,
       tags: new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount),
       noteTag: (frame, tag) => this.#noteTag(frame, tag),
+      blankIfFree: (frame) => {
+        if (this.#buddy.ownerOf(frame) >= 0) return false;
+        this.#bulk.clear(frame * PAGE_SIZE, PAGE_SIZE);
+        return true;
+      },
       changed: (frame) => this.#changed(frame),
     });
     this.#tags = new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount);

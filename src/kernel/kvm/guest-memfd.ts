@@ -34,6 +34,8 @@ export interface GuestMemfdVm {
   readonly gmemHuge: boolean;
   /** Invalidation, from its begin to its end, of these gfns of these slots; `free` gives the pages up in between. */
   invalidateGmem(ranges: readonly SlotRange[], why: string, free: () => void): void;
+  /** 2^`order` frames of the file are about to be freed. False: they cannot be, and stay the file's for ever. */
+  gmemInvalidate(frame: Pfn, order: number): boolean;
   /** The file's hold on the VM ends. */
   release(): void;
 }
@@ -306,18 +308,22 @@ export class GuestMemfd implements FileOperations {
     for (const [index, arrival] of this.#arrivals) {
       if (index < first || index >= end) continue;
       this.#arrivals.delete(index);
-      this.#memory.free(arrival.frame, 0);
+      this.#free(arrival.frame, 0);
       arrival.settle();
     }
     for (const index of this.#poisoned) if (index >= first && index < end) this.#poisoned.delete(index);
     this.#pages.forEachIn(first, end, (index, entry) => {
       if ((entry & FOLIO) !== 0 && this.#freeOrSplitFolio(index, first, end)) return;
       this.#pages.set(index, 0);
-      this.#memory.free(pfn(entry & ~FOLIO), 0);
+      this.#free(pfn(entry & ~FOLIO), 0);
     });
     const pages = before - this.frames.all;
     if (pages > 0 && this.vm.trace.on)
       this.vm.trace.emit({ kind: 'page', who: 'kernel', what: 'gmem-free', why, page: first, pages });
+  }
+
+  #free(frame: Pfn, order: number): void {
+    if (this.vm.gmemInvalidate(frame, order)) this.#memory.free(frame, order);
   }
 
   /** The folio around page `index` is one no more: true when all of it went with [first, end); else its pages live on by themselves. */
@@ -327,7 +333,7 @@ export class GuestMemfd implements FileOperations {
     const block = pfn(this.#pages.get(base) & ~FOLIO);
     for (let page = base; page < base + HUGE_PAGES; page++)
       this.#pages.set(page, whole ? 0 : this.#pages.get(page) & ~FOLIO);
-    if (whole) this.#memory.free(block, HUGE_ORDER);
+    if (whole) this.#free(block, HUGE_ORDER);
     this.#hugeFolios--;
     return whole;
   }

@@ -2,13 +2,20 @@
  * `softcvm/kvm`: the exact level. A kernel of a given version on a host with so much memory; processes on it open /dev/kvm and call
  * ioctls as methods (kernel/interface.ts).
  */
+
+import { type Entropy, platformEntropy } from '../../base/entropy.ts';
 import { Trace } from '../../base/trace.ts';
+import { supportedPolicyBits } from '../../hardware/asp/launch.ts';
+import { SecureProcessor } from '../../hardware/asp/secure-processor.ts';
+import type { Chip } from '../../hardware/chip.ts';
 import { Core } from '../../hardware/cpu/core.ts';
 import { HostMemory } from '../../hardware/memory/host-memory.ts';
+import { Psp } from '../ccp/psp.ts';
 import { Process } from '../process.ts';
 import { HostTime } from './host-time.ts';
 import { Kvm } from './kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from './policy.ts';
+import { SevHost, type SevMachine } from './svm/sev/sev-host.ts';
 import type { VmHost } from './vm.ts';
 
 export * from '../../abi/kvm.ts';
@@ -32,26 +39,49 @@ export interface KernelOptions {
   /** Instructions after which KVM_RUN is interrupted (−EINTR), so that vCPUs take turns; 0, when absent: never. */
   readonly timeslice?: number;
   readonly trace?: Trace;
+  /** The machine's chip, with its secure processor; absent: a machine without SEV. */
+  readonly chip?: Chip;
+  /** Where the secure processor's keys come from; the platform's generator when absent. */
+  readonly entropy?: Entropy;
 }
 
 export class Kernel {
   readonly memory: HostMemory;
   readonly trace: Trace;
+  /** Firmware itself, for who injects failures; the kernel's driver of it. */
+  readonly secureProcessor: SecureProcessor | undefined;
+  readonly psp: Psp | undefined;
   readonly #host: VmHost;
   readonly #processes = new Set<Process>();
 
   constructor(options: KernelOptions = {}) {
     const trace = options.trace ?? new Trace();
-    const memory = HostMemory.create({ bytes: options.memory ?? 256 * 1024 * 1024, trace });
+    const { chip } = options;
+    const memory = HostMemory.create({
+      bytes: options.memory ?? 256 * 1024 * 1024,
+      trace,
+      rmp: chip !== undefined,
+    });
     this.memory = memory;
     this.trace = trace;
     const time = new HostTime();
+    if (chip !== undefined) {
+      this.secureProcessor = new SecureProcessor({
+        memory,
+        chip,
+        entropy: options.entropy ?? platformEntropy(),
+        trace,
+      });
+      this.psp = new Psp(memory, this.secureProcessor);
+      this.psp.initialise();
+    }
     this.#host = {
       memory,
       trace,
       policy: kvmPolicy(options.kernel ?? '7.2', options.early ?? []),
       timeslice: options.timeslice ?? 0,
       time,
+      sev: this.psp === undefined ? undefined : new SevHost(this.psp, sevMachine(chip!)),
       gmemHuge: options.gmemHuge ?? false,
       createCore: (id) => new Core({ id, memory, trace, tsc: () => BigInt(time.now()) }),
     };
@@ -61,6 +91,7 @@ export class Kernel {
     const process = new Process({
       memory: this.memory,
       openDevice: (opener) => new Kvm(this.#host, opener),
+      ...(this.psp === undefined ? {} : { psp: this.psp }),
       ...(name === undefined ? {} : { name }),
     });
     this.#processes.add(process);
@@ -71,8 +102,19 @@ export class Kernel {
   close(): void {
     for (const process of this.#processes) process.exit();
     this.#processes.clear();
+    this.psp?.shutDown();
     this.memory.close();
   }
 }
+
+/** As BIOS sets it: ASIDs below are for SEV-ES and SNP. */
+const MIN_SEV_ASID = 100;
+
+const sevMachine = ({ personality, firmware }: Chip): SevMachine => ({
+  maxAsid: personality.maxAsid,
+  minSevAsid: MIN_SEV_ASID,
+  policyBits: supportedPolicyBits({ personality, firmware }),
+  cBit: personality.cBit,
+});
 
 export const createKernel = (options?: KernelOptions): Kernel => new Kernel(options);

@@ -5,6 +5,7 @@ import type { Process } from '../process.ts';
 import { checkExtension } from './capabilities.ts';
 import { supportedCpuid } from './cpuid.ts';
 import { Descriptor } from './descriptor.ts';
+import { deviceAttribute } from './device-attributes.ts';
 import { getFeatureMsrs } from './msr-ioctls.ts';
 import { FEATURE_MSRS, MSR_INDICES } from './msrs.ts';
 import { Vm, type VmHost } from './vm.ts';
@@ -31,7 +32,7 @@ export class Kvm implements KvmInterface {
 
   checkExtension(capability: number): number {
     this.#descriptor.check();
-    return checkExtension(capability, this.#host.policy);
+    return checkExtension(capability, { policy: this.#host.policy, hasSnp: this.#host.sev !== undefined });
   }
 
   getVcpuMmapSize(): number {
@@ -60,6 +61,12 @@ export class Kvm implements KvmInterface {
   createVm(type: number): Vm {
     this.#descriptor.check();
     return new Vm(this.#host, this.#process, type);
+  }
+
+  /** Errors: ENXIO. */
+  getDeviceAttr({ group, attr }: { group: number; attr: bigint }): bigint {
+    this.#descriptor.check();
+    return deviceAttribute(this.#host, group, attr);
   }
 
   close(): void {

@@ -22,6 +22,20 @@ export interface KvmPolicy extends RunPolicy {
   readonly mmapFileServesSharedFaults: boolean;
   /** Two slots of a VM want the same pages of a file. */
   readonly bindingOverlap: ErrnoName;
+  /** KVM_SEV_INIT2 refuses GHCB version 1 for SNP. */
+  readonly snpNeedsGhcbVersion2: boolean;
+  /** SNP policy bits that KVM_SEV_SNP_LAUNCH_START takes, as far as firmware knows them. */
+  readonly snpPolicyBits: bigint;
+  /** The SNP policy must allow SMT. */
+  readonly snpPolicyNeedsSmt: boolean;
+  /** KVM_SEV_SNP_LAUNCH_UPDATE refuses an empty range and an unaligned source. */
+  readonly snpUpdateChecksRange: boolean;
+  /** KVM_SEV_SNP_ENABLE_REQ_CERTS and its exit are there. */
+  readonly certificateExits: boolean;
+  /** Every extended guest request exits with VMGEXIT (seed 001). */
+  readonly earlyCertificates: boolean;
+  /** What is wrong with a GHCB is told to the guest, with 7.2's reasons and in its order; else to the VMM, or as "missing input". */
+  readonly ghcbErrorsToGuest: boolean;
   /** KVM_CAP_X2APIC_API has flags for suppressed EOI broadcasts. */
   readonly eoiSuppressionFlags: boolean;
 }
@@ -33,6 +47,13 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     mmapFileServesSharedFaults: false,
     bindingOverlap: 'EINVAL',
     eoiSuppressionFlags: false,
+    snpNeedsGhcbVersion2: false,
+    snpPolicyBits: 0xb_ffffn,
+    snpPolicyNeedsSmt: true,
+    snpUpdateChecksRange: false,
+    certificateExits: false,
+    earlyCertificates: false,
+    ghcbErrorsToGuest: false,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: false,
@@ -45,6 +66,13 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     mmapFileServesSharedFaults: true,
     bindingOverlap: 'EEXIST',
     eoiSuppressionFlags: true,
+    snpNeedsGhcbVersion2: true,
+    snpPolicyBits: 0x3fb_ffffn,
+    snpPolicyNeedsSmt: false,
+    snpUpdateChecksRange: true,
+    certificateExits: true,
+    earlyCertificates: false,
+    ghcbErrorsToGuest: true,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: true,
@@ -54,10 +82,11 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
 };
 
 export function kvmPolicy(personality: Personality, early: readonly EarlyForm[] = []): KvmPolicy {
-  const policy = POLICIES[personality];
-  return early.includes('private-fault')
-    ? { ...policy, attributeCheckedBeforeSlot: false, retryCheckedEarly: false }
-    : policy;
+  return {
+    ...POLICIES[personality],
+    ...(early.includes('private-fault') && { attributeCheckedBeforeSlot: false, retryCheckedEarly: false }),
+    ...(early.includes('certs') && { earlyCertificates: true }),
+  };
 }
 
 /** Flags that KVM_CREATE_GUEST_MEMFD takes. */

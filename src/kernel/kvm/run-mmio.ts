@@ -5,6 +5,8 @@
  * A read whose data are not there yet makes the core abandon the instruction; KVM_EXIT_MMIO asks the VMM, the next KVM_RUN runs
  * the instruction again from its start. All that was read is kept until it completes. Writes are reported after it completed.
  *
+ * A repeated INS asks for a run of elements at once; OUTS, as in Linux' emulator, for one at a time.
+ *
  * The local APIC's page is the kernel's own where there is one in the kernel. Left out: other devices in the kernel; an emulated store to memory whose page comes later (throws by name).
  */
 import {
@@ -18,10 +20,11 @@ import {
   KVM_MEM_READONLY,
   KVM_PIO_PAGE_OFFSET,
 } from '../../abi/kvm.ts';
-import { NPF, VMCB, VMEXIT } from '../../abi/vmcb.ts';
-import { VECTOR } from '../../abi/x86.ts';
-import { type Gpa, gfnOf } from '../../base/address.ts';
+import { IOIO, NPF, VMCB, VMEXIT } from '../../abi/vmcb.ts';
+import { RFLAGS, VECTOR } from '../../abi/x86.ts';
+import { type Gpa, gfnOf, PAGE_SIZE } from '../../base/address.ts';
 import { NotImplementedError } from '../../base/errors.ts';
+import { GPR } from '../../hardware/cpu/state.ts';
 import { PageFault, RET_PF, resolvedSpa } from './mmu/page-fault.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from './run-result.ts';
 import { handleExit } from './svm/exits.ts';
@@ -29,6 +32,8 @@ import type { MmioBus } from './svm/guest-core.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const FRAGMENT = 8;
+/** struct read_cache */
+const READ_AHEAD_BYTES = 1024;
 const NOP = 0x90;
 const BYTES_VALID = 1n;
 const MAX_INSTRUCTION = 15;
@@ -49,6 +54,7 @@ export class MmioEmulation implements MmioBus {
   /** Where the read that the VMM answers went. */
   #asked: 'memory' | 'port' = 'memory';
   readonly #writes: Write[] = [];
+  #ioInfo = 0;
   /** Why a read had no data: a run result. */
   #stopped = TO_USER_SPACE;
 
@@ -56,9 +62,10 @@ export class MmioEmulation implements MmioBus {
     this.#vcpu = vcpu;
   }
 
-  /** Emulates the instruction at RIP. */
-  begin(): number {
+  /** Emulates the instruction at RIP. `ioInfo`: EXITINFO1 of its IOIO exit, if that is what began it. */
+  begin(ioInfo = 0): number {
     this.#answers = [];
+    this.#ioInfo = ioInfo;
     return this.#emulate();
   }
 
@@ -71,8 +78,10 @@ export class MmioEmulation implements MmioBus {
   completeRead(): number {
     const { kvmRun } = this.#vcpu;
     if (this.#asked === 'port') {
-      const value = kvmRun.ioValue();
-      for (let i = 0; i < kvmRun.ioSize; i++) this.#answers.push((value >>> (8 * i)) & 0xff);
+      for (let element = 0; element < kvmRun.ioCount; element++) {
+        const value = kvmRun.ioValue(element);
+        for (let i = 0; i < kvmRun.ioSize; i++) this.#answers.push((value >>> (8 * i)) & 0xff);
+      }
     } else {
       for (let i = 0; i < kvmRun.mmioLen; i++) this.#answers.push(kvmRun.mmioData[i]!);
     }
@@ -81,7 +90,7 @@ export class MmioEmulation implements MmioBus {
 
   /** KVM_RUN after a write: the next piece, or back to the guest. */
   completeWrite(): number {
-    return this.#nextWrite();
+    return this.#goOn();
   }
 
   read(gpa: Gpa, into: Uint8Array): boolean {
@@ -118,11 +127,11 @@ export class MmioEmulation implements MmioBus {
       this.#writes.push({ space: 'memory', at: gpa + at, data: from.slice(at, at + FRAGMENT) });
   }
 
-  /** KVM_EXIT_IO with a count of 1: an element at a time. */
+  /** KVM_EXIT_IO for as many elements as KVM reads ahead. */
   portRead(port: number, into: Uint8Array): boolean {
     if (this.#answered(into)) return true;
     this.#asked = 'port';
-    this.#exitIo(port, into.length, KVM_EXIT_IO_IN);
+    this.#exitIo(port, into.length, KVM_EXIT_IO_IN, this.#readAhead(into.length));
     this.#vcpu.awaitMmio('read');
     this.#stopped = TO_USER_SPACE;
     return false;
@@ -139,13 +148,25 @@ export class MmioEmulation implements MmioBus {
     return true;
   }
 
-  #exitIo(port: number, size: number, direction: number): void {
+  /** How many elements of a repeated INS user space is asked for at once (pio_in_emulated, which takes the bytes left in the page for elements). */
+  #readAhead(size: number): number {
+    const info = this.#ioInfo;
+    if ((info & IOIO.REP) === 0) return 1;
+    const { gpr, vmcb } = this.#vcpu;
+    const bits = (info & IOIO.ADDRESS64) !== 0 ? 64 : (info & IOIO.ADDRESS32) !== 0 ? 32 : 16;
+    const count = Number(BigInt.asUintN(Math.min(bits, 32), gpr[GPR.RCX]!));
+    const offset = Number(gpr[GPR.RDI]! & 0xfffn);
+    const inPage = (vmcb.rflags & RFLAGS.DF) !== 0 ? offset : PAGE_SIZE - offset;
+    return Math.max(1, Math.min(inPage, READ_AHEAD_BYTES / size, count));
+  }
+
+  #exitIo(port: number, size: number, direction: number, count: number): void {
     const { kvmRun } = this.#vcpu;
     kvmRun.exitReason = KVM_EXIT_IO;
     kvmRun.ioDirection = direction;
     kvmRun.ioSize = size;
     kvmRun.ioPort = port;
-    kvmRun.ioCount = 1;
+    kvmRun.ioCount = count;
     kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   }
 
@@ -156,8 +177,9 @@ export class MmioEmulation implements MmioBus {
       this.#writes.length = 0;
       switch (vcpu.core.emulate(vcpu.vmcb.spa, this)) {
         case 'done':
-          this.#answers = [];
-          return this.#nextWrite();
+          // What was read ahead is for the elements that follow; after an exception it is lost.
+          this.#answers = this.#cursor === 0 ? [] : this.#answers.slice(this.#cursor);
+          return this.#goOn();
         case 'pending':
           return this.#stopped;
         case 'failed':
@@ -172,12 +194,13 @@ export class MmioEmulation implements MmioBus {
     }
   }
 
-  #nextWrite(): number {
+  /** The next write for user space, then the rest of a repeated INS, then the guest. */
+  #goOn(): number {
     const write = this.#writes.shift();
-    if (write === undefined) return GUEST_AGAIN;
+    if (write === undefined) return this.#answers.length > 0 ? this.#emulate() : GUEST_AGAIN;
     const { kvmRun } = this.#vcpu;
     if (write.space === 'port') {
-      this.#exitIo(write.at, write.data.length, KVM_EXIT_IO_OUT);
+      this.#exitIo(write.at, write.data.length, KVM_EXIT_IO_OUT, 1);
       kvmRun.setIoValue(write.data.reduceRight((value, byte) => (value << 8) | byte, 0));
       this.#vcpu.awaitMmio('write');
       return TO_USER_SPACE;

@@ -108,7 +108,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   /** Errors: EINVAL (type), EMFILE, ENOMEM. */
   constructor(host: VmHost, process: Process, type: number) {
-    if (((vmTypes(host.sev !== undefined) >>> type) & 1) === 0 || type > KVM_X86_SNP_VM)
+    if (type < 0 || type > KVM_X86_SNP_VM || ((vmTypes(host.sev !== undefined) >>> type) & 1) === 0)
       throw new LinuxError(
         'EINVAL',
         `VM type ${type}: this host has ${describeVmTypes(host.sev !== undefined)}`,

@@ -132,6 +132,9 @@ export class FaultBench implements GuestMemory {
     return 0;
   }
 
+  privateMaxMappingLevel(): number {
+    return 3;
+  }
   gmemGetPfn(_slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
     this.calls.push(`gmem ${gfn}`);
     return this.gmem(gfn, into);

@@ -21,6 +21,7 @@ const PRIVATE = 0x100_000;
 
 /** A VM with 128 KiB of shared memory at 0 (page tables, code) and 1 MiB of gmem slot at 1 MiB, and vCPUs in long mode. */
 class GuestBench extends FaultBench implements VcpuVm {
+  readonly sev = undefined;
   readonly capabilities = new VmCapabilities();
   readonly time = new HostTime();
   readonly interrupts = undefined;

@@ -97,11 +97,13 @@ describe('a new vCPU', () => {
       for (let bit = 0; bit < 8; bit++) if ((byte & (1 << bit)) === 0) open.push(i * 8 + bit);
     });
     const bits = (msr: number) => {
-      const first = msr < 0x2000 ? msr * 2 : 0x4000 + (msr - 0xc000_0000) * 2;
+      const third = 0x8000 + (msr - 0xc001_0000) * 2;
+      const first = msr < 0x2000 ? msr * 2 : msr < 0xc001_0000 ? 0x4000 + (msr - 0xc000_0000) * 2 : third;
       return [first, first + 1];
     };
     const expected = [
       0x174, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102, 0xc0000103,
+      0xc0010130,
     ].flatMap(bits);
     const readOfTsc = 0x20;
     expect(open).toEqual([readOfTsc, ...expected]);

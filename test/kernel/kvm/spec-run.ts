@@ -105,6 +105,48 @@ export const runSpec: Spec = {
       want: [2, { direction: 0, size: 1, port: 0x60, count: 1 }, 5, 0xaabb_cc5an],
     },
     {
+      title: 'OUTS with REP asks for an element at a time',
+      act(subject) {
+        const guest = new Guest(subject, program().outString().hlt(), { rsi: 0xa000n, rcx: 2n, rdx: 0x80n });
+        guest.write(0xa000, Uint8Array.of(0x11, 0x22));
+        const first = [guest.run(), guest.io, guest.vcpu.kvmRun.ioValue()];
+        return [...first, guest.run(), guest.vcpu.kvmRun.ioValue(), guest.run(), guest.vcpu.getRegs().rcx];
+      },
+      want: [2, { direction: 1, size: 1, port: 0x80, count: 1 }, 0x11, 2, 0x22, 5, 0n],
+    },
+    {
+      title: 'INS with REP asks for all elements at once',
+      act(subject) {
+        const guest = new Guest(subject, program().inString().hlt(), { rdi: 0xa000n, rcx: 3n, rdx: 0x80n });
+        const first = [guest.run(), guest.io];
+        for (const [i, value] of [0x1111, 0x2222, 0x3333].entries()) guest.vcpu.kvmRun.setIoValue(value, i);
+        return [...first, guest.run(), guest.read(0xa000), guest.vcpu.getRegs().rdi];
+      },
+      want: [2, { direction: 0, size: 2, port: 0x80, count: 3 }, 5, 0x3333_2222_1111n, 0xa006n],
+    },
+    {
+      title: 'INS with REP asks for no more elements than bytes are left in the page',
+      act(subject) {
+        const guest = new Guest(subject, program().inString().hlt(), { rdi: 0xaffen, rcx: 5n, rdx: 0x80n });
+        const counts: unknown[] = [];
+        for (let left = 5; left > 0 && guest.run() === 2; left -= guest.io.count) {
+          counts.push(guest.io.count);
+          for (let i = 0; i < guest.io.count; i++) guest.vcpu.kvmRun.setIoValue(10 * left + i, i);
+        }
+        return [...counts, guest.run(), guest.read(0xaff8), guest.read(0xb000)];
+      },
+      want: [2, 3, 5, 50n << 48n, 0x0020_001f_001e_0033n],
+    },
+    {
+      title: 'INS with REP asks for 1024 bytes at most',
+      act(subject) {
+        const guest = new Guest(subject, program().inString().hlt(), { rdi: 0xa000n, rcx: 600n, rdx: 0x80n });
+        const first = [guest.run(), guest.io.count];
+        return [...first, guest.run(), guest.io.count, guest.run()];
+      },
+      want: [2, 512, 2, 88, 5],
+    },
+    {
       title: 'HLT leaves with RIP behind it',
       act(subject) {
         const guest = new Guest(subject, program().hlt());

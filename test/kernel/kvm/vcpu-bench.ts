@@ -116,6 +116,7 @@ export const HLT = exit(0x78, 0n, 0n, 1);
 export const nestedFault = (gpa: number, error: number): Step => exit(0x400, BigInt(error), BigInt(gpa));
 
 export class VcpuBench extends FaultBench implements VcpuVm {
+  readonly sev = undefined;
   readonly capabilities = new VmCapabilities();
   msrFilter: MsrPermissions | undefined = undefined;
   readonly dirtyTracking = new DirtyTracking();

@@ -1,8 +1,8 @@
 /** A VM reached by its ioctls alone, whose vCPUs' cores follow a script (vcpu-bench.ts). */
 import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
-import type { Kvm } from '../../../src/kernel/kvm/kvm.ts';
 import { HostTime } from '../../../src/kernel/kvm/host-time.ts';
+import type { Kvm } from '../../../src/kernel/kvm/kvm.ts';
 import { Kvm as KvmDevice } from '../../../src/kernel/kvm/kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from '../../../src/kernel/kvm/policy.ts';
 import type { Vcpu } from '../../../src/kernel/kvm/vcpu.ts';
@@ -33,6 +33,7 @@ export class VmBench {
       timeslice: 0,
       time: new HostTime(),
       gmemHuge: options.gmemHuge ?? false,
+      sev: undefined,
       createCore: () => {
         const core = new ScriptedCore(this.memory);
         this.cores.push(core);

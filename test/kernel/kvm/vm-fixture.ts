@@ -55,6 +55,7 @@ export class TestVm {
       timeslice: 0,
       time: new HostTime(),
       gmemHuge: options.gmemHuge ?? false,
+      sev: undefined,
       createCore: () => new ScriptedCore(this.memory),
     };
     this.process = new Process({

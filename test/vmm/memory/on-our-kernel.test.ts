@@ -48,6 +48,7 @@ class World {
       timeslice: 0,
       time: new HostTime(),
       gmemHuge: false,
+      sev: undefined,
       createCore: () => {
         throw new Error('no guest runs here');
       },

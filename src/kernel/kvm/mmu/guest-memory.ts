@@ -85,6 +85,8 @@ export interface GuestMemory {
   readonly policy: RunPolicy;
   /** kvm_gmem_get_pfn: 0 and `into` filled, −errno, or BACKING_PENDING and `into.pending` set. `slot` is one that `slots.find` gave. */
   gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number;
+  /** The largest level that a private frame may be mapped at (kvm_x86_ops.gmem_max_mapping_level). */
+  privateMaxMappingLevel(frame: Pfn): number;
   /** get_user_pages for a shared page (AddressSpace.faultIn): 0, −errno (−EHWPOISON), or BACKING_PENDING. */
   faultInHva(hva: Hva, access: 'read' | 'write', into: BackingPage): number;
 }

@@ -2,7 +2,7 @@
  * How large a page a fault may map (Linux: kvm_max_level_for_order, kvm_mmu_hugepage_adjust; reference facts 1.7, "Level selection"):
  * as large as its backing is contiguous, its slot and its attributes allow, and gfn and pfn are aligned alike.
  *
- * Left out: the limit that an RMP entry sets (SNP), the workaround for the iTLB multihit erratum.
+ * What an RMP entry allows is the fault's business. Left out: the workaround for the iTLB multihit erratum.
  */
 
 import { KVM_MEM_LOG_DIRTY_PAGES } from '../../../abi/kvm.ts';

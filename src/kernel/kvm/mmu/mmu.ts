@@ -5,7 +5,7 @@
  * One root serves all vCPUs. Host memory is at most 4 GiB (DESIGN, decision 1), so an entry's high word holds nothing; entries are read and written as
  * two words. Accessed and dirty are set from the start, so that a core need not write them.
  *
- * Left out: MMIO entries (a fault without a slot is emulated each time), no-execute leaves. Pages whose writes are logged are mapped
+ * MMIO entries are for SEV-ES guests alone: elsewhere a fault without a slot is emulated each time. Left out: no-execute leaves. Pages whose writes are logged are mapped
  * read-only until a write fault; the dirty bits of entries play no part in it.
  */
 import { type Gfn, PAGE_SHIFT, type Pfn, pfn, type Spa, spaOf } from '../../../base/address.ts';
@@ -23,6 +23,9 @@ const ACCESSED = 32;
 const DIRTY = 64;
 const LARGE = 128;
 const TABLE = PRESENT | WRITABLE | USER | ACCESSED;
+/** An MMIO entry: present, but with bit 51 of the physical address, which is reserved. */
+const MMIO = PRESENT | WRITABLE | USER;
+const RESERVED_HIGH = 1 << 19;
 /** A GPA has 48 bits: gfns beyond are not walkable. */
 export const GFN_LIMIT = 2 ** (48 - PAGE_SHIFT);
 /** Answers of `#leafTable`: frame 0 is never a table, nor is a frame at an odd address. */
@@ -59,6 +62,7 @@ export class Mmu {
   /** The last 4 KiB-level table that `map` went to, and the 2 MiB region that it maps. */
   #lastTable = 0;
   #lastRegion = -1;
+  #hasMmio = false;
 
   /** Allocates the root. Errors: ENOMEM. */
   constructor(memory: HostMemory, trace: Trace) {
@@ -102,7 +106,12 @@ export class Mmu {
       ACCESSED |
       (access.writable ? WRITABLE | DIRTY : 0) |
       (level > LEVEL_4K ? LARGE : 0);
-    const old = this.#memory.load32(at);
+    let old = this.#memory.load32(at);
+    if (this.#hasMmio && old === MMIO && this.#memory.load32((at + 4) as Spa) === RESERVED_HIGH) {
+      this.#memory.store32(at, 0);
+      this.#memory.store32((at + 4) as Spa, 0);
+      old = 0;
+    }
     if (old === entry || old === (entry | WRITABLE | DIRTY)) return false;
     if ((old & PRESENT) !== 0) {
       if (isTable(old, level)) {
@@ -121,6 +130,16 @@ export class Mmu {
     this.#memory.store32(at, entry);
     this.#count(level, 1);
     return true;
+  }
+
+  /**
+   * Marks `gfn` as MMIO: an entry with a reserved bit, so that the guest of an SEV-ES VM gets #VC and asks by its GHCB (make_mmio_spte). `topUp` was called.
+   */
+  mapMmio(gfn: Gfn): void {
+    const at = entryAt(this.#tableFor(gfn, LEVEL_4K), gfn, LEVEL_4K);
+    this.#memory.store32((at + 4) as Spa, RESERVED_HIGH);
+    this.#memory.store32(at, MMIO);
+    this.#hasMmio = true;
   }
 
   /** The leaf that maps `gfn`, or undefined. For tests, the inspector and emulation; allocates. */

@@ -171,6 +171,7 @@ export class PageFaultHandler {
     if (this.#isObsolete(fault) || this.#checks.retryGfn(fault.snapshot, fault.gfn)) return RET_PF.RETRY;
     const slot = fault.slot!;
     fault.level = goalLevel(fault, slot);
+    if (fault.isPrivate) fault.level = Math.min(fault.level, this.#vm.privateMaxMappingLevel(fault.pfn));
     if ((slot.flags & KVM_MEM_LOG_DIRTY_PAGES) !== 0) {
       // Only a write opens a page for writing, so that each first write is seen.
       if (!fault.write) fault.writable = false;

@@ -140,7 +140,7 @@ function emulate(vcpu: Vcpu): number {
 function handleIo(vcpu: Vcpu): number {
   const { vmcb, kvmRun } = vcpu;
   const info = vmcb.word(VMCB.EXITINFO1);
-  if ((info & IOIO.STRING) !== 0) return vcpu.mmio.begin();
+  if ((info & IOIO.STRING) !== 0) return vcpu.mmio.begin(info);
   const direction = (info & IOIO.IN) !== 0 ? 0 : 1;
   kvmRun.exitReason = KVM_EXIT_IO;
   kvmRun.ioDirection = direction;

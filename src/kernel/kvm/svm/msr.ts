@@ -83,6 +83,7 @@ function setResult(vcpu: Vcpu, value: bigint): void {
 }
 
 function generalProtection(vcpu: Vcpu): number {
+  if (vcpu.sev !== undefined) return vcpu.sev.raiseInGuest(VECTOR.GP);
   vcpu.events.queueFault(VECTOR.GP, 0);
   return GUEST_AGAIN;
 }

@@ -24,6 +24,8 @@ const PASSED_THROUGH = [
   MSR.GS_BASE,
   MSR.KERNEL_GS_BASE,
   MSR.TSC_AUX,
+  // An SEV-ES guest's alone; elsewhere the core refuses it.
+  MSR.GHCB,
 ];
 /** Read without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
 const READ_ONLY = [MSR.TSC];

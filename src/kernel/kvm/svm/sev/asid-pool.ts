@@ -20,7 +20,8 @@ export class AsidPool {
 
   /** Errors: ENOTTY (there are none of this kind), EBUSY (all in use). */
   take(): number {
-    if (this.#first > this.#last) throw new LinuxError('ENOTTY', 'no ASID is set aside for guests of this kind');
+    if (this.#first > this.#last)
+      throw new LinuxError('ENOTTY', 'no ASID is set aside for guests of this kind');
     const asid = this.#free() ?? this.#recycled();
     if (asid === undefined)
       throw new LinuxError('EBUSY', `ASIDs ${this.#first} to ${this.#last} are all in use`);

@@ -5,12 +5,13 @@
 import { KVM_SEV, KVM_SEV_LAST_LEGACY, SVM_SEV_FEAT } from '../../../../abi/kvm-sev.ts';
 import { SEV_CMD, snpAddress } from '../../../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../../../abi/sev-status.ts';
-import { type Pfn, spaOf } from '../../../../base/address.ts';
+import { type Gfn, type Pfn, spaOf } from '../../../../base/address.ts';
 import { LinuxError } from '../../../../base/errors.ts';
 import type { HostMemory } from '../../../../hardware/memory/host-memory.ts';
 import type { SevCommand } from '../../../interface.ts';
 import type { Process } from '../../../process.ts';
-import type { FaultSlot, GuestMemory } from '../../mmu/guest-memory.ts';
+import type { BackingPage, FaultSlot, GuestMemory } from '../../mmu/guest-memory.ts';
+import type { Mmu } from '../../mmu/mmu.ts';
 import type { KvmPolicy } from '../../policy.ts';
 import type { Vcpu } from '../../vcpu.ts';
 import type { SevHost } from './sev-host.ts';
@@ -24,6 +25,9 @@ export interface SevVmHost extends GuestMemory {
   readonly process: Process;
   readonly policy: GuestMemory['policy'] & KvmPolicy;
   readonly slots: { find(gfn: number): FaultSlot | undefined } & GuestMemory['slots'];
+  readonly mmu: Mmu;
+  /** A page of a guest_memfd without the RMP's part. */
+  gmemGetUnprepared(slot: FaultSlot, gfn: Gfn, into: BackingPage): number;
   /** vCPUs that were ever created. */
   readonly vcpuCount: number;
   /** Those that are open, in the order of their ids. */
@@ -44,6 +48,12 @@ export class SevVm {
   policy = 0n;
   /** KVM_SEV_SNP_ENABLE_REQ_CERTS */
   certsEnabled = false;
+  /** Where SEV-ES firmware left the APs' jump table. */
+  apJumpTable = 0n;
+  /** Pages that guest messages pass through: one that firmware reads, and one of firmware's own that it writes. */
+  requestPage = -1 as Pfn;
+  responsePage = -1 as Pfn;
+  readonly messageBytes = new Uint8Array(4096);
   /** The launch is finished: the guest may run, and its memory be pre-faulted. */
   launched = false;
 
@@ -82,16 +92,29 @@ export class SevVm {
     }
   }
 
+  /** Takes the nested mappings of [start, end) away, for all vCPUs. */
+  zap(start: number, end: number): void {
+    if (this.vm.mmu.zapRange(start as Gfn, end as Gfn)) this.vm.mmu.flushRemoteTlbs();
+  }
+
   /** The VM's last holder is gone (sev_vm_destroy). */
   destroy(): void {
     const { psp, esAsids } = this.host;
+    if (this.active) {
+      this.vm.memory.free(this.requestPage, 0);
+      psp.freePage(this.responsePage);
+    }
+    this.active = false;
     if (this.context !== undefined) {
       const status = psp.command(
         SEV_CMD.SNP_DECOMMISSION,
         snpAddress.encode({ address: BigInt(spaOf(this.context)) }),
       );
       // Without DECOMMISSION the ASID and the page stay the guest's.
-      if (status !== SEV_STATUS.SUCCESS) return psp.leak(1);
+      if (status !== SEV_STATUS.SUCCESS) {
+        psp.leak(1);
+        return;
+      }
       psp.freePage(this.context);
       this.context = undefined;
     }
@@ -106,15 +129,32 @@ export class SevVm {
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_SEV_INIT2: flags ${flags}, want 0`);
     const supported = supportedVmsaFeatures();
     if ((vmsaFeatures & ~supported) !== 0n)
-      throw new LinuxError('EINVAL', `KVM_SEV_INIT2: vmsa_features ${vmsaFeatures}, want a subset of ${supported}`);
+      throw new LinuxError(
+        'EINVAL',
+        `KVM_SEV_INIT2: vmsa_features ${vmsaFeatures}, want a subset of ${supported}`,
+      );
     if (ghcbVersion > MAX_GHCB_VERSION)
       throw new LinuxError('EINVAL', `KVM_SEV_INIT2: ghcb_version ${ghcbVersion}, want at most 2`);
     if (ghcbVersion === 1 && this.vm.policy.snpNeedsGhcbVersion2)
       throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: ghcb_version 1, SNP wants 2');
     this.asid = this.host.esAsids.take();
+    this.#allocateMessagePages();
     this.active = true;
     this.vmsaFeatures = vmsaFeatures | SVM_SEV_FEAT.SNP_ACTIVE;
     this.ghcbVersion = ghcbVersion === 0 ? MAX_GHCB_VERSION : ghcbVersion;
+  }
+
+  #allocateMessagePages(): void {
+    const { memory } = this.vm;
+    const request = memory.allocate(0, memory.owner('psp'));
+    const response = request < 0 ? request : this.host.psp.allocatePage();
+    if (response < 0) {
+      if (request >= 0) memory.free(request as Pfn, 0);
+      this.host.esAsids.giveBack(this.asid);
+      throw new LinuxError('ENOMEM', 'KVM_SEV_INIT2: no pages for guest messages');
+    }
+    this.requestPage = request as Pfn;
+    this.responsePage = response as Pfn;
   }
 
   #enableCertificates(): void {

@@ -17,14 +17,14 @@ import {
 import { SEV_STATUS, sevStatusName } from '../../../../abi/sev-status.ts';
 import { type Gfn, gfn, gpa, gpaOf, type Hva, hva, type Pfn, spaOf } from '../../../../base/address.ts';
 import { LinuxError } from '../../../../base/errors.ts';
+import { isSevDevice } from '../../../ccp/sev-device.ts';
+import { lookup, makePrivate } from '../../../host-rmp.ts';
 import type {
   SnpLaunchFinishCommand,
   SnpLaunchStartCommand,
   SnpLaunchUpdateCommand,
 } from '../../../interface.ts';
-import { lookup, makePrivate } from '../../../host-rmp.ts';
 import type { BackingPage, FaultSlot } from '../../mmu/guest-memory.ts';
-import { isSevDevice } from '../../../ccp/sev-device.ts';
 import type { SevVm } from './sev-vm.ts';
 
 const LEVEL_4K = 1;
@@ -55,7 +55,10 @@ export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
   const { psp } = sev.host;
   const context = psp.allocatePage();
   if (context < 0) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: no page for the guest context');
-  const created = psp.command(SEV_CMD.SNP_GCTX_CREATE, snpAddress.encode({ address: BigInt(spaOf(context)) }));
+  const created = psp.command(
+    SEV_CMD.SNP_GCTX_CREATE,
+    snpAddress.encode({ address: BigInt(spaOf(context)) }),
+  );
   if (created !== SEV_STATUS.SUCCESS) {
     psp.freePage(context);
     command.error = created;
@@ -89,7 +92,10 @@ function destroyContext(sev: SevVm): void {
   const { psp } = sev.host;
   const context = sev.context!;
   sev.context = undefined;
-  const status = psp.command(SEV_CMD.SNP_DECOMMISSION, snpAddress.encode({ address: BigInt(spaOf(context)) }));
+  const status = psp.command(
+    SEV_CMD.SNP_DECOMMISSION,
+    snpAddress.encode({ address: BigInt(spaOf(context)) }),
+  );
   if (status === SEV_STATUS.SUCCESS) psp.freePage(context);
   else psp.leak(1);
 }
@@ -161,8 +167,9 @@ function addPage(
   const { vm, host } = sev;
   const { memory } = vm;
   const at = `gfn 0x${request.gfn.toString(16)}`;
-  const why = (reason: string): LinuxError => new LinuxError('EIO', `KVM_SEV_SNP_LAUNCH_UPDATE: ${at}: ${reason}`);
-  const got = vm.gmemGetPfn(slot, request.gfn, page);
+  const why = (reason: string): LinuxError =>
+    new LinuxError('EIO', `KVM_SEV_SNP_LAUNCH_UPDATE: ${at}: ${reason}`);
+  const got = vm.gmemGetUnprepared(slot, request.gfn, page);
   if (got !== 0) return why(`no page, errno ${-got}`);
   if (!vm.attributes.isPrivate(request.gfn)) return why('its attribute is not PRIVATE');
   if (lookup(memory, page.pfn).assigned) return why('it is the guest’s already');

@@ -1,0 +1,94 @@
+/**
+ * MMIO and string port I/O of an SEV-ES guest, whose data lie in the GHCB's scratch area (Linux arch/x86/kvm/x86.c: kvm_sev_es_mmio_write, kvm_sev_es_mmio_read,
+ * kvm_sev_es_string_io; svm/sev.c: setup_vmgexit_scratch). Version 2 of the protocol: the scratch area lies in the GHCB's own shared buffer.
+ *
+ * Left out: version 1's scratch areas elsewhere in guest memory.
+ */
+import { GHCB, GHCB_ANSWER, GHCB_MALFORMED } from '../../../../abi/ghcb.ts';
+import {
+  KVM_EXIT_IO,
+  KVM_EXIT_IO_IN,
+  KVM_EXIT_IO_OUT,
+  KVM_EXIT_MMIO,
+  KVM_PIO_PAGE_OFFSET,
+} from '../../../../abi/kvm.ts';
+import { IOIO } from '../../../../abi/vmcb.ts';
+import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
+import type { VcpuSev } from './vcpu-sev.ts';
+
+const FRAGMENT = 8;
+const PIO_BYTES = 4096;
+
+/** Whether `bytes` from the scratch address on are not all in the GHCB's shared buffer. */
+export function isScratchRefused(sev: VcpuSev, bytes = 8): boolean {
+  const { gpa, request } = sev.ghcb!;
+  const offset = request.scratch - BigInt(gpa);
+  return (
+    request.scratch === 0n ||
+    offset < BigInt(GHCB.SHARED_BUFFER) ||
+    offset + BigInt(bytes) > BigInt(GHCB.SHARED_BUFFER_END)
+  );
+}
+
+const refuseScratch = (sev: VcpuSev): number =>
+  sev.answer(GHCB_ANSWER.MALFORMED, GHCB_MALFORMED.INVALID_SCRATCH);
+
+/** The MMIO read and write events: user space gets pieces of at most 8 bytes. */
+export function answerMmio(sev: VcpuSev, access: 'read' | 'write'): number {
+  const ghcb = sev.ghcb!;
+  const { info1, info2, scratch } = ghcb.request;
+  const length = Number(info2);
+  if (length === 0) return GUEST_AGAIN;
+  if (isScratchRefused(sev, length)) return refuseScratch(sev);
+  const start = Number(scratch) - ghcb.gpa;
+  const { kvmRun } = sev.vcpu;
+  const piece = (done: number): number => {
+    if (done >= length) return GUEST_AGAIN;
+    const count = Math.min(FRAGMENT, length - done);
+    const data = kvmRun.mmioData.subarray(0, count);
+    kvmRun.exitReason = KVM_EXIT_MMIO;
+    kvmRun.mmioPhysAddr = info1 + BigInt(done);
+    kvmRun.mmioLen = count;
+    kvmRun.mmioIsWrite = access === 'write' ? 1 : 0;
+    if (access === 'write') ghcb.read(start + done, data);
+    sev.awaitUserSpace(() => {
+      if (access === 'read') ghcb.write(start + done, data);
+      return piece(done + count);
+    });
+    return TO_USER_SPACE;
+  };
+  return piece(0);
+}
+
+/** INS and OUTS: as many elements an exit as the PIO page holds. */
+export function stringIo(sev: VcpuSev): number {
+  const ghcb = sev.ghcb!;
+  const { info1, info2, scratch } = ghcb.request;
+  const info = Number(info1 & 0xffff_ffffn);
+  const size = (info >>> 4) & 7;
+  const count = Number(info2 & 0xffff_ffffn);
+  if (size === 0 || count === 0) return GUEST_AGAIN;
+  if (isScratchRefused(sev, count * size)) return refuseScratch(sev);
+  const start = Number(scratch) - ghcb.gpa;
+  const isIn = (info & IOIO.IN) !== 0;
+  const { kvmRun } = sev.vcpu;
+  const page = kvmRun.bytes.subarray(KVM_PIO_PAGE_OFFSET, KVM_PIO_PAGE_OFFSET + PIO_BYTES);
+  const batch = (done: number): number => {
+    if (done >= count) return GUEST_AGAIN;
+    const elements = Math.min(Math.floor(PIO_BYTES / size), count - done);
+    const data = page.subarray(0, elements * size);
+    kvmRun.exitReason = KVM_EXIT_IO;
+    kvmRun.ioDirection = isIn ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT;
+    kvmRun.ioSize = size;
+    kvmRun.ioPort = info >>> 16;
+    kvmRun.ioCount = elements;
+    kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
+    if (!isIn) ghcb.read(start + done * size, data);
+    sev.awaitUserSpace(() => {
+      if (isIn) ghcb.write(start + done * size, data);
+      return batch(done + elements);
+    });
+    return TO_USER_SPACE;
+  };
+  return batch(0);
+}

@@ -1,0 +1,137 @@
+/**
+ * The Page State Change event (Linux arch/x86/kvm/svm/sev.c, snp_begin_psc and what follows it; reference facts 5.4): a list of pages in the GHCB's shared buffer, private or
+ * shared from now on. User space converts them, range by range; progress is written into the list, so that a guest may ask again where it was left.
+ */
+import { GHCB } from '../../../../abi/ghcb.ts';
+import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../../../abi/kvm.ts';
+import { TO_USER_SPACE } from '../../run-result.ts';
+import type { VcpuSev } from './vcpu-sev.ts';
+
+const MAX_ENTRIES = 253;
+const HEADER_BYTES = 8;
+const OP = { PRIVATE: 1, SHARED: 2 } as const;
+const LARGE_PAGES = 512;
+const INVALID_HEADER = (1n << 32n) | 1n;
+const INVALID_ENTRY = (1n << 32n) | 2n;
+const GENERIC = 0x100n << 32n;
+const MAP_ENCRYPTED = 1n << 4n;
+const MAP_2M = 1n;
+
+/** An entry as it stands in the buffer: words of 32 bits. `gfn` has 40 bits. */
+interface Entry {
+  current: number;
+  gfn: number;
+  operation: number;
+  large: boolean;
+}
+
+class Buffer {
+  readonly #sev: VcpuSev;
+  readonly #at: number;
+
+  constructor(sev: VcpuSev) {
+    this.#sev = sev;
+    this.#at = Number(sev.ghcb!.request.scratch) - sev.ghcb!.gpa;
+  }
+
+  get header(): { current: number; end: number } {
+    const word = this.#sev.ghcb!.load32(this.#at);
+    return { current: word & 0xffff, end: word >>> 16 };
+  }
+  set current(index: number) {
+    const word = this.#sev.ghcb!.load32(this.#at);
+    this.#sev.ghcb!.store32(this.#at, (word & ~0xffff) | index);
+  }
+  entry(index: number): Entry {
+    const ghcb = this.#sev.ghcb!;
+    const low = ghcb.load32(this.#at + HEADER_BYTES + 8 * index);
+    const high = ghcb.load32(this.#at + HEADER_BYTES + 8 * index + 4);
+    return {
+      current: low & 0xfff,
+      gfn: (low >>> 12) + (high & 0xfffff) * 0x100000,
+      operation: (high >>> 20) & 0xf,
+      large: (high & (1 << 24)) !== 0,
+    };
+  }
+  complete(index: number, pages: number): void {
+    const at = this.#at + HEADER_BYTES + 8 * index;
+    const low = this.#sev.ghcb!.load32(at);
+    this.#sev.ghcb!.store32(at, (low & ~0xfff) | pages);
+  }
+  /** Bytes from the buffer's start to the end of the GHCB's shared buffer. */
+  get room(): number {
+    return GHCB.SHARED_BUFFER_END - this.#at;
+  }
+}
+
+/** The scratch area lies in the GHCB. A run result. */
+export function beginPageStateChange(sev: VcpuSev): number {
+  const { vcpu, psc } = sev;
+  const finish = (info2: bigint): number => {
+    psc.inFlight = 0;
+    return sev.answer(0, info2);
+  };
+  if ((vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return finish(GENERIC);
+  const buffer = new Buffer(sev);
+  for (;;) {
+    const { current, end } = buffer.header;
+    if (end >= MAX_ENTRIES || HEADER_BYTES + 8 * (end + 1) > buffer.room) return finish(INVALID_HEADER);
+    let index = current;
+    let entry: Entry | undefined;
+    let gfn = 0;
+    let pages = 0;
+    let large = false;
+    for (; index <= end; index++, buffer.current = index) {
+      entry = buffer.entry(index);
+      large = entry.large;
+      pages = large ? LARGE_PAGES : 1;
+      gfn = entry.gfn;
+      if (entry.current > pages || gfn % pages !== 0) return finish(INVALID_ENTRY);
+      if (entry.current > 0) {
+        // What is left of a large page is worked on page by page.
+        pages -= entry.current;
+        gfn += entry.current;
+        large = false;
+      }
+      if (pages > 0) break;
+    }
+    if (index > end || entry === undefined) return finish(0n);
+    psc.first = index;
+    psc.inFlight = 1;
+    for (index++; index <= end; index++) {
+      const next = buffer.entry(index);
+      if (next.operation !== entry.operation || next.gfn !== entry.gfn + pages) break;
+      if (next.current !== 0 || next.large !== large) break;
+      psc.inFlight++;
+      pages += large ? LARGE_PAGES : 1;
+    }
+    if (entry.operation === OP.PRIVATE || entry.operation === OP.SHARED) {
+      const { kvmRun } = vcpu;
+      kvmRun.exitReason = KVM_EXIT_HYPERCALL;
+      kvmRun.hypercallNrNumber = KVM_HC_MAP_GPA_RANGE;
+      kvmRun.setHypercallArgNumber(0, gfn * 4096);
+      kvmRun.setHypercallArgNumber(1, pages);
+      kvmRun.setHypercallArg(
+        2,
+        (entry.operation === OP.PRIVATE ? MAP_ENCRYPTED : 0n) | (large ? MAP_2M : 0n),
+      );
+      kvmRun.hypercallRet = 0n;
+      kvmRun.hypercallFlags = 1n;
+      sev.awaitUserSpace(() => {
+        if (kvmRun.hypercallRet !== 0n) return finish(GENERIC);
+        completeInFlight(sev, buffer);
+        return beginPageStateChange(sev);
+      });
+      return TO_USER_SPACE;
+    }
+    // SMASH and UNSMASH: hints that KVM does not take.
+    completeInFlight(sev, buffer);
+  }
+}
+
+function completeInFlight({ psc }: VcpuSev, buffer: Buffer): void {
+  let index = psc.first;
+  for (; psc.inFlight > 0; psc.inFlight--, index++)
+    buffer.complete(index, buffer.entry(index).large ? LARGE_PAGES : 1);
+  buffer.current = index;
+}
