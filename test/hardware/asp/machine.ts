@@ -187,8 +187,12 @@ export class Machine {
 
   /** A running guest that has its secrets page: a guest's side of messages. */
   runGuest(options: { asid?: number; policy?: bigint; finish?: readonly Field[] } = {}): Guest {
+    return this.finishGuest(this.startGuest(options), options);
+  }
+
+  /** Gives a guest in state LAUNCH its secrets page, and lets it run. */
+  finishGuest(context: Spa, options: { asid?: number; finish?: readonly Field[] } = {}): Guest {
     const asid = options.asid ?? 1;
-    const context = this.startGuest(options);
     const secrets = this.preGuestPage(0x2000, undefined, asid);
     expectSuccess('LAUNCH_UPDATE', this.launchUpdate(context, secrets, 5));
     expectSuccess('LAUNCH_FINISH', this.launchFinish(context, options.finish));

@@ -1,0 +1,451 @@
+import { generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
+import { afterEach, describe, expect, it } from 'vitest';
+import type { Spa } from '../../../src/base/address.ts';
+import { CMD, type Field, hex, Machine } from './machine.ts';
+
+let machine: Machine;
+afterEach(() => machine.close());
+
+const NORMAL = 1;
+
+describe('LAUNCH_START', () => {
+  it.each([
+    // what, fields of the command buffer, status
+    ['bits 11:0 of the context address', [[0, 8, 0x1001]], 0x16],
+    ['reserved flags', [[0x18, 4, 4]], 0x16],
+    ['bits 11:0 of the migration agent address', [[0x10, 8, 1]], 0x16],
+    ['the RMP as context', [[0, 8, 'rmp']], 0x16],
+    ['a page of the host as context', [[0, 8, 'host']], 0x10],
+    ['an address beyond memory', [[0, 8, 1n << 48n]], 0x10],
+    [
+      'a host page as migration agent',
+      [
+        [0x10, 8, 'host'],
+        [0x18, 4, 1],
+      ],
+      0x10,
+    ],
+    ['policy bit 17 clear', [[8, 8, 0x10000n]], 7],
+    ['SMT forbidden on a machine with SMT', [[8, 8, 0x20000n]], 7],
+    ['an ABI major above the firmware', [[8, 8, 0x30200n]], 7],
+    ['an ABI minor above the firmware', [[8, 8, 0x30138n]], 7],
+    ['the ABI minor of the firmware', [[8, 8, 0x30137n]], 0],
+    ['policy bit 21 on Milan', [[8, 8, 0x230000n]], 7],
+    ['policy bit 22 on Milan', [[8, 8, 0x430000n]], 7],
+    ['policy bit 25 before ABI 1.58', [[8, 8, 0x2030000n]], 7],
+    ['policy bit 26', [[8, 8, 0x4030000n]], 7],
+    ['policy bit 63', [[8, 8, 0x8000000000030000n]], 7],
+    ['debugging, migration and a single socket allowed', [[8, 8, 0x1f0000n]], 0],
+    ['all as it should be', [], 0],
+  ] as [string, [number, 1 | 2 | 4 | 8, number | bigint | string][], number][])(
+    'with %s answers %#x',
+    (_what, fields, status) => {
+      machine = new Machine().init();
+      const context = machine.createContext();
+      const host = machine.page();
+      const resolved = fields.map(([offset, size, value]): Field => {
+        const number = value === 'rmp' ? machine.rmp.base : value === 'host' ? host : (value as number);
+        return [offset, size, number];
+      });
+      expect(machine.run(CMD.LAUNCH_START, [[0, 8, context], [8, 8, 0x30000n], ...resolved])).toBe(status);
+    },
+  );
+
+  it('needs an initialised platform', () => {
+    machine = new Machine();
+    expect(machine.launchStart(machine.page())).toBe(1);
+  });
+
+  it('is done once', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    expect(machine.launchStart(context)).toBe(0);
+    expect(machine.launchStart(context)).toBe(2);
+  });
+
+  it('allows SMT to be forbidden on a machine without', () => {
+    machine = new Machine({ smt: false }).init();
+    expect(machine.launchStart(machine.createContext(), 0x20000n)).toBe(0);
+  });
+
+  it.each([
+    // generation, policy bit, flags of SNP_INIT_EX, status
+    ['genoa', 21n, 1, 0],
+    ['genoa', 22n, 1, 0],
+    ['genoa', 23n, 1, 7],
+    ['genoa', 23n, 5, 0],
+    ['genoa', 24n, 1, 7],
+    ['genoa', 25n, 1, 7],
+    ['turin', 24n, 1, 7],
+    ['turin', 24n, 9, 0],
+    ['turin', 25n, 1, 0],
+  ] as const)(
+    'on %s with policy bit %d after INIT_EX with flags %d answers %d',
+    (generation, bit, flags, status) => {
+      machine = new Machine({ generation });
+      expect(machine.run(CMD.INIT_EX, [[0, 4, flags]])).toBe(0);
+      expect(machine.launchStart(machine.createContext(), 0x30000n | (1n << bit))).toBe(status);
+    },
+  );
+
+  it('binds a guest to a migration agent that is itself not bound, if the policy says so', () => {
+    machine = new Machine().init();
+    const [agent, guest, third] = [machine.createContext(), machine.createContext(), machine.createContext()];
+    machine.launchStart(agent);
+    const bind = (context: Spa, to: Spa, policy: bigint) =>
+      machine.run(CMD.LAUNCH_START, [
+        [0, 8, context],
+        [8, 8, policy],
+        [16, 8, to],
+        [0x18, 4, 1],
+      ]);
+    expect(bind(guest, agent, 0x30000n)).toBe(7);
+    expect(bind(guest, agent, 0x70000n)).toBe(0);
+    expect(bind(third, guest, 0x70000n)).toBe(7);
+    expect(bind(third, agent, 0x170000n)).toBe(7);
+  });
+});
+
+describe('LAUNCH_UPDATE', () => {
+  /** A command buffer in which everything from row N on is wrong answers the status of row N. */
+  it('checks in the order of the firmware', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    const other = machine.createContext();
+    machine.launchStart(other);
+    const foreign = machine.preGuestPage(0x1000, undefined, 2);
+    const mine = machine.preGuestPage(0x1000);
+    const host = machine.page();
+    const update = (gctx: Spa, page: Spa, flags: number, extra: Field[] = []) =>
+      machine.run(CMD.LAUNCH_UPDATE, [[0, 8, gctx], [8, 4, flags], [16, 8, page], ...extra]);
+    expect(update((context + 1) as Spa, host, 0)).toBe(0x16);
+    expect(update(context, (host + 8) as Spa, 0)).toBe(0x16);
+    expect(update(host, host, 0x20)).toBe(0x16);
+    expect(update(host, host, 0, [[12, 4, 1]])).toBe(0x16);
+    expect(update(host, host, 0, [[24, 1, 1]])).toBe(0x16);
+    expect(update(host, host, 0, [[28, 4, 1]])).toBe(0x16);
+    expect(update(host, host, 1)).toBe(0x10);
+    expect(update(other, machine.rmp.base, 1)).toBe(0x16);
+    expect(update(other, host, 1)).toBe(0x1a);
+    expect(update(other, (1 << 30) as Spa, 1)).toBe(0x1a);
+    expect(update(other, foreign, 1)).toBe(0x19);
+    expect(update(other, foreign, 0)).toBe(0x16);
+    expect(update(other, foreign, 7 << 1)).toBe(0x16);
+    const unstarted = machine.createContext();
+    expect(update(unstarted, foreign, NORMAL << 1)).toBe(2);
+    expect(update(other, foreign, NORMAL << 1)).toBe(8);
+    expect(update(context, foreign, NORMAL << 1)).toBe(0x1c);
+    expect(update(context, mine, NORMAL << 1)).toBe(0);
+    expect(machine.stateOf(mine)).toBe('guest-valid');
+    expect(update(context, mine, NORMAL << 1)).toBe(0x1a);
+  });
+
+  it('needs an initialised platform', () => {
+    machine = new Machine();
+    expect(machine.launchUpdate(machine.page(), machine.page(), NORMAL)).toBe(1);
+  });
+
+  it('wants every page of a migration image to be marked as such', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    machine.run(CMD.LAUNCH_START, [
+      [0, 8, context],
+      [8, 8, 0x30000n],
+      [0x18, 4, 2],
+    ]);
+    machine.activate(context, 1);
+    const page = machine.preGuestPage(0x1000);
+    expect(machine.launchUpdate(context, page, NORMAL)).toBe(0x16);
+    expect(machine.launchUpdate(context, page, NORMAL, { imi: true })).toBe(0);
+    expect(machine.launchFinish(context)).toBe(2);
+  });
+
+  it('leaves the plain text to the guest, and XTS of it to the host', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    const content = new Uint8Array(4096).map((_, i) => i);
+    const page = machine.preGuestPage(0x5000, content);
+    expect(machine.launchUpdate(context, page, NORMAL, { permissions: 0x1f030100 | 0 })).toBe(0);
+    expect(hex(machine.readAs(1, page, 4096))).toBe(hex(content));
+    expect(hex(machine.read(page, 4096))).not.toBe(hex(content));
+    expect(machine.rmp.entry((page / 4096) as never)).toMatchObject({
+      validated: true,
+      immutable: false,
+      vmsa: false,
+      asid: 1,
+      gpa: 0x5000,
+      permissions: 0x1f03011f,
+    });
+  });
+
+  it('zeroes a ZERO page', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    const page = machine.preGuestPage(0x5000, new Uint8Array(4096).fill(7));
+    expect(machine.launchUpdate(context, page, 3)).toBe(0);
+    expect(machine.readAs(1, page, 4096).every((byte) => byte === 0)).toBe(true);
+  });
+
+  it('marks a VMSA, and measures it as if its TSC fields were zero', () => {
+    machine = new Machine().init();
+    const measurementOf = (vmsa: Uint8Array, asid: number): string => {
+      const context = machine.startGuest({ asid });
+      const page = machine.preGuestPage(0xfffffffff000, vmsa, asid);
+      expect(machine.launchUpdate(context, page, 2)).toBe(0);
+      expect(machine.rmp.entry((page / 4096) as never).vmsa).toBe(true);
+      expect(hex(machine.readAs(asid, page, 4096))).toBe(hex(vmsa));
+      return hex(machine.finishGuest(context, { asid }).report().report.subarray(0x90, 0xc0));
+    };
+    const plain = measurementOf(new Uint8Array(4096), 1);
+    expect(measurementOf(new Uint8Array(4096).fill(0xff, 0x2f0, 0x300), 2)).toBe(plain);
+    expect(measurementOf(new Uint8Array(4096).fill(1, 0x300, 0x301), 3)).not.toBe(plain);
+    expect(measurementOf(new Uint8Array(4096).fill(1, 0x2ef, 0x2f0), 4)).not.toBe(plain);
+  });
+
+  it('sets the TSC fields of a VMSA with secure TSC', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    machine.run(CMD.LAUNCH_START, [
+      [0, 8, context],
+      [8, 8, 0x30000n],
+      [0x1c, 4, 2_495_000],
+    ]);
+    machine.activate(context, 1);
+    const vmsa = new Uint8Array(4096).fill(0xff, 0x2f8, 0x300);
+    vmsa[0x3b1] = 2;
+    const page = machine.preGuestPage(0xfffffffff000, vmsa);
+    expect(machine.launchUpdate(context, page, 2)).toBe(0);
+    // 2,495,000 kHz of a clock of 99,800 kHz.
+    expect(hex(machine.readAs(1, page, 4096).subarray(0x2f0, 0x300))).toBe(
+      '0000000019000000' + '0'.repeat(16),
+    );
+  });
+
+  it('fills a secrets page: version 3, the chip, GOSVW, four keys, the TSC factor', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    machine.run(CMD.LAUNCH_START, [
+      [0, 8, context],
+      [8, 8, 0x30000n],
+      [0x20, 8, 0x1122334455667788n],
+    ]);
+    machine.activate(context, 1);
+    const page = machine.preGuestPage(0x2000, new Uint8Array(4096).fill(0xee));
+    expect(machine.launchUpdate(context, page, 5)).toBe(0);
+    const secrets = machine.readAs(1, page, 4096);
+    const view = new DataView(secrets.buffer);
+    expect([0, 4, 8, 12].map((at) => view.getUint32(at, true))).toEqual([3, 0, 0xa00f11, 0]);
+    expect(view.getBigUint64(0x10, true)).toBe(0x1122334455667788n);
+    const keys = [0, 1, 2, 3].map((n) => hex(secrets.subarray(0x20 + n * 32, 0x40 + n * 32)));
+    expect(new Set(keys).size).toBe(4);
+    expect(secrets.subarray(0xa0, 0x160).every((byte) => byte === 0)).toBe(true);
+    expect(view.getUint32(0x160, true)).toBe(200);
+    expect(secrets.subarray(0x164).every((byte) => byte === 0)).toBe(true);
+    for (const key of keys) expect(hex(machine.read(page, 4096))).not.toContain(key);
+  });
+
+  it('takes 2 MiB as 512 pages of 4 KiB', () => {
+    machine = new Machine({ bytes: 32 << 20 }).init();
+    const content = new Uint8Array(2 << 20).map((_, i) => (i >> 12) ^ i);
+    const digests = [true, false].map((large, i) => {
+      const asid = i + 1;
+      const context = machine.startGuest({ asid });
+      const region = machine.page(9);
+      machine.memory.write(region, content);
+      if (large) {
+        machine.rmpupdate(region, { gpa: 0x200000, asid, immutable: true, large });
+        expect(machine.launchUpdate(context, region, NORMAL, { large })).toBe(0);
+      } else {
+        for (let page = 0; page < 512; page++) {
+          const at = (region + page * 4096) as Spa;
+          machine.rmpupdate(at, { gpa: 0x200000 + page * 4096, asid, immutable: true });
+          expect(machine.launchUpdate(context, at, NORMAL)).toBe(0);
+        }
+      }
+      expect(hex(machine.readAs(asid, region, 2 << 20)) === hex(content)).toBe(true);
+      expect(machine.stateOf((region + 511 * 4096) as Spa)).toBe('guest-valid');
+      machine.launchFinish(context);
+      return machine.run(CMD.GUEST_STATUS, [
+        [0, 8, context],
+        [8, 8, machine.firmwarePage()],
+      ]);
+    });
+    expect(digests).toEqual([0, 0]);
+  });
+
+  it.each([2, 5, 6])('refuses 2 MiB for page type %d', (type) => {
+    machine = new Machine({ bytes: 32 << 20 }).init();
+    const context = machine.startGuest();
+    const region = machine.page(9);
+    machine.rmpupdate(region, { gpa: 0, asid: 1, immutable: true, large: true });
+    expect(machine.launchUpdate(context, region, type, { large: true })).toBe(0x19);
+    expect(machine.launchUpdate(context, region, NORMAL)).toBe(0x19);
+    expect(machine.launchUpdate(context, (region + 4096) as Spa, NORMAL, { large: true })).toBe(9);
+    expect(machine.stateOf(region)).toBe('pre-guest');
+  });
+});
+
+describe('LAUNCH_FINISH', () => {
+  it('checks in the order of the firmware', () => {
+    machine = new Machine();
+    expect(machine.launchFinish(machine.page())).toBe(1);
+    machine.init();
+    const context = machine.createContext();
+    expect(machine.launchFinish((context + 1) as Spa)).toBe(0x16);
+    expect(machine.launchFinish(machine.page(), [[0x18, 1, 8]])).toBe(0x16);
+    expect(machine.launchFinish(machine.page())).toBe(0x10);
+    expect(machine.launchFinish(context)).toBe(2);
+    machine.launchStart(context);
+    expect(machine.launchFinish(context)).toBe(8);
+    machine.activate(context, 1);
+    expect(machine.launchFinish(context)).toBe(0);
+    expect(machine.launchFinish(context)).toBe(2);
+  });
+
+  it('hands host data, and that the VCEK is disabled, to reports', () => {
+    machine = new Machine().init();
+    const guest = machine.runGuest({
+      finish: [
+        [0x20, 8, 0xc0ffeen],
+        [0x18, 1, 0],
+      ],
+    });
+    expect(hex(guest.report().report.subarray(0xc0, 0xc8))).toBe('eeffc00000000000');
+    const other = machine.runGuest({ asid: 2, finish: [[0x18, 1, 4]] });
+    expect(other.report().status).toBe(0x27);
+  });
+});
+
+describe('an ID block', () => {
+  const id = generateKeyPairSync('ec', { namedCurve: 'P-384' });
+  const author = generateKeyPairSync('ec', { namedCurve: 'P-384' });
+  const little = (base64: string | undefined): Buffer => Buffer.from(base64!, 'base64url').reverse();
+  const publicKey = (key: KeyObject): Buffer => {
+    const bytes = Buffer.alloc(0x404);
+    const { x, y } = key.export({ format: 'jwk' });
+    bytes.writeUInt32LE(2, 0);
+    little(x).copy(bytes, 4);
+    little(y).copy(bytes, 0x4c);
+    return bytes;
+  };
+  const signature = (message: Uint8Array, key: KeyObject): Buffer => {
+    const raw = sign('sha384', message, { key, dsaEncoding: 'ieee-p1363' });
+    const bytes = Buffer.alloc(512);
+    Buffer.from(raw.subarray(0, 48)).reverse().copy(bytes, 0);
+    Buffer.from(raw.subarray(48)).reverse().copy(bytes, 72);
+    return bytes;
+  };
+  /** Digest of a guest with one SECRETS page at 0x2000. */
+  const DIGEST =
+    'db3c7f4839ea105f9898622ca76eebb484cd8dfd0cad5d0d839faf5c13eb56c226cce911ddb9adddeb5a75af277ce951';
+
+  const blockOf = (policy = 0x30000n): Buffer => {
+    const block = Buffer.alloc(96);
+    block.write(DIGEST, 0, 'hex');
+    block.fill(0xfa, 0x30, 0x40);
+    block.fill(0x1a, 0x40, 0x50);
+    block.writeUInt32LE(1, 0x50);
+    block.writeUInt32LE(7, 0x54);
+    block.writeBigUInt64LE(policy, 0x58);
+    return block;
+  };
+  const authOf = (block: Uint8Array): Buffer => {
+    const auth = Buffer.alloc(4096);
+    auth.writeUInt32LE(1, 0);
+    auth.writeUInt32LE(1, 4);
+    signature(block, id.privateKey).copy(auth, 0x40);
+    publicKey(id.publicKey).copy(auth, 0x240);
+    signature(publicKey(id.publicKey), author.privateKey).copy(auth, 0x680);
+    publicKey(author.publicKey).copy(auth, 0x880);
+    return auth;
+  };
+
+  /** Finishes the launch of that guest; `flags`: ID block 1, author key 2. */
+  function finish(block: Uint8Array, auth: Uint8Array, flags: number) {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    machine.launchUpdate(context, machine.preGuestPage(0x2000), 5);
+    const [blockPage, authPage] = [machine.page(), machine.page()];
+    machine.memory.write(blockPage, block);
+    machine.memory.write(authPage, auth);
+    return machine.launchFinish(context, [
+      [8, 8, blockPage],
+      [16, 8, authPage],
+      [0x18, 1, flags],
+    ]);
+  }
+
+  const change = (bytes: Buffer, at: number, value: number): Buffer => {
+    const changed = Buffer.from(bytes);
+    changed[at]! ^= value;
+    return changed;
+  };
+  const good = blockOf();
+
+  it.each([
+    ['block and author key in order', good, authOf(good), 3, 0],
+    ['the ID key alone', good, authOf(good), 1, 0],
+    ['nothing looked at', Buffer.alloc(96), Buffer.alloc(4096), 0, 0],
+    ['another digest', change(good, 0, 1), authOf(good), 3, 0x0b],
+    ['another digest and policy', change(change(good, 0, 1), 0x58, 1), authOf(good), 3, 0x0b],
+    ['another policy', change(good, 0x58, 1), authOf(good), 3, 7],
+    ['another algorithm of the ID key', good, change(authOf(good), 0, 2), 3, 0x16],
+    ['another algorithm of the author key', good, change(authOf(good), 4, 2), 3, 0x16],
+    ['that, but no author key in use', good, change(authOf(good), 4, 2), 1, 0],
+    ['a block that was not signed', change(good, 0x54, 1), authOf(good), 3, 0x0a],
+    ['another curve', good, change(authOf(good), 0x240, 1), 1, 0x0a],
+    ['a point that is not on the curve', good, change(authOf(good), 0x244, 1), 1, 0x0a],
+    ['a changed signature of the block', good, change(authOf(good), 0x40, 1), 1, 0x0a],
+    ['a signature number of more than 48 bytes', good, change(authOf(good), 0x40 + 48, 1), 1, 0x0a],
+    ['a changed signature of the ID key', good, change(authOf(good), 0x680, 1), 3, 0x0a],
+    ['that, but no author key in use', good, change(authOf(good), 0x680, 1), 1, 0],
+    ['a changed author key', good, change(authOf(good), 0x884, 1), 3, 0x0a],
+    ['another version of the block, signed', change(good, 0x50, 2), authOf(change(good, 0x50, 2)), 1, 0],
+  ])('with %s answers %#x', (_what, block, auth, flags, status) => {
+    expect(finish(block, auth, flags)).toBe(status);
+  });
+
+  it('shows in reports', () => {
+    machine = new Machine().init();
+    const block = machine.page();
+    const auth = machine.page();
+    machine.memory.write(block, good);
+    machine.memory.write(auth, authOf(good));
+    const { report } = machine
+      .runGuest({
+        finish: [
+          [8, 8, block],
+          [16, 8, auth],
+          [0x18, 1, 3],
+        ],
+      })
+      .report();
+    expect(hex(report.subarray(0x10, 0x20))).toBe('fa'.repeat(16));
+    expect(hex(report.subarray(0x20, 0x30))).toBe('1a'.repeat(16));
+    const view = new DataView(report.buffer, report.byteOffset);
+    expect(view.getUint32(4, true)).toBe(7);
+    expect(view.getUint32(0x48, true) & 1).toBe(1);
+    for (const at of [0xe0, 0x110])
+      expect(report.subarray(at, at + 48).some((byte) => byte !== 0)).toBe(true);
+    machine.close();
+    machine = new Machine().init();
+    const without = machine.runGuest().report().report;
+    for (const [from, to] of [
+      [0x10, 0x30],
+      [0xe0, 0x140],
+    ] as const)
+      expect(without.subarray(from, to).every((byte) => byte === 0)).toBe(true);
+  });
+
+  it('is read from memory that there is', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    expect(
+      machine.launchFinish(context, [
+        [8, 8, 1n << 40n],
+        [16, 8, 0x1000],
+        [0x18, 1, 1],
+      ]),
+    ).toBe(9);
+  });
+});
