@@ -13,6 +13,7 @@
 #define VECTOR_TIMER 0x51
 #define VECTOR_GROUP 0x60
 #define VECTOR_SELF 0x70
+#define VECTOR_WAKE 0x80
 #define VECTOR_SPURIOUS 0xff
 
 #define APIC_BASE_MSR 0x1b
@@ -109,6 +110,8 @@ void handle(u64 vector, u64 error, u64 rip) {
     case VECTOR_GROUP:
         me->groups++;
         break;
+    case VECTOR_WAKE:
+        break;
     case VECTOR_SELF:
         me->selves++;
         break;
@@ -136,9 +139,9 @@ static void enable_x2apic(void) {
     wrmsr(0x800 + DIVIDE / 16, 0xb);
 }
 
-/* Waits until *what is at least `want`, or a hundred million ticks. */
+/* Waits until *what is at least `want`, or some thousand million ticks. */
 static int wait_for(volatile u64 *what, u64 want) {
-    u64 end = rdtsc() + 100000000;
+    u64 end = rdtsc() + 4000000000;
     while (*what < want) {
         if (rdtsc() > end) return 0;
         pause();
@@ -149,6 +152,14 @@ static int wait_for(volatile u64 *what, u64 want) {
 /* Sleeps until the handler of the timer has counted. Interrupts are off before and after. */
 static void sleep_until(struct processor *me, u64 count) {
     while (me->timers < count) __asm__ volatile("sti; hlt; cli" : : : "memory");
+}
+
+/* Sleeps for some ticks. Interrupts are off before and after. */
+static void sleep(struct processor *me, u64 ticks) {
+    u64 before = me->timers;
+    apic_write(LVT_TIMER, DEADLINE_MODE | VECTOR_TIMER);
+    wrmsr(TSC_DEADLINE_MSR, rdtsc() + ticks);
+    sleep_until(me, before + 1);
 }
 
 static u64 pattern(u32 number, u32 round) { return 0x0101010101010101ul * (number + 1) + round; }
@@ -208,7 +219,7 @@ void secondary(u32 arrival) {
     if (number >= MAX_PROCESSORS) return;
     processors[number].online++;
     __sync_fetch_and_add(&online, 1);
-    while (stage == 0) pause();
+    while (stage == 0) __asm__ volatile("sti; hlt; cli" : : : "memory");
     work(number, (u32)stage);
     for (;;) __asm__ volatile("hlt");
 }
@@ -235,8 +246,9 @@ static void use_xapic(void) {
     apic_write(SPURIOUS, 0x100 | VECTOR_SPURIOUS);
     verdict("xAPIC version", (apic_read(VERSION) & 0xff) >= 0x10, apic_read(VERSION) & 0xff, 0x14);
     apic_write(ICR, SELF | VECTOR_SELF);
-    __asm__ volatile("sti; nop; nop; cli");
-    verdict("xAPIC self interrupts", me->selves == 1, me->selves, 1);
+    __asm__ volatile("sti");
+    verdict_of("xAPIC self interrupts", &me->selves, 1);
+    __asm__ volatile("cli");
     apic_write(DIVIDE, 0xb);
     apic_write(LVT_TIMER, VECTOR_TIMER);
     apic_write(INITIAL_COUNT, 100000);
@@ -246,24 +258,20 @@ static void use_xapic(void) {
 }
 
 static u32 start_others(void) {
-    u64 cr3, end;
+    u64 cr3;
     u32 seen;
     __asm__ volatile("mov %%cr3, %0" : "=r"(cr3));
     memcpy((void *)TRAMPOLINE, trampoline, (size_t)(trampoline_end - trampoline));
     *(u32 *)(TRAMPOLINE + (size_t)(trampoline_cr3 - trampoline)) = (u32)cr3;
     apic_write(ICR, OTHERS | INIT);
-    for (u64 until = rdtsc() + 10000; rdtsc() < until;) pause();
+    sleep(&processors[0], 100000000);
     apic_write(ICR, OTHERS | STARTUP | TRAMPOLINE / PAGE);
     /* As many as come, until none has come for a while. */
-    seen = online;
-    end = rdtsc() + 1000000;
-    while (rdtsc() < end) {
-        if (online != seen) {
-            seen = online;
-            end = rdtsc() + 1000000;
-        }
-        pause();
-    }
+    do {
+        seen = online;
+        sleep(&processors[0], 200000000);
+    } while (online != seen);
+    processors[0].timers = 0;
     return seen;
 }
 
@@ -305,6 +313,7 @@ int main(void) {
     convertible = vmmcall(KVM_HC_MAP_GPA_RANGE, AREA, 1, MAP_GPA_RANGE_ENCRYPTED) == 0;
     printf("memory: %s\n", convertible ? "private, converted as it goes" : "without conversions");
     stage = count;
+    apic_write(ICR, OTHERS | VECTOR_WAKE);
     work(0, count);
     for (u32 i = 0; i < count; i++) {
         struct processor *p = &processors[i];
@@ -319,7 +328,9 @@ int main(void) {
     apic_write(ICR, group << 32 | LOGICAL | VECTOR_GROUP);
     for (u32 i = 0; i < count; i++) verdict_of("  group interrupts", &processors[i].groups, 1);
     apic_write(ICR, group << 32 | LOGICAL | 0x100 | VECTOR_GROUP);
-    for (u64 until = rdtsc() + 1000000; rdtsc() < until;) pause();
+    __asm__ volatile("cli");
+    sleep(&processors[0], 100000000);
+    __asm__ volatile("sti");
     for (u32 i = 0; i < count; i++) sum += processors[i].groups;
     verdict("group interrupts in all", sum == count + 1, sum, count + 1);
 
