@@ -1,0 +1,119 @@
+/** SNP guests on our kernel: launched by ioctls, run on cores. */
+import { describe, expect, it } from 'vitest';
+import { Code, hlt, load, op, set, store } from '../../hardware/cpu/assembler.ts';
+import { DATA, FRESH, GHCB, SECRETS, SHARED, SnpVm } from './snp-bench.ts';
+
+const SECRET = 0x5ec4e7_00c0ffeen;
+const vmgexit = () => op(Code.Vmgexit);
+/** WRMSR of the GHCB MSR, VMGEXIT, RDMSR into RDX:RAX. */
+const ghcbMsr = (value: bigint) => [
+  set('rcx', 0xc0010130),
+  set('rax', value & 0xffffffffn),
+  set('rdx', value >> 32n),
+  op(Code.Wrmsr),
+  vmgexit(),
+  op(Code.Rdmsr),
+];
+
+describe('an SNP guest', () => {
+  it('runs in private memory, and the host sees neither its memory nor its registers', () => {
+    const snp = new SnpVm().launch([
+      set('rbx', SECRET),
+      set('rdi', DATA),
+      store('rdi', 'rbx'),
+      set('rdi', SHARED),
+      load('rcx', 'rdi'),
+      set('rax', 77),
+      store('rdi', 'rax', 8),
+      hlt(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(5);
+    expect(snp.long(SHARED + 8)).toBe(77n);
+    expect(snp.long(DATA)).toBe(0n);
+    expect(() => snp.vcpu.getRegs()).toThrow('protected');
+  });
+
+  it('is told its version and features by the GHCB MSR', () => {
+    const snp = new SnpVm().launch([
+      ...ghcbMsr(2n),
+      set('rdi', SHARED),
+      store('rdi', 'rax'),
+      store('rdi', 'rdx', 8),
+      ...ghcbMsr(0x80n),
+      set('rdi', SHARED),
+      store('rdi', 'rax', 16),
+      hlt(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(5);
+    expect(snp.long(SHARED + 8)).toBe(0x0002_0001n);
+    expect(snp.long(SHARED)).toBe(0x3300_0001n);
+    expect(snp.long(SHARED + 16)).toBe(0x3081n);
+  });
+
+  it('gets a fresh private page by the MSR protocol, validates and uses it', () => {
+    const snp = new SnpVm().launch([
+      ...ghcbMsr(BigInt(FRESH) | (1n << 52n) | 0x14n),
+      set('rax', FRESH),
+      set('rcx', 0),
+      set('rdx', 1),
+      op(Code.Pvalidateq),
+      set('rbx', SECRET),
+      set('rdi', FRESH),
+      store('rdi', 'rbx'),
+      load('rax', 'rdi'),
+      set('rdi', SHARED),
+      store('rdi', 'rax'),
+      hlt(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(3);
+    expect(snp.vcpu.kvmRun.hypercallNrNumber).toBe(12);
+    expect(snp.vcpu.kvmRun.hypercallArg(0)).toBe(BigInt(FRESH));
+    expect(snp.vcpu.kvmRun.hypercallArg(1)).toBe(1n);
+    expect(snp.vcpu.kvmRun.hypercallArg(2)).toBe(0x10n);
+    snp.attributes(FRESH, 4096, 8n);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(5);
+    expect(snp.long(SHARED)).toBe(SECRET);
+    expect(snp.long(FRESH)).toBe(0n);
+  });
+
+  it('asks by its GHCB page, once it has registered it', () => {
+    const snp = new SnpVm().launch([
+      ...ghcbMsr(BigInt(GHCB) | 0x12n),
+      // The hypervisor's features, by the page: code 0x8000fffd, infos 0, all three valid.
+      set('rdi', GHCB),
+      set('rax', 0x8000fffdn),
+      store('rdi', 'rax', 0x390),
+      set('rax', 0x001c_0000_0000_0000n),
+      store('rdi', 'rax', 0x3f8),
+      set('rcx', 0xc0010130),
+      set('rax', GHCB),
+      set('rdx', 0),
+      op(Code.Wrmsr),
+      vmgexit(),
+      load('rax', 'rdi', 0x3a0),
+      set('rdi', SHARED),
+      store('rdi', 'rax'),
+      hlt(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(5);
+    expect(snp.long(SHARED)).toBe(3n);
+  });
+
+  it('finds keys in its secrets page that nobody else knows', () => {
+    const snp = new SnpVm().launch([
+      set('rdi', SECRETS),
+      load('rax', 'rdi'),
+      set('rdi', SHARED),
+      store('rdi', 'rax'),
+      hlt(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect(snp.long(SHARED) & 0xffffffffn).toBe(3n);
+    expect(snp.read(SECRETS, 4096)).toEqual(new Uint8Array(4096));
+  });
+});
