@@ -1,13 +1,13 @@
 /**
  * `attest.verify`: attestation reports verified, each from another chip, with nothing kept from one to the next: certificates parsed, chain of three
- * and report's signature checked, chip and TCB bound, policy judged. The bound is the same four signature checks alone, by the same Web Crypto,
- * from keys as they stand in the certificates.
+ * and report's signature checked, chip and TCB bound, policy judged. The bound is the same four signature checks alone, by the same Web Crypto and the same way
+ * of handing it the keys, from certificates and report that were parsed before.
  */
 import { attestationReport, REPORT_SIGNED_SIZE } from '../src/abi/attestation-report.ts';
 import { parseCertificate } from '../src/attest/certificate.ts';
 import { verifyReport } from '../src/attest/index.ts';
 import { parseReport } from '../src/attest/report.ts';
-import { verifyEcdsa, verifyPss } from '../src/attest/signatures.ts';
+import { SignatureChecks } from '../src/attest/signatures.ts';
 import { Authority } from '../src/authority/authority.ts';
 import { seededEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
@@ -72,11 +72,12 @@ export async function bench() {
     bounds.push(
       await rate(evidence, async (index) => {
         const { vcek, ask, ark, signedBytes, p1363 } = raw[index]!;
+        const signatures = new SignatureChecks();
         const checks = [
-          verifyPss(ark.publicKey, ark.tbs, ark.signature),
-          verifyPss(ark.publicKey, ask.tbs, ask.signature),
-          verifyPss(ask.publicKey, vcek.tbs, vcek.signature),
-          verifyEcdsa(vcek.publicKey, signedBytes, p1363),
+          signatures.pss(ark.publicKey, ark.tbs, ark.signature),
+          signatures.pss(ark.publicKey, ask.tbs, ask.signature),
+          signatures.pss(ask.publicKey, vcek.tbs, vcek.signature),
+          signatures.ecdsa(vcek.publicKey, signedBytes, p1363),
         ];
         return (await Promise.all(checks)).every(Boolean);
       }),

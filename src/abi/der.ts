@@ -138,21 +138,25 @@ export class DerReader {
 
   oid(field: string): string {
     const { content } = this.element(field, TAG.OID);
-    const arcs: number[] = [];
+    let text = '';
     let arc = 0;
-    for (const [at, byte] of content.entries()) {
-      if (arc === 0 && byte === 0x80) this.fail(field, 'got an OID arc with a leading zero');
+    let isWithinArc = false;
+    for (let at = 0; at < content.length; at++) {
+      const byte = content[at]!;
+      if (!isWithinArc && byte === 0x80) this.fail(field, 'got an OID arc with a leading zero');
       if (arc > 2 ** 44) this.fail(field, 'got an OID arc above 2^51, want a smaller one');
       arc = arc * 128 + (byte & 0x7f);
-      if (byte < 0x80) {
-        if (arcs.length === 0)
-          arcs.push(Math.min(2, Math.floor(arc / 40)), arc - 40 * Math.min(2, Math.floor(arc / 40)));
-        else arcs.push(arc);
-        arc = 0;
-      } else if (at === content.length - 1) this.fail(field, 'got an OID that ends within an arc');
+      isWithinArc = byte >= 0x80;
+      if (isWithinArc) continue;
+      if (text === '') {
+        const root = arc < 80 ? Math.floor(arc / 40) : 2;
+        text = `${root}.${arc - 40 * root}`;
+      } else text += `.${arc}`;
+      arc = 0;
     }
-    if (arcs.length === 0) this.fail(field, 'got an empty OID');
-    return arcs.join('.');
+    if (isWithinArc) this.fail(field, 'got an OID that ends within an arc');
+    if (text === '') this.fail(field, 'got an empty OID');
+    return text;
   }
 
   octets(field: string): Uint8Array {
@@ -204,17 +208,23 @@ export class DerReader {
   /** UTCTime or GeneralizedTime in the form of RFC 5280: to the second, in Zulu time. */
   time(field: string): Date {
     const tag = this.nextTag === TAG.GENERALIZED_TIME ? TAG.GENERALIZED_TIME : TAG.UTC_TIME;
-    const text = String.fromCharCode(...this.element(field, tag).content.subarray(0, 20));
-    const match = /^(\d{2}|\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(text);
-    if (match === null || match[1]!.length !== (tag === TAG.UTC_TIME ? 2 : 4)) {
-      this.fail(
-        field,
-        `got time ${JSON.stringify(text)}, want ${tag === TAG.UTC_TIME ? 'YY' : 'YYYY'}MMDDHHMMSSZ`,
-      );
+    const { content } = this.element(field, tag);
+    const yearDigits = tag === TAG.UTC_TIME ? 2 : 4;
+    const text = String.fromCharCode(...content.subarray(0, 20));
+    if (content.length !== yearDigits + 11 || !/^\d+Z$/.test(text)) {
+      const want = `${tag === TAG.UTC_TIME ? 'YY' : 'YYYY'}MMDDHHMMSSZ`;
+      this.fail(field, `got time ${JSON.stringify(text)}, want ${want}`);
     }
-    const digits = match.slice(1).map(Number) as [number, number, number, number, number, number];
-    if (tag === TAG.UTC_TIME) digits[0] += digits[0] < 50 ? 2000 : 1900;
-    const [year, month, day, hour, minute, second] = digits;
+    const number = (at: number): number => Number(text.slice(at, at + 2));
+    const [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map((at) => number(yearDigits + at)) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
+    const short = number(0);
+    const year = tag === TAG.UTC_TIME ? short + (short < 50 ? 2000 : 1900) : Number(text.slice(0, 4));
     const date = new Date(Date.UTC(year, month - 1, day, hour, minute, second));
     if (
       date.getUTCMonth() !== month - 1 ||

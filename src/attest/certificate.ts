@@ -29,10 +29,12 @@ export interface PublicKey {
   readonly kind: 'RSA' | 'P-384' | 'unknown';
   /** SubjectPublicKeyInfo. */
   readonly spki: Uint8Array;
-  /** Bits of an RSA modulus. */
+  /** Bits of an RSA modulus, or of the curve. */
   readonly bits: number;
   /** RSA's public exponent. */
   readonly exponent: number;
+  /** RSA's modulus, big-endian, or the uncompressed point on the curve. */
+  readonly number: Uint8Array;
 }
 
 /** Extensions of VCEK and VLEK; what a certificate lacks is undefined. */
@@ -159,7 +161,7 @@ function readPublicKey(tbs: DerReader): PublicKey {
   const info = tbs.inside('subjectPublicKeyInfo');
   const algorithm = info.inside('algorithm');
   const oid = algorithm.oid('algorithm');
-  let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0 };
+  let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0, number: spki.subarray(0, 0) };
   if (oid === OID.RSA_ENCRYPTION) {
     if (!algorithm.isAtEnd) algorithm.element('parameters', TAG.NULL);
     algorithm.end();
@@ -173,13 +175,18 @@ function readPublicKey(tbs: DerReader): PublicKey {
       spki,
       bits: 8 * first.length - Math.clz32(first[0] ?? 0) + 24,
       exponent: rsa.integer('publicExponent'),
+      number: first,
     };
     rsa.end();
   } else {
-    if (oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve') === OID.P384) {
-      key = { kind: 'P-384', spki, bits: 384, exponent: 0 };
+    const isP384 = oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve') === OID.P384;
+    const point = info.bits('subjectPublicKey');
+    if (isP384) {
+      if (point.length !== 97 || point[0] !== 4) {
+        info.fail('subjectPublicKey', `got a point of ${point.length} bytes, want 97, uncompressed`);
+      }
+      key = { kind: 'P-384', spki, bits: 384, exponent: 0, number: point };
     }
-    info.bits('subjectPublicKey');
   }
   info.end();
   return key;

@@ -14,9 +14,9 @@ import {
 } from '../abi/amd-certificate.ts';
 import { fingerprint, sameBytes } from './bytes.ts';
 import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
-import type { Checks } from './check.ts';
+import type { Check, Checks } from './check.ts';
 import type { RevocationList } from './crl.ts';
-import { verifyPss } from './signatures.ts';
+import type { SignatureChecks } from './signatures.ts';
 import { commonNameOf, nameText, type SignatureAlgorithm } from './x509.ts';
 
 export interface ChainInput {
@@ -32,6 +32,7 @@ export interface ChainInput {
   readonly leafKind: 'VCEK' | 'VLEK';
   /** The certificate of that key. */
   readonly leaf: Certificate | undefined;
+  readonly signatures: SignatureChecks;
   /** The generation, where the report tells. */
   readonly product: Product | undefined;
 }
@@ -51,6 +52,7 @@ const PSS = `RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1`;
 export async function checkChain(checks: Checks, input: ChainInput): Promise<void> {
   const { certificates, roots, leafKind, leaf, at } = input;
   const product = leaf?.product ?? input.product;
+  const now = at.toISOString();
   const ofKind = (kind: CertificateKind): Certificate | undefined =>
     findCertificate(certificates, kind, product);
   const middleKind = leafKind === 'VCEK' ? 'ASK' : 'ASVK';
@@ -86,14 +88,13 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
     const want = `made by ${commonNameOf(issuer.subject)}, serial ${issuer.serial}`;
     checks.add(`${name}.signature`, false, 'wrong', want);
     signatures.push(
-      verifyPss(issuer.publicKey, signed.tbs, signed.signature).then((ok) => () => {
+      input.signatures.pss(issuer.publicKey, signed.tbs, signed.signature).then((ok) => () => {
         if (ok) checks.list[slot] = { name: `${name}.signature`, ok, got: want, want };
       }),
     );
   };
 
   const isTrusted = trusted !== undefined && root !== undefined && sameBytes(trusted.bytes, root.bytes);
-  const wantedPrints = Promise.all((isTrusted ? [trusted] : roots).map(({ bytes }) => fingerprint(bytes)));
   const rootSlot = checks.list.length;
   checks.add('ARK.trusted', false, '', '');
 
@@ -103,7 +104,7 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
     [leaf, middle, leafKind],
   ] as const) {
     if (certificate === undefined) continue;
-    checkCertificate(checks, kind, certificate, product, at);
+    checkCertificate(checks, kind, certificate, product, at, now);
     if (issuer !== undefined) {
       const isIssuer = sameBytes(certificate.issuer.bytes, issuer.subject.bytes);
       checks.add(`${kind}.issuer`, isIssuer, nameText(certificate.issuer), nameText(issuer.subject));
@@ -131,14 +132,24 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
     );
   }
 
-  const wanted = await wantedPrints;
-  checks.list[rootSlot] = {
+  checks.list[rootSlot] = isTrusted ? trustedRoot(root) : await untrustedRoot(root, roots);
+  for (const settle of await Promise.all(signatures)) settle();
+}
+
+function trustedRoot({ subject, serial }: Certificate): Check {
+  const text = `${commonNameOf(subject)}, serial ${serial}`;
+  return { name: 'ARK.trusted', ok: true, got: text, want: text };
+}
+
+/** By fingerprint: the names are all the same. */
+async function untrustedRoot(root: Certificate | undefined, roots: readonly Certificate[]): Promise<Check> {
+  const wanted = await Promise.all(roots.map(({ bytes }) => fingerprint(bytes)));
+  return {
     name: 'ARK.trusted',
-    ok: isTrusted,
-    got: isTrusted ? wanted[0]! : root === undefined ? 'no ARK' : await fingerprint(root.bytes),
+    ok: false,
+    got: root === undefined ? 'no ARK' : await fingerprint(root.bytes),
     want: wanted.length === 0 ? 'a root: none was given' : wanted.join(' or '),
   };
-  for (const settle of await Promise.all(signatures)) settle();
 }
 
 interface Signed {
@@ -190,6 +201,7 @@ function checkCertificate(
   certificate: Certificate,
   product: Product | undefined,
   at: Date,
+  now: string,
 ): void {
   const isCa = kind === 'ARK' || kind === 'ASK' || kind === 'ASVK';
   checks.equal(`${kind}.version`, certificate.version, 3);
@@ -224,7 +236,7 @@ function checkCertificate(
   checks.add(
     `${kind}.validity`,
     at >= notBefore && at <= notAfter,
-    at.toISOString(),
+    now,
     `${notBefore.toISOString()} to ${notAfter.toISOString()}`,
   );
 }

@@ -15,7 +15,7 @@ import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { checkPolicy, checkTcbOrder, type ReportPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
-import { verifyEcdsa } from './signatures.ts';
+import { SignatureChecks } from './signatures.ts';
 
 export interface VerifyOptions {
   /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one. */
@@ -71,7 +71,8 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const leaf = findCertificate(certificates, leafKind, report.product);
   const product = leaf?.product ?? report.product;
   // Begins before the chain, so that the platform works on all signatures at once.
-  const isSigned = verifySignature(report, leaf);
+  const signatures = new SignatureChecks();
+  const isSigned = verifySignature(signatures, report, leaf);
   await checkChain(checks, {
     certificates,
     roots,
@@ -80,6 +81,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     at,
     leafKind,
     leaf,
+    signatures,
     product: report.product,
   });
   checkSignature(checks, report, leaf, await isSigned);
@@ -127,10 +129,11 @@ function checkForm(checks: Checks, report: AttestationReport): void {
 }
 
 async function verifySignature(
+  signatures: SignatureChecks,
   { signedBytes, p1363 }: AttestationReport,
   leaf: Certificate | undefined,
 ): Promise<boolean> {
-  return p1363 !== undefined && leaf !== undefined && verifyEcdsa(leaf.publicKey, signedBytes, p1363);
+  return p1363 !== undefined && leaf !== undefined && signatures.ecdsa(leaf.publicKey, signedBytes, p1363);
 }
 
 function checkSignature(
