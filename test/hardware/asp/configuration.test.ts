@@ -1,0 +1,231 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import { vlekSigningKey, wrapVlek } from '../../../src/hardware/chip.ts';
+import { CMD, type Field, hex, Machine } from './machine.ts';
+
+let machine: Machine;
+afterEach(() => machine.close());
+
+const configure = (...fields: Field[]): number => machine.run(CMD.CONFIG, fields);
+const MILAN = 0xdb18000000000004n;
+
+describe('SNP_CONFIG', () => {
+  it.each([
+    ['the committed TCB', [[0, 8, MILAN]], 0],
+    ['0 for the committed TCB', [[0, 8, 0]], 0],
+    ['an older SNP', [[0, 8, 0xdb17000000000004n]], 0],
+    ['a newer boot loader', [[0, 8, 0xdb18000000000005n]], 0x16],
+    ['an older boot loader with newer microcode', [[0, 8, 0xdc18000000000003n]], 0],
+    ['newer microcode', [[0, 8, 0xdc18000000000004n]], 0x16],
+    ['a reserved byte of the TCB', [[0, 8, 0xdb18000000010003n]], 0x16],
+    ['reserved flags', [[8, 4, 4]], 0x16],
+    ['a reserved byte', [[63, 1, 1]], 0x16],
+  ] as const)('with %s answers', (_what, fields, want) => {
+    machine = new Machine().init();
+    expect(configure(...fields)).toBe(want);
+  });
+
+  it('needs an initialised platform', () => {
+    machine = new Machine();
+    expect(configure()).toBe(1);
+    expect(configure([8, 4, 4])).toBe(0x16);
+  });
+
+  it('changes reported TCB and key of reports, and masks', () => {
+    machine = new Machine().init();
+    const guest = machine.runGuest();
+    configure([0, 8, 0xdb17000000000004n]);
+    const older = guest.report().report;
+    expect(new DataView(older.buffer, older.byteOffset).getBigUint64(0x180, true)).toBe(0xdb17000000000004n);
+    configure([8, 4, 1]);
+    const masked = guest.report().report;
+    expect(masked.subarray(0x1a0, 0x1e0).every((byte) => byte === 0)).toBe(true);
+    expect(masked.subarray(0x2a0).some((byte) => byte !== 0)).toBe(true);
+    configure([8, 4, 2]);
+    const unsigned = guest.report().report;
+    expect(unsigned[0x48]).toBe(2 | (7 << 2));
+    expect(unsigned.subarray(0x2a0).every((byte) => byte === 0)).toBe(true);
+    expect(unsigned.subarray(0x1a0, 0x1e0).some((byte) => byte !== 0)).toBe(true);
+  });
+});
+
+describe('firmware that changes while it runs', () => {
+  const reported = (): bigint => machine.chip.reportedTcb;
+
+  it('is current at once, committed by SNP_COMMIT, and reported by SNP_CONFIG', () => {
+    machine = new Machine().init();
+    const { asp, chip } = machine;
+    const newer = chip.tcbOf({ snp: 25 });
+    expect(asp.updateFirmware({ tcb: newer, version: { major: 1, minor: 55, build: 22 } })).toBe(0);
+    expect([chip.currentTcb, chip.committedTcb, reported()]).toEqual([newer, MILAN, MILAN]);
+    expect(configure([0, 8, newer])).toBe(0x16);
+    expect(machine.run(CMD.COMMIT, [[0, 4, 5]])).toBe(0x16);
+    expect(machine.run(CMD.COMMIT, [[0, 4, 4]])).toBe(0);
+    expect([chip.committedTcb, reported()]).toEqual([newer, MILAN]);
+    expect(chip.committedFirmware.build).toBe(22);
+    expect(configure([0, 8, 0])).toBe(0);
+    expect(reported()).toBe(newer);
+  });
+
+  it('is not rolled back below what is committed', () => {
+    machine = new Machine().init();
+    const { asp, chip } = machine;
+    const newer = chip.tcbOf({ snp: 25 });
+    asp.updateFirmware({ tcb: newer });
+    expect(asp.updateFirmware({ tcb: MILAN })).toBe(0);
+    asp.updateFirmware({ tcb: newer, version: { major: 1, minor: 56, build: 1 }, commit: true });
+    expect(asp.updateFirmware({ tcb: MILAN })).toBe(0x21);
+    expect(asp.updateFirmware({ version: { major: 1, minor: 55, build: 99 } })).toBe(0x22);
+    expect(asp.updateFirmware({ tcb: newer | (1n << 16n) })).toBe(0x16);
+    expect(chip.currentTcb).toBe(newer);
+  });
+
+  it('shows in reports: current, committed, launch TCB and versions', () => {
+    machine = new Machine().init();
+    const guest = machine.runGuest();
+    const newer = machine.chip.tcbOf({ microcode: 220 });
+    machine.asp.updateFirmware({ tcb: newer, version: { major: 1, minor: 56, build: 3 } });
+    const { report } = guest.report();
+    const view = new DataView(report.buffer, report.byteOffset);
+    expect(view.getUint32(0, true)).toBe(3);
+    expect([0x38, 0x180, 0x1e0, 0x1f0].map((at) => view.getBigUint64(at, true))).toEqual([
+      newer,
+      MILAN,
+      MILAN,
+      MILAN,
+    ]);
+    expect([...report.subarray(0x1e8, 0x1f0)]).toEqual([3, 56, 1, 0, 21, 55, 1, 0]);
+    expect([...report.subarray(0x188, 0x18b)]).toEqual([25, 1, 1]);
+  });
+});
+
+describe('SNP_VLEK_LOAD', () => {
+  const sticks = new Uint8Array(384).fill(3);
+  const load = (blob: Uint8Array, fields: readonly Field[] = []): number => {
+    const at = machine.page();
+    machine.memory.write(at, blob);
+    return machine.run(CMD.VLEK_LOAD, [[0, 4, 16], [8, 8, at], ...fields]);
+  };
+  const wrapped = (tcb = machine.chip.reportedTcb): Uint8Array =>
+    wrapVlek({ sticks, tcb, wrappingKey: machine.chip.vlekWrappingKey(tcb), iv: new Uint8Array(12) });
+
+  it('checks in the order of the firmware', () => {
+    machine = new Machine();
+    expect(load(wrapped(), [[0, 4, 15]])).toBe(0x16);
+    expect(load(wrapped(), [[4, 1, 1]])).toBe(0x16);
+    expect(load(wrapped(), [[7, 1, 1]])).toBe(0x16);
+    expect(load(wrapped())).toBe(1);
+    machine.init();
+    expect(load(wrapped(), [[8, 8, 1 << 30]])).toBe(9);
+    const change = (at: number): Uint8Array => {
+      const blob = wrapped();
+      blob[at]! ^= 1;
+      return blob;
+    };
+    expect(load(change(12))).toBe(0x16);
+    expect(load(change(0x19f))).toBe(0x16);
+    expect(load(wrapped(machine.chip.tcbOf({ snp: 3 })))).toBe(0x21);
+    expect(load(change(0x10))).toBe(0x0b);
+    expect(load(change(0x1af))).toBe(0x0b);
+    expect(load(wrapped())).toBe(0);
+  });
+
+  it('has reports signed by the VLEK, unless the guest asks for the VCEK', async () => {
+    const { verify } = await import('node:crypto');
+    machine = new Machine().init();
+    const guest = machine.runGuest();
+    expect(guest.report({ keySelect: 2 }).status).toBe(0x27);
+    load(wrapped());
+    const signedBy = (keySelect: number) => {
+      const { report } = guest.report({ keySelect });
+      const number = (at: number) => Buffer.from(report.subarray(at, at + 48)).reverse();
+      const signature = Buffer.concat([number(0x2a0), number(0x2e8)]);
+      const { publicKey } = report[0x48] === 4 ? vlekSigningKey(sticks, 'random') : machine.chip.vcek(MILAN);
+      expect(
+        verify('sha384', report.subarray(0, 0x2a0), { key: publicKey, dsaEncoding: 'ieee-p1363' }, signature),
+      ).toBe(true);
+      return report[0x48]! >> 2;
+    };
+    expect([0, 1, 2].map(signedBy)).toEqual([1, 0, 1]);
+    expect(guest.report({ keySelect: 3 }).status).toBe(0x27);
+  });
+
+  it('serves guests whose VCEK is disabled, and masked chips', () => {
+    machine = new Machine().init();
+    const guest = machine.runGuest({ finish: [[0x18, 1, 4]] });
+    load(wrapped());
+    configure([8, 4, 2]);
+    expect([0, 1, 2].map((keySelect) => guest.report({ keySelect }).status)).toEqual([0, 0x27, 0]);
+    expect(guest.report().report[0x48]).toBe(2 | (1 << 2));
+  });
+
+  it('stays over SNP_CONFIG, and goes with a shutdown', () => {
+    machine = new Machine().init();
+    load(wrapped());
+    configure([0, 8, machine.chip.tcbOf({ snp: 1 })]);
+    const capabilities = (): number => {
+      const at = machine.firmwarePage();
+      machine.run(CMD.PLATFORM_STATUS, [[0, 8, at]]);
+      return machine.read(at, 32)[8]!;
+    };
+    expect(capabilities()).toBe(8 | 4);
+    machine.run(CMD.SHUTDOWN_EX, [[0, 4, 8]]);
+    machine.run(CMD.INIT_EX, [[0, 4, 1]]);
+    expect(capabilities()).toBe(8);
+  });
+});
+
+describe('FEATURE_INFO', () => {
+  const ask = (ecx: number, at: number, length = 16) =>
+    machine.run(CMD.FEATURE_INFO, [
+      [0, 4, length],
+      [4, 4, ecx],
+      [8, 8, at],
+    ]);
+
+  it('checks in the order of the firmware', () => {
+    machine = new Machine();
+    const page = machine.page();
+    expect(ask(2, page + 1, 15)).toBe(0x16);
+    expect(ask(2, page + 1)).toBe(9);
+    expect(ask(2, page + 0xff4)).toBe(9);
+    expect(ask(2, page)).toBe(0x16);
+    expect(ask(0, page)).toBe(0);
+    machine.init();
+    expect(ask(2, page)).toBe(0x1a);
+    expect(ask(2, machine.firmwarePage())).toBe(0x16);
+  });
+
+  it.each([
+    ['milan', '01000000000000000300000000000000'],
+    ['genoa', '01000000000000003700000000000000'],
+    ['turin', '01000000000000003f00000000000000'],
+  ] as const)('tells what the firmware of a %s can do', (generation, want) => {
+    machine = new Machine({ generation });
+    const page = machine.page();
+    ask(0, page);
+    expect(hex(machine.read(page, 16))).toBe(want);
+    ask(1, page);
+    expect(hex(machine.read(page, 16))).toBe('ff010000000000000000000000000000');
+  });
+});
+
+describe('GET_ID', () => {
+  it('writes the chip id, or says how long it is', () => {
+    machine = new Machine();
+    const page = machine.page();
+    expect(
+      machine.run(0x0c, [
+        [0, 8, page],
+        [8, 4, 63],
+      ]),
+    ).toBe(4);
+    expect(machine.memory.load32((machine.buffer + 8) as never)).toBe(64);
+    expect(
+      machine.run(0x0c, [
+        [0, 8, page],
+        [8, 4, 64],
+      ]),
+    ).toBe(0);
+    expect(hex(machine.read(page, 64))).toBe(hex(machine.chip.chipId));
+  });
+});
