@@ -13,6 +13,7 @@ import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
+import { seededEntropy } from './base/entropy.ts';
 import { Trace } from './base/trace.ts';
 import type { Process } from './kernel/interface.ts';
 import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
@@ -71,8 +72,8 @@ export interface HostOptions {
   readonly kernel?: Personality;
   readonly early?: readonly (typeof EARLY_FORMS)[number][];
   /**
-   * With a seed, a run repeats byte for byte. So far nothing draws random numbers, a guest's time-stamp counter counts its instructions,
-   * and vCPUs take turns by instructions, so that runs repeat without one too, unless a time-out ends them.
+   * With a seed, a run repeats byte for byte, and how long each turn of a vCPU is follows from it: another seed, another interleaving. Without
+   * one all turns are alike. Time is counted in instructions, so that runs repeat without one too, unless a time-out ends them.
    */
   readonly seed?: number;
   /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
@@ -230,6 +231,7 @@ function ownKernel(options: HostOptions, trace: Trace): HostKernel {
     early: options.early ?? [],
     gmemHuge: options.gmemFolio === '2M',
     timeslice: TIMESLICE,
+    ...(options.seed === undefined ? {} : { turns: seededEntropy(options.seed) }),
     trace,
   });
   const process: OwnProcess = kernel.newProcess(VMM);

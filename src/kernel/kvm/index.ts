@@ -38,6 +38,8 @@ export interface KernelOptions {
   readonly gmemHuge?: boolean;
   /** Instructions after which KVM_RUN is interrupted (−EINTR), so that vCPUs take turns; 0, when absent: never. */
   readonly timeslice?: number;
+  /** Draws the length of each timeslice, from 1 to twice `timeslice`: another order of the vCPUs for each seed. Absent: all are alike. */
+  readonly turns?: Entropy;
   readonly trace?: Trace;
   /** The machine's chip, with its secure processor; absent: a machine without SEV. */
   readonly chip?: Chip;
@@ -80,6 +82,7 @@ export class Kernel {
       trace,
       policy: kvmPolicy(options.kernel ?? '7.2', options.early ?? []),
       timeslice: options.timeslice ?? 0,
+      turns: options.turns,
       time,
       sev: this.psp === undefined ? undefined : new SevHost(this.psp, sevMachine(chip!)),
       gmemHuge: options.gmemHuge ?? false,

@@ -20,6 +20,7 @@ import type { KvmRun } from '../../abi/kvm-run.ts';
 import { SAVE, TLB_CONTROL, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS } from '../../abi/x86.ts';
 import { spaOf } from '../../base/address.ts';
+import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
 import type {
@@ -86,6 +87,8 @@ export interface VcpuVm extends GuestMemory {
   readonly bootCpuId: number;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
+  /** Draws the length of each timeslice, from 1 to twice that; absent: all are alike. */
+  readonly turns?: Entropy | undefined;
   /** The vCPU's descriptor was closed and its frames are free. */
   vcpuClosed(vcpu: Vcpu): void;
   /** Makes the core that runs vCPU `id`. */
@@ -169,7 +172,7 @@ export class Vcpu implements KvmVcpu {
       cr8: 0,
       apicBase: this.isBoot ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
     };
-    this.#sliceLeft = vm.timeslice;
+    this.#sliceLeft = this.#nextSlice();
     this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#frames.ring);
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
@@ -597,7 +600,7 @@ export class Vcpu implements KvmVcpu {
       }
       const limited = vm.timeslice > 0;
       if (limited && this.#sliceLeft <= 0) {
-        this.#sliceLeft = vm.timeslice;
+        this.#sliceLeft = this.#nextSlice();
         return this.#interrupted();
       }
       const windowWanted = kvmRun.requestInterruptWindow !== 0 && events.acceptsUserInterrupt;
@@ -620,15 +623,16 @@ export class Vcpu implements KvmVcpu {
         const refusal = this.sev.beforeEntry();
         if (refusal !== 0) return refusal;
       }
-      const before = this.instructions;
-      time.enter(core);
+      const retired = core.retired;
+      const emulated = this.#emulated;
+      time.enter(core, retired);
       const code = core.vmrun(vmcb.spa, budget);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
       vmcb.markAllClean();
       this.sev?.afterExit();
       if (code !== VMEXIT.INVALID && events.inFlight) events.complete();
       const result = handleExit(this, code);
-      const ran = this.instructions - before;
+      const ran = core.retired - retired + this.#emulated - emulated;
       time.leave(ran);
       if (limited) this.#sliceLeft -= ran;
       if (result !== GUEST_AGAIN) return result;
@@ -645,6 +649,12 @@ export class Vcpu implements KvmVcpu {
     if (waiting === WAITING.FAULT) return finishFault(this, this.faults.resume(this.fault, this.kvmRun));
     if (waiting === WAITING.MMIO) return this.mmio.resume();
     return GUEST_AGAIN;
+  }
+
+  /** Instructions of the next timeslice. */
+  #nextSlice(): number {
+    const { timeslice, turns } = this.vm;
+    return turns === undefined || timeslice === 0 ? timeslice : 1 + turns.below(2 * timeslice - 1);
   }
 
   #interrupted(): number {

@@ -13,6 +13,7 @@ import {
 } from '../../abi/kvm.ts';
 import { KVM_SEV } from '../../abi/kvm-sev.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
+import type { Entropy } from '../../base/entropy.ts';
 import { LinuxError, NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
@@ -65,6 +66,8 @@ export interface VmHost {
   readonly policy: KvmPolicy;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
+  /** Draws the length of each timeslice. */
+  readonly turns?: Entropy | undefined;
   readonly gmemHuge: boolean;
   readonly time: HostTime;
   /** The machine's SEV; undefined where KVM has none. */
@@ -79,6 +82,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   readonly trace: Trace;
   readonly policy: KvmPolicy;
   readonly timeslice: number;
+  readonly turns: Entropy | undefined;
   readonly time: HostTime;
   readonly gmemHuge: boolean;
   readonly hasPrivateMemory: boolean;
@@ -121,6 +125,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     this.trace = host.trace;
     this.policy = host.policy;
     this.timeslice = host.timeslice;
+    this.turns = host.turns;
     this.time = host.time;
     this.gmemHuge = host.gmemHuge;
     this.hasPrivateMemory = type === KVM_X86_SW_PROTECTED_VM || type === KVM_X86_SNP_VM;
