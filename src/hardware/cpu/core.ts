@@ -155,13 +155,6 @@ export class Core {
     this.#entry = new GuestEntry(this.#parts, encrypted);
     this.#exit = new GuestExit(this.#parts, encrypted);
     this.#stepping = new Stepping(this.#parts, () => this.#stepOnce());
-    this.#legacy = new LegacyExecution({
-      parts: this.#parts,
-      segments,
-      fetchFrame: (linear) => this.#fetchFrame(linear | 0, 0),
-      fetchFailure: () => this.#fetchFailure,
-      execute: (instruction, frame) => this.interpreter.execute(instruction, frame),
-    });
     this.interpreter = new Interpreter({
       memory,
       owner,
@@ -175,6 +168,13 @@ export class Core {
       onCodeFrame: (frame) => this.#protectCode(frame),
       onUndefined: (mnemonic, rip) => this.#traceUndefined(mnemonic, rip),
       ...(options.codeBytes === undefined ? {} : { codeBytes: options.codeBytes }),
+    });
+    this.#legacy = new LegacyExecution({
+      parts: this.#parts,
+      segments,
+      fetchFrame: (linear) => this.#fetchFrame(linear | 0, 0),
+      fetchFailure: () => this.#fetchFailure,
+      interpreter: this.interpreter,
     });
     this.gpr = memory.longs.subarray(this.#state >>> 3, (this.#state >>> 3) + 16);
     this.gprWords = memory.words.subarray(this.#state >>> 2, (this.#state >>> 2) + 32);
@@ -190,7 +190,9 @@ export class Core {
   /** Instructions retired so far, of all guests. */
   get retired(): number {
     const { words } = this.#parts.memory;
-    return (words[this.#retired + 1]! >>> 0) * 0x1_0000_0000 + (words[this.#retired]! >>> 0);
+    const low = words[this.#retired]! >>> 0;
+    const high = words[this.#retired + 1]! >>> 0;
+    return high === 0 ? low : high * 0x1_0000_0000 + low;
   }
 
   /** The SSE control and status register. */
@@ -311,6 +313,7 @@ export class Core {
     this.#cores.delete(this);
     this.#parts.memory.translationCaches.delete(this.#parts.tlb);
     this.interpreter.close();
+    this.#legacy.forget();
     this.#parts.memory.free(pfnOf(this.#state as Spa), STATE_ORDER);
   }
 

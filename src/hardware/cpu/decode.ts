@@ -104,19 +104,22 @@ export class LineDecoder {
   }
 
   /**
-   * Records of one instruction that has been decoded outside 64-bit mode and whose memory operand is a linear address by now, followed by a
-   * stop. `page` says the vector mode alone.
+   * Records of one instruction that has been decoded outside 64-bit mode and whose memory operand lies at STATE.LINEAR, followed by a stop.
+   * They live until the next flush. `page` says the vector mode alone.
    */
   planSingle(page: CodePage, instruction: Instruction, offset: number): number | DecodeResult {
     let start = 0;
+    let records = 0;
     const result = this.#withLine((line) => {
       start = line.start;
       line.beginInstruction(offset, instruction.length);
       this.#plan(line, page, instruction);
       line.beginInstruction(offset + instruction.length, 0);
       line.add(this.#handler('stop')!);
+      records = line.count;
       return 'decoded';
     });
+    this.#pages.commit(records);
     return result === 'decoded' ? start : result;
   }
 

@@ -60,6 +60,8 @@ function generated() {
 
 export class Interpreter {
   /** How often an instruction that the core does not have was executed, by mnemonic. */
+  /** How often all decoded code was thrown away. */
+  flushes = 0;
   readonly undefinedInstructions = new Map<string, number>();
   readonly #options: InterpreterOptions;
   readonly #memory: CodeMemory;
@@ -91,6 +93,9 @@ export class Interpreter {
     this.#run = new WebAssembly.Instance(module, { env }).exports['run'] as Run;
   }
 
+  get mode(): number {
+    return this.#mode;
+  }
   /** The VECTOR_MODE in which code is decoded and run. Another one empties the fetch TLB. Not while `run` runs. */
   set mode(mode: number) {
     if (mode === this.#mode) return;
@@ -128,18 +133,26 @@ export class Interpreter {
     return typeof record === 'number' ? this.#run(this.#state, 1, record) : LEAVE.FETCH;
   }
 
-  /** Runs one instruction that was decoded outside 64-bit mode, as `step` does. Its memory operand is a linear address. */
-  execute(instruction: Instruction, frame: number): number {
-    const { longs } = this.#memory;
-    const rip = longs[(this.#state + STATE.RIP) >>> 3]!;
-    longs[(this.#state + STATE.PAGE_BASE) >>> 3] = rip & ~0xfffn;
-    const offset = Number(rip & 0xfffn);
+  /**
+   * Records of an instruction decoded outside 64-bit mode that lies at RIP, in `frame`; its memory operand is at STATE.LINEAR. They are good until
+   * `flushes` or the mode changes.
+   */
+  plan(instruction: Instruction, frame: number): number {
+    const offset = Number(this.#memory.longs[(this.#state + STATE.RIP) >>> 3]! & 0xfffn);
     let record = this.#decoder.planSingle(this.#page(frame), instruction, offset);
     if (record === 'no-room') {
       this.flush();
       record = this.#decoder.planSingle(this.#page(frame), instruction, offset);
     }
-    return typeof record === 'number' ? this.#run(this.#state, 1, record) : LEAVE.FETCH;
+    if (typeof record !== 'number') throw new Error('no host memory is left for decoded code');
+    return record;
+  }
+
+  /** Runs the records that `plan` made for the instruction at RIP, as `step` does. */
+  runPlanned(record: number): number {
+    const { longs } = this.#memory;
+    longs[(this.#state + STATE.PAGE_BASE) >>> 3] = longs[(this.#state + STATE.RIP) >>> 3]! & ~0xfffn;
+    return this.#run(this.#state, 1, record);
   }
 
   /** Address of the page map of `frame`, for the fetch TLB. */
@@ -190,6 +203,7 @@ export class Interpreter {
 
   /** Throws away all decoded code and empties the fetch TLB. Not while `run` runs. */
   flush(): void {
+    this.flushes++;
     this.#pages.flush();
     this.#emptyFetchTlb();
   }

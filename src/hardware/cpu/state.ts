@@ -36,6 +36,8 @@ export const STATE = {
   TEMP1: 0x0c8,
   /** u64: effective address that a preceding micro-operation computed. */
   TEMP_EA: 0x0d0,
+  /** u64: linear address of the memory operand of an instruction outside 64-bit mode. */
+  LINEAR: 0x0d8,
   /** u64: linear address for a slow-path access. */
   ADDRESS: 0x0e0,
   /** 16 bytes: data of a slow-path access. */

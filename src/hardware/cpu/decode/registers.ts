@@ -8,6 +8,9 @@ const LOW_BYTES = ['AL', 'CL', 'DL', 'BL', 'SPL', 'BPL', 'SIL', 'DIL'];
 const HIGH_BYTES = ['AH', 'CH', 'DH', 'BH'];
 const SEGMENTS = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS'];
 
+/** A register that no instruction here has, as a name for the linear address of an operand outside 64-bit mode. */
+export const LINEAR_BASE = 'BND0';
+
 export interface RegisterPlace {
   /** Offset in the state block. */
   readonly offset: number;
@@ -51,6 +54,7 @@ function enumerate(): Registers {
   });
   add('RIP', STATE.PAGE_BASE, 64);
   add('EIP', STATE.PAGE_BASE, 32);
+  add(LINEAR_BASE, STATE.LINEAR, 64);
   const numbers = new Map<number, number>();
   SEGMENTS.forEach((name, n) => {
     numbers.set(byName[name]!, n);

@@ -10,17 +10,21 @@ import { SAVE } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { type Instruction, iced } from '../decode/iced.ts';
+import { LINEAR_BASE } from '../decode/registers.ts';
+import type { Interpreter } from '../interpreter.ts';
 import { codeBits, hasRealSegments, modeOf } from '../mode.ts';
 import type { CoreParts } from '../parts.ts';
 import type { Segmentation } from '../segments.ts';
 import { LEAVE, STATE } from '../state.ts';
 import { addressBits, operandBytes, SegmentedMemory } from './addressing.ts';
-import { INSTRUCTIONS } from './instructions.ts';
+import { INSTRUCTIONS, type LegacyInstruction } from './instructions.ts';
 import { Operands } from './operands.ts';
-import { asString, executeString } from './strings.ts';
+import { asString, executeString, type StringInstruction } from './strings.ts';
 
 const LONGEST = 15;
 const PAGE = 4096;
+/** Instructions that are kept decoded at most. */
+const REMEMBERED = 4096;
 
 export interface LegacyOptions {
   readonly parts: CoreParts;
@@ -28,14 +32,39 @@ export interface LegacyOptions {
   /** The frame of code at a linear address, or −1 with `fetchFailure` saying why not. */
   readonly fetchFrame: (linear: number) => number;
   readonly fetchFailure: () => number;
-  /** Runs an instruction whose memory operand is a linear address in the handlers of 64-bit mode. */
-  readonly execute: (instruction: Instruction, frame: number) => number;
+  /** Its handlers do what is the same in 64-bit mode. */
+  readonly interpreter: Interpreter;
+}
+
+/** An instruction, decoded. */
+interface Decoded {
+  readonly bits: 16 | 32;
+  readonly bytes: Uint8Array;
+  readonly rip: bigint;
+  readonly instruction: Instruction;
+  readonly name: string;
+  readonly own: LegacyInstruction | undefined;
+  readonly string: StringInstruction | undefined;
+  /** What the interpreter's handlers do: the instruction with its memory operand at STATE.LINEAR, and how that is found. */
+  shared: Shared | undefined;
+}
+
+interface Shared {
+  readonly instruction: Instruction;
+  readonly operand: 'none' | 'address' | 'read' | 'write';
+  readonly addressBits: 16 | 32;
+  readonly bytes: number;
+  record: number;
+  flushes: number;
+  mode: number;
 }
 
 export class LegacyExecution {
   readonly #options: LegacyOptions;
   readonly #memory: SegmentedMemory;
   readonly #operands: Operands;
+  /** By linear address. */
+  readonly #decoded = new Map<number, Decoded>();
   /** Where the instruction lies. */
   #frame = 0;
 
@@ -50,42 +79,24 @@ export class LegacyExecution {
     const { parts } = this.#options;
     const { registers, events } = parts;
     if (modeOf(registers) === 'virtual-8086') throw new NotImplementedError('virtual-8086 mode');
-    const bits = codeBits(registers) as 16 | 32;
-    const rip = registers.rip;
-    const limit = registers.limit(SAVE.CS);
-    if (rip > BigInt(limit)) return events.raiseWith(VECTOR.GP, 0);
-    const bytes = this.#fetch(bits);
-    if (typeof bytes === 'number') return bytes;
-    const { Decoder, DecoderOptions } = iced();
-    const decoder = new Decoder(bits, bytes, DecoderOptions.AMD);
-    decoder.ip = rip;
-    const instruction = decoder.decode();
-    try {
-      if (rip + BigInt(instruction.length - 1) > BigInt(limit)) return events.raiseWith(VECTOR.GP, 0);
-      return this.#execute(instruction, bits);
-    } finally {
-      instruction.free();
-      decoder.free();
-    }
-  }
-
-  #execute(instruction: Instruction, bits: 16 | 32): number {
-    const { parts } = this.#options;
-    const name = mnemonic(instruction);
-    const own = INSTRUCTIONS[name];
-    const string = asString(name, instruction);
-    if (own === undefined && string === undefined) return this.#shared(name, instruction, bits);
-    const { registers } = parts;
     const { rip } = registers;
-    if (string !== undefined) {
-      const reason = executeString(parts, this.#memory, string, instruction);
+    const limit = BigInt(registers.limit(SAVE.CS));
+    if (rip > limit) return events.raiseWith(VECTOR.GP, 0);
+    const decoded = this.#decode(codeBits(registers) as 16 | 32);
+    if (typeof decoded === 'number') return decoded;
+    const length = BigInt(decoded.instruction.length);
+    if (rip + length - 1n > limit) return events.raiseWith(VECTOR.GP, 0);
+    if (decoded.string !== undefined) {
+      const reason = executeString(parts, this.#memory, decoded.string, decoded.instruction);
       if (reason === LEAVE.RESUME) return 0;
-      return reason === 0 ? this.#done(rip + BigInt(instruction.length)) : reason;
+      return reason === 0 ? this.#done(rip + length) : reason;
     }
-    const operands = this.#operands.begin(instruction, bits);
-    const reason = own!(operands);
-    if (reason === undefined) return this.#shared(name, instruction, bits);
-    return reason === 0 ? this.#done(operands.next) : reason;
+    if (decoded.own !== undefined) {
+      const operands = this.#operands.begin(decoded.instruction, decoded.bits);
+      const reason = decoded.own(operands);
+      if (reason !== undefined) return reason === 0 ? this.#done(operands.next) : reason;
+    }
+    return this.#runShared(decoded);
   }
 
   /** The instruction has been executed, and RIP is next. */
@@ -97,75 +108,148 @@ export class LegacyExecution {
   }
 
   /** In a handler of 64-bit mode, with the memory operand's linear address in the place of its registers. */
-  #shared(name: string, instruction: Instruction, bits: 16 | 32): number {
-    const { parts } = this.#options;
-    const { OpKind, Register } = iced();
-    for (let k = 0; k < instruction.opCount; k++) {
-      if (instruction.opKind(k) !== OpKind.Memory) continue;
-      const size = addressBits(instruction, bits);
-      const ofAddress = name === 'Lea' || name === 'Nop' || name.startsWith('Prefetch');
-      let linear = this.#memory.offset(instruction, size);
-      if (!ofAddress) {
-        const access = this.#writes(instruction) ? 'write' : 'read';
-        const reason = this.#memory.locate(instruction, size, operandBytes(instruction), access);
-        if (reason !== 0) return reason;
-        linear = this.#memory.linear;
-      }
-      instruction.segmentPrefix = Register.None;
-      instruction.memoryBase = Register.None;
-      instruction.memoryIndex = Register.None;
-      instruction.memoryDisplacement = linear;
-      instruction.memoryDisplSize = 8;
+  #runShared(decoded: Decoded): number {
+    const { parts, interpreter } = this.#options;
+    const { registers } = parts;
+    decoded.shared ??= share(decoded);
+    const { shared } = decoded;
+    if (shared.operand === 'address') {
+      registers.setLong(STATE.LINEAR, this.#memory.offset(decoded.instruction, shared.addressBits));
+    } else if (shared.operand !== 'none') {
+      const { addressBits, bytes, operand } = shared;
+      const reason = this.#memory.locate(decoded.instruction, addressBits, bytes, operand);
+      if (reason !== 0) return reason;
+      registers.setLong(STATE.LINEAR, this.#memory.linear);
     }
-    // These are instructions of 64-bit mode alone, or of protected mode.
-    if (hasRealSegments(parts.registers) && /^(Arpl|Vmrun|Vmload|Vmsave|Sysret)/.test(name))
-      return parts.events.raise(VECTOR.UD);
-    return this.#options.execute(instruction, this.#frame);
+    // These are instructions of protected mode alone.
+    if (PROTECTED.test(decoded.name) && hasRealSegments(registers)) return parts.events.raise(VECTOR.UD);
+    if (shared.flushes !== interpreter.flushes || shared.mode !== interpreter.mode) {
+      shared.record = interpreter.plan(shared.instruction, this.#frame);
+      shared.flushes = interpreter.flushes;
+      shared.mode = interpreter.mode;
+    }
+    return interpreter.runPlanned(shared.record);
   }
 
-  /** Whether a memory operand is written. */
-  #writes(instruction: Instruction): boolean {
-    const { InstructionInfoFactory, OpAccess } = iced();
-    const factory = new InstructionInfoFactory();
-    const info = factory.info(instruction);
-    const used = info.usedMemory() as { access: number; free(): void }[];
-    const reads = new Set<number>([OpAccess.Read, OpAccess.CondRead, OpAccess.NoMemAccess]);
-    const writes = used.some(({ access }) => !reads.has(access));
-    for (const one of used) one.free();
-    info.free();
-    factory.free();
-    return writes;
-  }
-
-  /** The bytes of the instruction, or a LEAVE code. */
-  #fetch(bits: 16 | 32): Uint8Array | number {
+  /** The instruction at CS:rIP, or a LEAVE code. */
+  #decode(bits: 16 | 32): Decoded | number {
     const { parts, fetchFrame, fetchFailure } = this.#options;
     const { registers, memory } = parts;
-    const linear = Number(BigInt.asUintN(32, registers.base(SAVE.CS) + registers.rip));
+    const { rip } = registers;
+    const linear = Number(BigInt.asUintN(32, registers.base(SAVE.CS) + rip));
     const frame = fetchFrame(linear);
     if (frame < 0) return fetchFailure();
     this.#frame = frame;
     const offset = linear & (PAGE - 1);
-    const here = memory.bytes.slice(frame * PAGE + offset, frame * PAGE + Math.min(offset + LONGEST, PAGE));
-    if (here.length === LONGEST || !ranOut(here, bits)) return here;
-    const next = fetchFrame((linear - offset + PAGE) >>> 0);
-    if (next < 0) return fetchFailure();
-    const joined = new Uint8Array(LONGEST);
-    joined.set(here);
-    joined.set(memory.bytes.subarray(next * PAGE, next * PAGE + LONGEST - here.length), here.length);
-    return joined;
+    const at = frame * PAGE + offset;
+    const known = this.#decoded.get(linear);
+    if (
+      known !== undefined &&
+      known.bits === bits &&
+      known.rip === rip &&
+      sameBytes(memory.bytes, at, known.bytes)
+    )
+      return known;
+    let bytes = memory.bytes.slice(at, Math.min(at + LONGEST, (frame + 1) * PAGE));
+    let { instruction, ranOut } = decode(bytes, bits, rip);
+    if (ranOut && bytes.length < LONGEST) {
+      instruction.free();
+      const next = fetchFrame((linear - offset + PAGE) >>> 0);
+      if (next < 0) return fetchFailure();
+      const joined = new Uint8Array(LONGEST);
+      joined.set(bytes);
+      joined.set(memory.bytes.subarray(next * PAGE, next * PAGE + LONGEST - bytes.length), bytes.length);
+      bytes = joined;
+      ({ instruction, ranOut } = decode(bytes, bits, rip));
+    }
+    const name = iced().Mnemonic[instruction.mnemonic]!;
+    const string = asString(name, instruction);
+    const own = INSTRUCTIONS[name];
+    bytes = bytes.slice(0, instruction.length);
+    const decoded: Decoded = { bits, bytes, rip, instruction, name, own, string, shared: undefined };
+    this.#remember(linear, decoded);
+    return decoded;
+  }
+
+  #remember(linear: number, decoded: Decoded): void {
+    const old = this.#decoded.get(linear);
+    if (old !== undefined) release(old);
+    if (this.#decoded.size >= REMEMBERED) this.forget();
+    this.#decoded.set(linear, decoded);
+  }
+
+  /** Gives back what is kept decoded. */
+  forget(): void {
+    for (const one of this.#decoded.values()) release(one);
+    this.#decoded.clear();
   }
 }
 
-/** Whether the bytes end before the instruction does. */
-function ranOut(bytes: Uint8Array, bits: 16 | 32): boolean {
-  const { Decoder, DecoderError, DecoderOptions } = iced();
-  const decoder = new Decoder(bits, bytes, DecoderOptions.AMD);
-  const instruction = decoder.decode();
-  const error = decoder.lastError;
-  instruction.free();
-  decoder.free();
-  return error === DecoderError.NoMoreBytes;
+const PROTECTED = /^(Arpl|Vmrun|Vmload|Vmsave|Sysret)/;
+
+/** Never true of an instruction that goes on in another page. */
+function sameBytes(memory: Uint8Array, at: number, bytes: Uint8Array): boolean {
+  if ((at & (PAGE - 1)) + bytes.length > PAGE || bytes.length === 0) return false;
+  for (let n = 0; n < bytes.length; n++) if (memory[at + n] !== bytes[n]) return false;
+  return true;
 }
 
-const mnemonic = (instruction: Instruction): string => iced().Mnemonic[instruction.mnemonic]!;
+function release(decoded: Decoded): void {
+  decoded.instruction.free();
+  decoded.shared?.instruction.free();
+}
+
+function decode(
+  bytes: Uint8Array,
+  bits: 16 | 32,
+  rip: bigint,
+): { instruction: Instruction; ranOut: boolean } {
+  const { Decoder, DecoderError, DecoderOptions } = iced();
+  const decoder = new Decoder(bits, bytes, DecoderOptions.AMD);
+  decoder.ip = rip;
+  const instruction = decoder.decode();
+  const ranOut = decoder.lastError === DecoderError.NoMoreBytes;
+  decoder.free();
+  return { instruction, ranOut };
+}
+
+/** What the interpreter's handlers need of the instruction. */
+function share({ instruction, bits, name }: Decoded): Shared {
+  const { OpKind, Register } = iced();
+  const copy = instruction.clone();
+  const memory = Array.from({ length: instruction.opCount }, (_, k) => instruction.opKind(k)).includes(
+    OpKind.Memory,
+  );
+  const ofAddress = name === 'Lea' || name === 'Nop' || name.startsWith('Prefetch');
+  if (memory) {
+    copy.segmentPrefix = Register.None;
+    copy.memoryBase = (Register as unknown as Record<string, number>)[LINEAR_BASE]!;
+    copy.memoryIndex = Register.None;
+    copy.memoryDisplacement = 0n;
+    copy.memoryDisplSize = 0;
+  }
+  const access = memory && writes(instruction) ? 'write' : 'read';
+  return {
+    instruction: copy,
+    operand: !memory ? 'none' : ofAddress ? 'address' : access,
+    addressBits: addressBits(instruction, bits),
+    bytes: operandBytes(instruction),
+    record: 0,
+    flushes: -1,
+    mode: -1,
+  };
+}
+
+/** Whether a memory operand is written. */
+function writes(instruction: Instruction): boolean {
+  const { InstructionInfoFactory, OpAccess } = iced();
+  const factory = new InstructionInfoFactory();
+  const info = factory.info(instruction);
+  const used = info.usedMemory() as { access: number; free(): void }[];
+  const reads = new Set<number>([OpAccess.Read, OpAccess.CondRead, OpAccess.NoMemAccess]);
+  const found = used.some(({ access }) => !reads.has(access));
+  for (const one of used) one.free();
+  info.free();
+  factory.free();
+  return found;
+}

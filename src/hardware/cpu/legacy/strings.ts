@@ -16,7 +16,7 @@ const SLICE = 4096;
 const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
 
 /** What happens to one element: 0, or a LEAVE code with nothing changed. */
-interface StringInstruction {
+export interface StringInstruction {
   readonly operation: string;
   readonly size: number;
   readonly bits: 16 | 32;

@@ -187,6 +187,20 @@ describe('real mode', () => {
     expect(bench.long(RIP)).toBe(0n);
   });
 
+  it('runs code that it has just changed, and code that crosses a page', () => {
+    // movw $2, %cx; 1: incw %ax (then incw %dx); movb $0x42, %cs:1b; loop 1b; hlt
+    const code = [0xb9, 2, 0, 0x40, 0x2e, 0xc6, 0x06, 0x03, 0x00, 0x42, 0xe2, 0xf7, 0xf4];
+    bench.core.gpr[RDX] = 0n;
+    bench.setLong(RAX, 0n);
+    expect(run(code, 0)).toBe(HLT);
+    expect([bench.long(RAX), bench.core.gpr[RDX]]).toEqual([1n, 1n]);
+    put(CODE + 0xffe, [0xb8, 0x34, 0x12, 0xf4]); // movw $0x1234, %ax, over the page's end
+    expect(run([], 0xffe)).toBe(HLT);
+    expect(bench.long(RAX)).toBe(0x1234n);
+    put(CODE + 0x1000, [0x56]);
+    expect(run([], 0xffe)).toBe(HLT);
+    expect(bench.long(RAX)).toBe(0x5634n);
+  });
   it('has OUTS with 16-bit addresses in a segment', () => {
     bench.segment(DS, 0x3000, 0x93, 0xffff, 0x30000n);
     bench.core.gpr[RSI] = 0xaaaa_0010n;
