@@ -217,7 +217,7 @@ describe('LAUNCH_UPDATE', () => {
     expect(machine.launchUpdate(context, page, 2)).toBe(0);
     // 2,495,000 kHz of a clock of 99,800 kHz.
     expect(hex(machine.readAs(1, page, 4096).subarray(0x2f0, 0x300))).toBe(
-      '0000000019000000' + '0'.repeat(16),
+      `0000000019000000${'0'.repeat(16)}`,
     );
   });
 
