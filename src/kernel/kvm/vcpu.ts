@@ -65,6 +65,7 @@ import { completeMsr } from './svm/msr.ts';
 import type { SevVm } from './svm/sev/sev-vm.ts';
 import { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import type { Vmcb } from './svm/vmcb.ts';
+import { nextTimeslice } from './timeslice.ts';
 import { translate } from './translate.ts';
 import { guestTscKhz } from './tsc-khz.ts';
 import { getVcpuEvents, setVcpuEvents } from './vcpu-events.ts';
@@ -87,7 +88,7 @@ export interface VcpuVm extends GuestMemory {
   readonly bootCpuId: number;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
   readonly timeslice: number;
-  /** Draws the length of each timeslice, from 1 to twice that; absent: all are alike. */
+  /** Draws the length of each timeslice; absent: all are alike. */
   readonly turns?: Entropy | undefined;
   /** The vCPU's descriptor was closed and its frames are free. */
   vcpuClosed(vcpu: Vcpu): void;
@@ -172,7 +173,7 @@ export class Vcpu implements KvmVcpu {
       cr8: 0,
       apicBase: this.isBoot ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
     };
-    this.#sliceLeft = this.#nextSlice();
+    this.#sliceLeft = nextTimeslice(vm.timeslice, vm.turns);
     this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#frames.ring);
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
@@ -600,7 +601,7 @@ export class Vcpu implements KvmVcpu {
       }
       const limited = vm.timeslice > 0;
       if (limited && this.#sliceLeft <= 0) {
-        this.#sliceLeft = this.#nextSlice();
+        this.#sliceLeft = nextTimeslice(vm.timeslice, vm.turns);
         return this.#interrupted();
       }
       const windowWanted = kvmRun.requestInterruptWindow !== 0 && events.acceptsUserInterrupt;
@@ -625,7 +626,7 @@ export class Vcpu implements KvmVcpu {
       }
       const retired = core.retired;
       const emulated = this.#emulated;
-      time.enter(core, retired);
+      time.enter(core);
       const code = core.vmrun(vmcb.spa, budget);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
       vmcb.markAllClean();
@@ -649,12 +650,6 @@ export class Vcpu implements KvmVcpu {
     if (waiting === WAITING.FAULT) return finishFault(this, this.faults.resume(this.fault, this.kvmRun));
     if (waiting === WAITING.MMIO) return this.mmio.resume();
     return GUEST_AGAIN;
-  }
-
-  /** Instructions of the next timeslice. */
-  #nextSlice(): number {
-    const { timeslice, turns } = this.vm;
-    return turns === undefined || timeslice === 0 ? timeslice : 1 + turns.below(2 * timeslice - 1);
   }
 
   #interrupted(): number {
