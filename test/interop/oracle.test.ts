@@ -3,9 +3,9 @@
  * undefined) and memory must come out the same. SOFTCVM_SEED repeats a run, SOFTCVM_SNIPPETS sets the number per group.
  */
 import { describe, expect, it } from 'vitest';
-import { formsOf } from '../oracle/forms.ts';
+import { formsOf, ZEN3_ONLY } from '../oracle/forms.ts';
 import { FLOAT_GROUPS, GROUPS } from '../oracle/groups.ts';
-import { hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
+import { hostIsZen3, hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
 import { differences, type Snippet } from '../oracle/snippet.ts';
 import { SnippetGenerator } from '../oracle/snippet-generator.ts';
 import { snippetProgram } from '../oracle/snippet-program.ts';
@@ -19,7 +19,10 @@ const REPORTED = 20;
 const unfit = hostUnfit();
 if (unfit) console.log(`oracle not asked: ${unfit}`);
 
-const forms = (mnemonics: readonly string[]) => formsOf(mnemonics, hostVendor());
+const vendor = unfit === undefined ? hostVendor() : 'other';
+const zen3 = unfit === undefined && hostIsZen3();
+const forms = (mnemonics: readonly string[]) =>
+  formsOf(mnemonics, vendor).filter(({ name }) => zen3 || !ZEN3_ONLY.test(name));
 
 /** What differs, snippet by snippet. */
 function judge(snippets: readonly Snippet[]): string[] {
@@ -52,12 +55,15 @@ function compare(name: string, generator: SnippetGenerator): void {
 
 describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
   for (const [name, mnemonics] of Object.entries(GROUPS)) {
-    it(`on ${name}`, () =>
-      compare(name, new SnippetGenerator(seed, [forms(mnemonics)], { floats: FLOAT_GROUPS.has(name) })));
+    it.skipIf(forms(mnemonics).length === 0)(`on ${name}`, () =>
+      compare(name, new SnippetGenerator(seed, [forms(mnemonics)], { floats: FLOAT_GROUPS.has(name) })),
+    );
   }
 
   it('on all of them mixed', () => {
-    const groups = Object.values(GROUPS).map(forms);
+    const groups = Object.values(GROUPS)
+      .map(forms)
+      .filter((group) => group.length > 0);
     compare('mixed', new SnippetGenerator(seed, groups, { longest: 8, floats: true }));
   });
 

@@ -10,7 +10,9 @@ const { Code, Instruction, Mnemonic, OpCodeOperandKind } = iced;
  */
 const EXCLUDED = /^Enterw/;
 /** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
-const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32|^Rcp[ps]s_|^Rsqrt[ps]s_/;
+const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
+/** Forms whose results each generation of a vendor's processors has its own of. Ours are Zen 3's. */
+export const ZEN3_ONLY = /^Rcp[ps]s_|^Rsqrt[ps]s_/;
 
 export interface Form {
   readonly code: Iced.Code;

@@ -16,6 +16,16 @@ export function hostVendor(): 'AMD' | 'other' {
   return readFileSync('/proc/cpuinfo', 'utf8').includes('AuthenticAMD') ? 'AMD' : 'other';
 }
 
+/** Whether it is of the generation that our core is one of (family 25, models below 0x10 and 0x20 to 0x5f): approximations differ. */
+export function hostIsZen3(): boolean {
+  const text = readFileSync('/proc/cpuinfo', 'utf8');
+  const number = (name: string) => Number(new RegExp(`^${name}\\s*: (\\d+)$`, 'm').exec(text)?.[1]);
+  const model = number('model');
+  return (
+    hostVendor() === 'AMD' && number('cpu family') === 25 && (model < 0x10 || (model >= 0x20 && model < 0x60))
+  );
+}
+
 /** What the program wrote. */
 export function runOnHost(program: SnippetProgram): Uint8Array {
   const folder = mkdtempSync(join(tmpdir(), 'softcvm-oracle-'));

@@ -9,13 +9,16 @@ const SIGNAL_OF_VECTOR: Readonly<Record<number, number>> = { 0: 8, 3: 5, 6: 4, 1
 const DIRECTION = 0x400n;
 const RSP = 4;
 
+/** What has to be known of a program. */
+export type UserProgram = Pick<SnippetProgram, 'image' | 'base' | 'entry' | 'current' | 'resume'>;
+
 export class UserMachine {
   readonly machine: FlatMachine;
-  readonly #program: SnippetProgram;
+  readonly #program: UserProgram;
   readonly #written: Uint8Array[] = [];
   #exited = false;
 
-  constructor(program: SnippetProgram, options: { readonly codeBytes?: number } = {}) {
+  constructor(program: UserProgram, options: { readonly codeBytes?: number } = {}) {
     this.#program = program;
     this.machine = new FlatMachine({
       bytes: 64 << 20,
