@@ -14,6 +14,7 @@
 #define VECTOR_GROUP 0x60
 #define VECTOR_SELF 0x70
 #define VECTOR_WAKE 0x80
+#define VECTOR_SERIAL 0x90
 #define VECTOR_SPURIOUS 0xff
 
 #define APIC_BASE_MSR 0x1b
@@ -32,6 +33,17 @@
 #define CURRENT_COUNT 0x390
 #define DIVIDE 0x3e0
 #define SELF_IPI 0x3f0
+
+#define IOAPIC_PAGE 0xfec00000ul
+#define IOAPIC_SERIAL_PIN 4
+#define LEVEL_TRIGGERED 0x8000
+#define REMOTE_IRR 0x4000
+#define MASKED 0x10000
+
+#define SERIAL 0x3f8
+#define SERIAL_ENABLE (SERIAL + 1)
+#define SERIAL_REASON (SERIAL + 2)
+#define TRANSMITTER_EMPTY 2
 
 #define INIT 0x4500
 #define STARTUP 0x4600
@@ -64,6 +76,7 @@ struct processor {
 static struct processor processors[MAX_PROCESSORS];
 static volatile u32 online = 1;
 static volatile u64 stage;
+static volatile u64 serial_interrupts, serial_left;
 static int x2apic, convertible = 1;
 
 static inline u64 rdmsr(u32 msr) {
@@ -111,6 +124,12 @@ void handle(u64 vector, u64 error, u64 rip) {
         me->groups++;
         break;
     case VECTOR_WAKE:
+        break;
+    case VECTOR_SERIAL:
+        /* Asking for the reason takes it away; some are left for the next time. */
+        serial_interrupts++;
+        if (serial_left != 0) serial_left--;
+        else inb(SERIAL_REASON);
         break;
     case VECTOR_SELF:
         me->selves++;
@@ -257,6 +276,38 @@ static void use_xapic(void) {
     me->timers = 0;
 }
 
+static u32 ioapic_read(u32 reg) {
+    *(volatile u32 *)IOAPIC_PAGE = reg;
+    return *(volatile u32 *)(IOAPIC_PAGE + 0x10);
+}
+static void ioapic_write(u32 reg, u32 value) {
+    *(volatile u32 *)IOAPIC_PAGE = reg;
+    *(volatile u32 *)(IOAPIC_PAGE + 0x10) = value;
+}
+
+/* The serial port's interrupt through the IOAPIC: an edge, and a level that stays until it is seen to. */
+static void use_ioapic(void) {
+    u32 entry = 0x10 + 2 * IOAPIC_SERIAL_PIN;
+    verdict("IOAPIC pins", (ioapic_read(1) >> 16 & 0xff) == 23, (ioapic_read(1) >> 16 & 0xff) + 1, 24);
+    __asm__ volatile("sti");
+    ioapic_write(entry + 1, 0);
+    ioapic_write(entry, VECTOR_SERIAL);
+    outb(SERIAL_ENABLE, TRANSMITTER_EMPTY);
+    wait_for(&serial_interrupts, 1);
+    outb(SERIAL_ENABLE, 0);
+    verdict_of("IOAPIC edge interrupts", &serial_interrupts, 1);
+    serial_interrupts = 0;
+    serial_left = 2;
+    ioapic_write(entry, VECTOR_SERIAL | LEVEL_TRIGGERED);
+    outb(SERIAL_ENABLE, TRANSMITTER_EMPTY);
+    wait_for(&serial_interrupts, 3);
+    outb(SERIAL_ENABLE, 0);
+    verdict_of("IOAPIC level interrupts", &serial_interrupts, 3);
+    verdict("IOAPIC remote IRR", !(ioapic_read(entry) & REMOTE_IRR), ioapic_read(entry) >> 14 & 1, 0);
+    ioapic_write(entry, MASKED);
+    __asm__ volatile("cli");
+}
+
 static u32 start_others(void) {
     u64 cr3;
     u32 seen;
@@ -301,6 +352,7 @@ int main(void) {
     apic_write(SELF_IPI, VECTOR_SELF);
     verdict_of("x2APIC self interrupts", &processors[0].selves, 1);
     __asm__ volatile("cli");
+    use_ioapic();
 
     count = start_others();
     printf("processors: %u\n", count);

@@ -6,7 +6,7 @@
  *     const end = await machine.run({ timeoutMs: 10_000 });
  *     machine.close();
  *
- * Leaves out: devices that interrupt, an IOAPIC, confidential-guest objects, migration.
+ * With local APICs in the kernel there is an IOAPIC, to which the serial port's interrupt goes. Leaves out: confidential-guest objects, migration.
  */
 import {
   KVM_CAP_EXIT_HYPERCALL,
@@ -17,6 +17,7 @@ import {
   KVM_X86_SW_PROTECTED_VM,
 } from '../abi/kvm.ts';
 import { PAGE_SIZE } from '../base/address.ts';
+import type { Entropy } from '../base/entropy.ts';
 import { LinuxError } from '../base/errors.ts';
 import { Trace } from '../base/trace.ts';
 import type { CpuidEntry, KvmVcpu, Process } from '../kernel/interface.ts';
@@ -26,6 +27,7 @@ import { memfdBackend } from './backends/memfd.ts';
 import type { MemoryBackendOptions } from './backends/memory-backend.ts';
 import { ConsoleBuffer } from './devices/console-buffer.ts';
 import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-exit.ts';
+import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioapic.ts';
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
 import { VmmError } from './error.ts';
 import { KvmState } from './kvm-state.ts';
@@ -41,6 +43,9 @@ import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memo
 import { MemoryTopology } from './memory/memory-topology.ts';
 import { RamList } from './memory/ram-list.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
+
+/** ISA's interrupt of the first serial port. */
+const SERIAL_IRQ = 4;
 
 export interface MachineOptions {
   /** `sw-protected`: RAM is private from the start, with a guest_memfd. */
@@ -59,6 +64,8 @@ export interface MachineOptions {
   /** Where the local APICs are: `split` in the kernel (QEMU's -machine kernel-irqchip=split), `off` nowhere. Absent: off. */
   readonly irqchip?: 'split' | 'off';
   readonly trace?: Trace;
+  /** Draws the lengths of vCPUs' turns; all alike when absent. */
+  readonly turns?: Entropy;
   /** Where the RAM comes from; anonymous memory when absent. */
   readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
 }
@@ -146,6 +153,10 @@ export class Machine {
         stub: options.bootStub,
         largestPage: hasGigabytePages(cpuid) ? '1G' : '2M',
       });
+      if (irqchip === 'split' && boot.base + boot.bytes.length > IOAPIC_ADDRESS)
+        throw new VmmError(
+          `memory: got ${memory} bytes, with irqchip split want less than what ends at the IOAPIC, 0xfec00000`,
+        );
       const bootRam = this.#addRam(
         boot.base,
         anonymousBackend(
@@ -157,7 +168,13 @@ export class Machine {
 
       const output = new ConsoleBuffer(options.console);
       const debugExit = new DebugExit();
-      this.serial = new Serial16550({ transmit: (byte) => output.put(byte) });
+      const ioapic = irqchip === 'split' ? new Ioapic(this.kvm.vm) : undefined;
+      if (ioapic !== undefined)
+        this.systemMemory.add(ioRegion('ioapic', IOAPIC_BYTES, ioapic), IOAPIC_ADDRESS);
+      this.serial = new Serial16550({
+        transmit: (byte) => output.put(byte),
+        ...(ioapic === undefined ? {} : { interrupt: (level) => ioapic.setLine(SERIAL_IRQ, level) }),
+      });
       this.ports = new AddressSpace(this.topology, 'I/O', containerRegion('io', 0x10000));
       this.ports.add(ioRegion('serial', SERIAL_PORTS, this.serial), SERIAL_PORT);
       this.ports.add(ioRegion('debug-exit', DEBUG_EXIT_PORTS, debugExit), DEBUG_EXIT_PORT);
@@ -175,10 +192,12 @@ export class Machine {
 
       const context = { kvm: this.kvm, process, systemMemory: this.systemMemory, report };
       this.#loop = new RunLoop({
+        turns: options.turns,
         vcpus: this.vcpus,
         ports: new IoDispatch(this.ports, { unassigned: 0xff }),
         memory: new IoDispatch(this.systemMemory, { unassigned: 0, process: process.memory }),
         debugExit,
+        endOfInterrupt: (vector) => ioapic?.endOfInterrupt(vector),
         convert: (start, size, to) => convertMemory(context, start, size, to),
         preFaultSupported: this.kvm.preFaultSupported,
         lastReport: () => this.#lastReport,
@@ -254,12 +273,9 @@ function enableMapGpaRange(kvm: KvmState): void {
 const hasGigabytePages = (entries: readonly CpuidEntry[]): boolean =>
   entries.some((entry) => entry.function === 0x8000_0001 && (entry.edx & (1 << 26)) !== 0);
 
-/** Pins of the IOAPIC that QEMU's machines have in user space. */
-const IOAPIC_PINS = 24n;
-
 function splitIrqchip(kvm: KvmState): void {
   try {
-    kvm.vm.enableCap({ cap: KVM_CAP_SPLIT_IRQCHIP, args: [IOAPIC_PINS] });
+    kvm.vm.enableCap({ cap: KVM_CAP_SPLIT_IRQCHIP, args: [BigInt(IOAPIC_PINS)] });
   } catch (error) {
     if (!(error instanceof LinuxError)) throw error;
     throw VmmError.because('irqchip split: KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP) failed', error);

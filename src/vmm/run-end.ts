@@ -16,6 +16,8 @@ export interface ExitCounts {
   shutdown: number;
   /** Interrupted: the vCPU used up its share, or a signal came. */
   intr: number;
+  /** An EOI that the machine's IOAPIC wants to hear of. */
+  ioapic_eoi: number;
   internal_error: number;
   fail_entry: number;
   /** The vCPU had to wait for a page. */

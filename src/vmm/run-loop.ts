@@ -14,6 +14,7 @@ import {
   KVM_EXIT_INTR,
   KVM_EXIT_IO,
   KVM_EXIT_IO_IN,
+  KVM_EXIT_IOAPIC_EOI,
   KVM_EXIT_MEMORY_FAULT,
   KVM_EXIT_MMIO,
   KVM_EXIT_SHUTDOWN,
@@ -23,6 +24,7 @@ import {
 import type { KvmRun } from '../abi/kvm-run.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { type Clock, platformClock } from '../base/clock.ts';
+import type { Entropy } from '../base/entropy.ts';
 import { ERRNO } from '../base/errors.ts';
 import type { Trace, TraceEvent } from '../base/trace.ts';
 import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
@@ -46,7 +48,7 @@ export type { ExitCounts, RunEnd } from './run-end.ts';
 const FAULT_PRIVATE = 8;
 const MAP_ENCRYPTED = 16n;
 
-/** Exits after which the next vCPU has its turn. */
+/** Exits after which the next vCPU has its turn; with a seed, on average. */
 const EXITS_A_TURN = 64;
 /** Nanoseconds after which the event loop has its turn. */
 const SLICE = 10e6;
@@ -65,6 +67,8 @@ export interface RunLoopOptions {
   readonly ports: IoDispatch;
   readonly memory: IoDispatch;
   readonly debugExit: DebugExit;
+  /** KVM_EXIT_IOAPIC_EOI: the machine's IOAPIC hears of an EOI. */
+  readonly endOfInterrupt: (vector: number) => void;
   readonly convert: (start: number, size: number, to: 'private' | 'shared') => Conversion;
   /** Whether the kernel can map memory in advance (KVM_CAP_PRE_FAULT_MEMORY). */
   readonly preFaultSupported: boolean;
@@ -73,6 +77,8 @@ export interface RunLoopOptions {
   /** Hands on what the guest wrote so far. */
   readonly flushConsole: () => void;
   readonly trace: Trace;
+  /** Draws after how many exits a vCPU's turn ends: another order of the vCPUs for each seed. Absent: always alike. */
+  readonly turns?: Entropy | undefined;
 }
 
 type VcpuState = 'runnable' | 'waiting' | 'halted';
@@ -98,6 +104,7 @@ export class RunLoop {
     hlt: 0,
     shutdown: 0,
     intr: 0,
+    ioapic_eoi: 0,
     internal_error: 0,
     fail_entry: 0,
     pending: 0,
@@ -194,7 +201,9 @@ export class RunLoop {
   }
 
   #take(turn: Turn): void {
-    for (let exits = 0; exits < EXITS_A_TURN; exits++) {
+    const { turns } = this.#options;
+    const most = turns === undefined ? EXITS_A_TURN : 1 + turns.below(2 * EXITS_A_TURN - 1);
+    for (let exits = 0; exits < most; exits++) {
       this.#failure = undefined;
       const result = turn.vcpu.run();
       if (result === 0) {
@@ -250,6 +259,10 @@ export class RunLoop {
         break;
       case KVM_EXIT_INTR:
         this.exits.intr++;
+        break;
+      case KVM_EXIT_IOAPIC_EOI:
+        this.exits.ioapic_eoi++;
+        this.#options.endOfInterrupt(run.eoiVector);
         break;
       case KVM_EXIT_INTERNAL_ERROR:
         this.exits.internal_error++;

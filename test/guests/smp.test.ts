@@ -26,6 +26,8 @@ describe('the guest smp', () => {
     expect(report.exit).toEqual({ reason: 'debug-exit', code: 0 });
     expect(linesWith(report, '  came once: 1')).toBe(3);
     expect(linesWith(report, '  NMIs: 1')).toBe(2);
+    expect(report.console).toContain('IOAPIC level interrupts: 3\n');
+    expect(report.exits.ioapic_eoi).toBe(3);
     expect(report.memory.conversions).toBe(type === 'default' ? 0 : 3 * 8 * 2 * 8);
   });
 

@@ -105,7 +105,8 @@ export class ScriptedVcpu extends UnaskedVcpu implements KvmVcpu {
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.cpuid = entries;
   }
-  readonly ready = false;
+  /** What waits has come. */
+  ready = false;
   getLapic(): Uint8Array {
     return new Uint8Array(1024);
   }

@@ -70,6 +70,7 @@ function setUp(
       }),
   );
   const debugExit = new DebugExit();
+  const ends: number[] = [];
   const topology = new MemoryTopology();
   const ports = new AddressSpace(topology, 'ports', containerRegion('ports', 0x10000));
   ports.add(ioRegion('debug-exit', 4, debugExit), 0xf4);
@@ -90,13 +91,14 @@ function setUp(
     ports: new IoDispatch(ports, { unassigned: 0xff }),
     memory: new IoDispatch(memory, { unassigned: 0 }),
     debugExit,
+    endOfInterrupt: (vector) => void ends.push(vector),
     convert,
     preFaultSupported: options.preFaultSupported ?? true,
     lastReport: () => 'what went wrong',
     flushConsole: () => {},
     trace,
   });
-  return { loop, vcpus, order, writes, trace };
+  return { loop, vcpus, order, writes, trace, ends };
 }
 
 afterEach(() => vi.useRealTimers());
@@ -420,6 +422,34 @@ describe('several vCPUs', () => {
     expect(await loop.run()).toEqual({ reason: 'hlt', code: 0 });
     expect(order).toEqual([0, 1, 1, 1]);
     expect(loop.exits.hlt).toBe(2);
+  });
+
+  it('what the kernel says to be ready runs at its turn, whatever its promise', async () => {
+    const { loop, vcpus, order } = setUp([
+      [{ returns: 1, pending: new Promise<void>(() => {}) }, leave],
+      [
+        { returns: -4 },
+        {
+          returns: -4,
+          fill: () => {
+            vcpus[0]!.ready = true;
+          },
+        },
+        { returns: -4 },
+      ],
+    ]);
+    await loop.run();
+    expect(order).toEqual([0, 1, 1, 0]);
+  });
+
+  it('IOAPIC_EOI goes to the machine’s IOAPIC, and the vCPU goes on', async () => {
+    const eoi = exit(26, (run) => {
+      run.bytes[0x20] = 0x61;
+    });
+    const { loop, ends } = setUp([[eoi, leave]]);
+    await loop.run();
+    expect(ends).toEqual([0x61]);
+    expect(loop.exits.ioapic_eoi).toBe(1);
   });
 
   it('run on while one waits for a page', async () => {

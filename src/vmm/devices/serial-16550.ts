@@ -1,6 +1,6 @@
 /**
- * A 16550A UART (National Semiconductor PC16550D; QEMU hw/char/serial.c), polled: it transmits at once and has no interrupt
- * line, but its identification register says what it would ask for. Leaves out: baud rate timing, break, parity, line errors.
+ * A 16550A UART (National Semiconductor PC16550D; QEMU hw/char/serial.c): it transmits at once. Its interrupt line is up while its identification
+ * register names a reason. Leaves out: baud rate timing, break, parity, line errors.
  */
 import type { MemoryRegionOps } from '../memory/memory-region.ts';
 
@@ -65,10 +65,13 @@ export class Serial16550 implements MemoryRegionOps {
   #msr = MSR_DCD | MSR_DSR | MSR_CTS;
   /** The transmitter became empty and nobody has looked yet. */
   #transmitPending = false;
+  readonly #interrupt: ((level: 0 | 1) => void) | undefined;
+  #line: 0 | 1 = 0;
 
-  /** `transmit` gets each byte as the guest sends it. */
-  constructor(options: { transmit: (byte: number) => void }) {
+  /** `transmit` gets each byte as the guest sends it; `interrupt` each change of the interrupt line. */
+  constructor(options: { transmit: (byte: number) => void; interrupt?: (level: 0 | 1) => void }) {
     this.#transmit = options.transmit;
+    this.#interrupt = options.interrupt;
   }
 
   /** A byte from the line. One that finds no room is lost, and the line status says so. */
@@ -80,9 +83,16 @@ export class Serial16550 implements MemoryRegionOps {
     }
     this.#received.push(byte);
     this.#lsr |= LSR_DATA_READY;
+    this.#updateLine();
   }
 
   read(offset: number): number {
+    const value = this.#read(offset);
+    this.#updateLine();
+    return value;
+  }
+
+  #read(offset: number): number {
     switch (offset) {
       case DATA:
         return (this.#lcr & LCR_DLAB) !== 0 ? this.#divisor & 0xff : this.#takeReceived();
@@ -110,6 +120,11 @@ export class Serial16550 implements MemoryRegionOps {
   }
 
   write(offset: number, value: number): void {
+    this.#write(offset, value);
+    this.#updateLine();
+  }
+
+  #write(offset: number, value: number): void {
     switch (offset) {
       case DATA:
         if ((this.#lcr & LCR_DLAB) !== 0) this.#divisor = (this.#divisor & 0xff00) | value;
@@ -159,13 +174,24 @@ export class Serial16550 implements MemoryRegionOps {
   /** The most urgent reason that is enabled. Naming the transmitter takes that reason away. */
   #identify(): number {
     const fifo = (this.#fcr & FCR_ENABLE) !== 0 ? IIR_FIFO_ENABLED : 0;
-    if ((this.#ier & IER_RECEIVED) !== 0 && (this.#lsr & LSR_DATA_READY) !== 0) return fifo | IIR_RECEIVED;
-    if ((this.#ier & IER_TRANSMIT_EMPTY) !== 0 && this.#transmitPending) {
-      this.#transmitPending = false;
-      return fifo | IIR_TRANSMIT_EMPTY;
-    }
-    if ((this.#ier & IER_MODEM) !== 0 && (this.#msr & MSR_DELTAS) !== 0) return fifo | IIR_MODEM;
-    return fifo | IIR_NONE;
+    const reason = this.#reason;
+    if (reason === IIR_TRANSMIT_EMPTY) this.#transmitPending = false;
+    return fifo | reason;
+  }
+
+  get #reason(): number {
+    if ((this.#ier & IER_RECEIVED) !== 0 && (this.#lsr & LSR_DATA_READY) !== 0) return IIR_RECEIVED;
+    if ((this.#ier & IER_TRANSMIT_EMPTY) !== 0 && this.#transmitPending) return IIR_TRANSMIT_EMPTY;
+    if ((this.#ier & IER_MODEM) !== 0 && (this.#msr & MSR_DELTAS) !== 0) return IIR_MODEM;
+    return IIR_NONE;
+  }
+
+  #updateLine(): void {
+    if (this.#interrupt === undefined) return;
+    const line = this.#reason === IIR_NONE ? 0 : 1;
+    if (line === this.#line) return;
+    this.#line = line;
+    this.#interrupt(line);
   }
 
   /** In loop-back the modem's inputs are this end's outputs. */

@@ -123,3 +123,34 @@ describe('the debug-exit port', () => {
     expect(port.read()).toBe(0);
   });
 });
+
+describe('the interrupt line of a 16550', () => {
+  function wired() {
+    const levels: number[] = [];
+    const serial = new Serial16550({ transmit: () => {}, interrupt: (level) => levels.push(level) });
+    return { serial, levels };
+  }
+
+  it('rises when the transmitter is empty and that is asked for, until somebody looks why', () => {
+    const { serial, levels } = wired();
+    serial.write(1, 2);
+    expect(levels).toEqual([1]);
+    expect(serial.read(2)).toBe(2);
+    expect(levels).toEqual([1, 0]);
+    serial.write(0, 0x41);
+    expect(levels).toEqual([1, 0, 1]);
+    serial.write(1, 0);
+    expect(levels).toEqual([1, 0, 1, 0]);
+  });
+
+  it('is up while a received byte waits', () => {
+    const { serial, levels } = wired();
+    serial.receive(0x41);
+    expect(levels).toEqual([]);
+    serial.write(1, 1);
+    serial.receive(0x42);
+    expect(levels).toEqual([1]);
+    serial.read(0);
+    expect(levels).toEqual([1, 0]);
+  });
+});
