@@ -66,6 +66,19 @@ describe('KVM_RUN', () => {
     expect(vcpu.getSregs().cr8).toBe(7n);
   });
 
+  it.each([
+    ['CPL 0', 0],
+    ['CPL 3', 3],
+  ])('what the core cannot do at %s is an internal error, and no exception of the guest', (_name, cpl) => {
+    const { vcpu } = start();
+    const sregs = vcpu.getSregs();
+    vcpu.setSregs({ ...sregs, ss: { ...sregs.ss, dpl: cpl } });
+    expect(bench.runScript(exit(0xf00000ff | 0))).toBe(0);
+    expect(vcpu.kvmRun.exitReason).toBe(17);
+    expect(vcpu.kvmRun.internalErrorSuberror).toBe(1);
+    expect(vcpu.vmcb.word(0xa8)).toBe(0);
+  });
+
   it('says at each exit whether interrupts are on', () => {
     const { vcpu } = start();
     bench.setRegs({ rflags: 0x202n });
