@@ -163,6 +163,8 @@ export class Vm {
         onConsole?.(bytes);
       },
       ...(options.backend === undefined ? {} : { backend: options.backend }),
+      // Another stream than the kernel's.
+      ...(host.seed === undefined ? {} : { turns: seededEntropy(~host.seed) }),
     });
   }
 
@@ -267,6 +269,8 @@ export class Host {
   readonly process: Process;
   readonly #kernel: HostKernel;
   readonly #clock: Clock = platformClock();
+  /** HostOptions.seed */
+  readonly seed: number | undefined;
   readonly #vms = new Set<Vm>();
   #closed = false;
 
@@ -276,6 +280,7 @@ export class Host {
     for (const form of options.early ?? []) requireOneOf('early', form, EARLY_FORMS);
     requireOneOf('gmemFolio', options.gmemFolio, ['4K', '2M']);
     this.trace = options.trace ?? new Trace();
+    this.seed = options.seed;
     this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);
     this.process = this.#kernel.process;
   }

@@ -38,7 +38,7 @@ export interface KernelOptions {
   readonly gmemHuge?: boolean;
   /** Instructions after which KVM_RUN is interrupted (−EINTR), so that vCPUs take turns; 0, when absent: never. */
   readonly timeslice?: number;
-  /** Draws the length of each timeslice, from 1 to twice `timeslice`: another order of the vCPUs for each seed. Absent: all are alike. */
+  /** Draws the length of each timeslice, up to twice `timeslice`: another order of the vCPUs for each seed. Absent: all are alike. */
   readonly turns?: Entropy;
   readonly trace?: Trace;
   /** The machine's chip, with its secure processor; absent: a machine without SEV. */
