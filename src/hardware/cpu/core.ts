@@ -210,7 +210,7 @@ export class Core {
   }
   writeX87(from: Uint8Array): void {
     this.#image.bytes.set(from.subarray(0, X87_BYTES));
-    this.#image.giveX87();
+    this.#image.giveX87(8);
   }
   get xcr0(): bigint {
     return this.#parts.registers.long(STATE.XCR0);
@@ -343,6 +343,10 @@ export class Core {
       left -= (words[this.#retired]! - before) | 0;
       if (reason === LEAVE.EXCEPTION) reason = this.#exceptions.deliverPending();
       if (reason === LEAVE.VMEXIT) return;
+      if (events.exitBehind) {
+        events.exitBehind = false;
+        return;
+      }
       if (events.halted) events.halted = debug.pending === 0 && !interrupts.deliverable;
       if ((reason === LEAVE.BUDGET && left <= 0) || events.halted) {
         this.#timerInterrupt();

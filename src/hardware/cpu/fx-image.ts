@@ -36,6 +36,9 @@ const FSW_KEPT = 0x7f7f;
 const ERROR_SUMMARY = 0x8080;
 const FOP_BITS = 0x7ff;
 const POINTER_BITS = 48;
+/** Where the state block has the selectors: an image has MXCSR there. */
+const SELECTORS = FX.MXCSR;
+const U32 = 0xffffffffn;
 
 export class FxImage {
   readonly longs = new BigUint64Array(XSAVE_BYTES / 8);
@@ -51,7 +54,7 @@ export class FxImage {
     return this.#view.getInt32(FX.MXCSR, true);
   }
 
-  /** The x87 part of the state, without MXCSR. `width`: bytes of an error pointer, 8 with REX.W, else 4 and a selector. */
+  /** The x87 part of the state, without MXCSR. `width`: bytes of an error pointer, 8 with REX.W, else 4 and a selector behind them. */
   takeX87(width: number): void {
     const x87 = new X87State(this.#registers);
     const view = this.#view;
@@ -61,10 +64,12 @@ export class FxImage {
     this.bytes[FX.FTW] = x87.tags;
     if ((x87.fsw & ERROR_SUMMARY) !== 0) {
       view.setUint16(FX.FOP, x87.opcode, true);
-      const pointer = (value: bigint) =>
-        width === 8 ? BigInt.asUintN(64, BigInt.asIntN(POINTER_BITS, value)) : value;
-      view.setBigUint64(FX.FIP, pointer(x87.instruction), true);
-      view.setBigUint64(FX.FDP, pointer(x87.data), true);
+      const pointer = (value: bigint, selector: number) =>
+        width === 8
+          ? BigInt.asUintN(64, BigInt.asIntN(POINTER_BITS, value))
+          : (value & U32) | (BigInt(selector) << 32n);
+      view.setBigUint64(FX.FIP, pointer(x87.instruction, x87.codeSelector), true);
+      view.setBigUint64(FX.FDP, pointer(x87.data, x87.dataSelector), true);
     }
     const top = (x87.fsw >> 11) & 7;
     for (let k = 0; k < 8; k++) {
@@ -83,17 +88,19 @@ export class FxImage {
     for (let k = 0; k < 32; k++) this.longs[(FX.XMM >> 3) + k] = this.#registers.long(STATE.XMM + 8 * k);
   }
 
-  giveX87(): void {
+  giveX87(width: number): void {
     const x87 = new X87State(this.#registers);
     const view = this.#view;
     x87.setControl(view.getUint16(0, true));
     x87.setStatus(view.getUint16(FX.FSW, true));
     x87.tags = this.bytes[FX.FTW]!;
-    x87.setPointers(
-      view.getUint16(FX.FOP, true),
-      view.getBigUint64(FX.FIP, true),
-      view.getBigUint64(FX.FDP, true),
-    );
+    const [instruction, data] = [view.getBigUint64(FX.FIP, true), view.getBigUint64(FX.FDP, true)];
+    const opcode = view.getUint16(FX.FOP, true);
+    if (width === 8) x87.setPointers(opcode, instruction, data);
+    else {
+      x87.setPointers(opcode, instruction & U32, data & U32);
+      x87.setSelectors(view.getUint16(FX.FIP + 4, true), view.getUint16(FX.FDP + 4, true));
+    }
     const top = (x87.fsw >> 11) & 7;
     for (let k = 0; k < 8; k++) {
       const at = (FX.ST >> 3) + 2 * k;
@@ -147,6 +154,16 @@ export class X87State {
   get data(): bigint {
     return this.#registers.long(STATE.X87 + FX.FDP);
   }
+  /** Selectors of the error pointers, which only the form with 32-bit pointers moves. */
+  get codeSelector(): number {
+    return this.#registers.word(STATE.X87 + SELECTORS) & 0xffff;
+  }
+  get dataSelector(): number {
+    return this.#registers.word(STATE.X87 + SELECTORS) >>> 16;
+  }
+  setSelectors(code: number, data: number): void {
+    this.#registers.setWord(STATE.X87 + SELECTORS, code | (data << 16));
+  }
 
   /** True while an exception waits that is not masked. */
   get waiting(): boolean {
@@ -162,10 +179,12 @@ export class X87State {
   clearExceptions(): void {
     this.#set(this.fcw, this.fsw & 0x7f00);
   }
+  /** Selectors become 0. */
   setPointers(opcode: number, instruction: bigint, data: bigint): void {
     this.#registers.setWord(STATE.X87 + FX.FTW, this.tags | ((opcode & FOP_BITS) << 16));
     this.#registers.setLong(STATE.X87 + FX.FIP, BigInt.asUintN(POINTER_BITS, instruction));
     this.#registers.setLong(STATE.X87 + FX.FDP, BigInt.asUintN(POINTER_BITS, data));
+    this.setSelectors(0, 0);
   }
 
   /** FNINIT: the data registers keep their contents, and are empty. */

@@ -69,7 +69,7 @@ export const STATE = {
   DR0: 0x260,
   /** u32: the low word of RETIRED while INTERRUPT_SHADOW counts. */
   SHADOW_RETIRED: 0x280,
-  /** The x87 state: FXSAVE's first 24 bytes (error pointers of 48 bits), from 0x320 on R0 to R7 by number, 16 bytes each. */
+  /** The x87 state: FXSAVE's first 24 bytes (error pointers of 48 bits), their selectors, from 0x320 on R0 to R7 by number, 16 bytes each. */
   X87: 0x300,
   /** The save area's mirror, SAVE.SIZE bytes used. */
   SAVE: 0x400,

@@ -168,7 +168,7 @@ export function restoreExtendedState(i: SystemInstruction): number {
   if (present !== 0n || withMxcsr) reason = loadImage(i, address, image, LEGACY);
   if (reason === 0 && withMxcsr) reason = takeMxcsr(i, image.mxcsr);
   if (reason !== 0) return reason;
-  if ((present & X87) !== 0n) image.giveX87();
+  if ((present & X87) !== 0n) image.giveX87(i.size);
   else if ((requested & X87) !== 0n) new X87State(registers).clear();
   if ((present & SSE) !== 0n) image.giveVectors();
   else if ((requested & SSE) !== 0n) clearVectors(registers);

@@ -67,7 +67,7 @@ export function restoreVectorState(i: SystemInstruction): number {
   let reason = loadImage(i, address, image, [0, end]);
   if (reason === 0) reason = takeMxcsr(i, image.mxcsr);
   if (reason !== 0) return reason;
-  image.giveX87();
+  image.giveX87(i.size);
   if (end === FX_BYTES) image.giveVectors();
   return 0;
 }
