@@ -3,12 +3,12 @@ import { expect, it } from 'vitest';
 import { Trace } from '../src/base/trace.ts';
 import { createHost, readImage } from '../src/index.ts';
 
-/** The exits of a guest with two vCPUs, in order, as `vcpu what`. */
+/** What a VMM does for a guest with two vCPUs, in order, as `vcpu what gfn`. */
 async function exitsOf(seed: number | undefined): Promise<string[]> {
   const trace = new Trace();
   const exits: string[] = [];
-  trace.listen(({ kind, who, vcpu, what }) => {
-    if (kind === 'exit' && who === 'vmm') exits.push(`${vcpu} ${what}`);
+  trace.listen(({ who, vcpu, what, gfn }) => {
+    if (who === 'vmm' && vcpu !== undefined) exits.push(`${vcpu} ${what} ${gfn}`);
   });
   const host = createHost({ memory: 64 * 1024 * 1024, trace, ...(seed === undefined ? {} : { seed }) });
   const image = await readImage('smp');
