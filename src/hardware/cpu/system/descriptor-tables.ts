@@ -3,7 +3,7 @@ import { SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { CR4, RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { SHADOW } from '../interrupts.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
-import { hasRealSegments, in64BitMode } from '../mode.ts';
+import { hasRealSegments, in64BitMode, inLongMode } from '../mode.ts';
 import { SEGMENTS } from '../segments.ts';
 import { STATE } from '../state.ts';
 import type { SystemInstruction, SystemOperation } from './instruction.ts';
@@ -126,7 +126,10 @@ export function moveFromSegment(i: SystemInstruction): number {
 
 /** ZF says whether the descriptor may be looked at; exceptions of the look itself (#GP for a bad selector) do not exist here. */
 const probe =
-  (accepts: (attributes: number) => boolean, result?: (i: SystemInstruction) => number): SystemOperation =>
+  (
+    accepts: (attributes: number, i: SystemInstruction) => boolean,
+    result?: (i: SystemInstruction) => number,
+  ): SystemOperation =>
   (i) => {
     if (unknownHere(i)) return i.undefined();
     const { registers, events } = i.parts;
@@ -135,7 +138,7 @@ const probe =
     if (good) {
       const reason = i.segments.read(selector, 0);
       if (reason !== 0 && events.faultVector !== VECTOR.GP) return reason;
-      good = reason === 0 && visible(i, selector) && accepts(i.segments.descriptor.attributes);
+      good = reason === 0 && visible(i, selector) && accepts(i.segments.descriptor.attributes, i);
     }
     const flags = registers.rflags & ~RFLAGS.ZF;
     if (good && result) i.setOperand(BigInt(result(i) >>> 0), i.size);
@@ -149,17 +152,22 @@ function visible(i: SystemInstruction, selector: number): boolean {
   return conforming || ((attributes >>> 5) & 3) >= Math.max(i.parts.registers.cpl, selector & 3);
 }
 
-/** System segment types of long mode: LDT, available and busy TSS; and call gates for LAR. */
-const isSegment = (attributes: number): boolean =>
-  (attributes & 0x10) !== 0 || [2, 9, 11].includes(attributes & 0xf);
+/** Types of system descriptors that LSL and LAR know: LDT and TSSs, those of 16 bits in legacy mode alone; LAR knows gates too. */
+const LSL_TYPES = { long: [2, 9, 11], legacy: [1, 2, 3, 9, 11] };
+const LAR_TYPES = { long: [2, 9, 11, 12], legacy: [1, 2, 3, 4, 5, 9, 11, 12] };
+const known =
+  (types: typeof LSL_TYPES) =>
+  (attributes: number, { parts }: SystemInstruction): boolean =>
+    (attributes & 0x10) !== 0 ||
+    types[inLongMode(parts.registers) ? 'long' : 'legacy'].includes(attributes & 0xf);
 const isCode = (attributes: number): boolean => (attributes & 0x18) === 0x18;
 
 export const loadAccessRights = probe(
-  (attributes) => isSegment(attributes) || (attributes & 0x1f) === 12,
+  known(LAR_TYPES),
   (i) =>
     ((i.segments.descriptor.attributes & 0xff) << 8) | ((i.segments.descriptor.attributes & 0xf00) << 12),
 );
-export const loadSegmentLimit = probe(isSegment, (i) => i.segments.descriptor.limit);
+export const loadSegmentLimit = probe(known(LSL_TYPES), (i) => i.segments.descriptor.limit);
 export const verifyRead = probe(
   (attributes) => (attributes & 0x10) !== 0 && (!isCode(attributes) || (attributes & 2) !== 0),
 );
