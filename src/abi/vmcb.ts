@@ -117,6 +117,9 @@ export const INTERCEPT = {
   MWAIT: 139,
   XSETBV: 141,
   RDPRU: 142,
+  EFER_WRITE_TRAP: 143,
+  /** CR1 to CR15 follow. */
+  CR0_WRITE_TRAP: 144,
 } as const;
 
 /** #VMEXIT codes (APM volume 2, appendix C). */
@@ -163,6 +166,8 @@ export const VMEXIT = {
   MWAIT: 0x08b,
   XSETBV: 0x08d,
   RDPRU: 0x08e,
+  EFER_WRITE_TRAP: 0x08f,
+  CR0_WRITE_TRAP: 0x090,
   NPF: 0x400,
   AVIC_INCOMPLETE_IPI: 0x401,
   VMGEXIT: 0x403,

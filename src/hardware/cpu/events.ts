@@ -45,6 +45,8 @@ export class Events {
   faultAddressHigh = 0;
   /** True while the pending #GP comes from a non-canonical data address: for the stack segment it is #SS. */
   notCanonical = false;
+  /** `exit` is due when the instruction is done. */
+  exitBehind = false;
   /** The guest halted without an exit: nothing happens until the host's timer. */
   halted = false;
   /** The last instruction that was undefined because the core does not have it. */

@@ -30,8 +30,6 @@ const ABOVE_PHYSICAL = 0xffff0000 | 0;
 const PHYSICAL_BYTES = 2 ** 48;
 const IOPM_BYTES = 0x3000;
 const MSRPM_BYTES = 0x2000;
-/** Word 4: EFER and CR0 to CR15. */
-const WRITE_TRAPS = 0xffff8000 | 0;
 const TYPE_MASK = 0x700;
 const NOT_IN_LONG_MODE = new Set<number>([VECTOR.BR, VECTOR.OF]);
 const PAT_TYPES = 0b11110011;
@@ -174,9 +172,6 @@ export class GuestEntry {
       throw new NotImplementedError('controls of the VMCB at 0x90 beyond nested paging, SEV and SEV-ES');
     }
     if (intercepts.has(INTERCEPT.PUSHF)) throw new NotImplementedError('the PUSHF intercept');
-    if ((intercepts.word(VMCB.INTERCEPT_WORD4) & WRITE_TRAPS) !== 0) {
-      throw new NotImplementedError('write traps of control registers and EFER');
-    }
     const root = (intercepts.word(VMCB.NCR3 + 4) & 0xffff) * 0x100000 + (intercepts.word(VMCB.NCR3) >>> 12);
     const asid = intercepts.word(VMCB.ASID);
     const flush = (intercepts.word(VMCB.TLB_CONTROL) & 7) !== TLB_CONTROL.NOTHING;

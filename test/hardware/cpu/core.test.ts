@@ -230,10 +230,6 @@ it('intercepts that the core would miss are refused by name', () => {
   bench.intercept(112);
   expect(bench.run([hlt()])).toBe(0xf00000ff | 0);
   expect(bench.refusal()).toBe('not implemented: the PUSHF intercept');
-  bench.intercept(112, 0);
-  bench.intercept(128 + 16);
-  expect(bench.run([hlt()])).toBe(0xf00000ff | 0);
-  expect(bench.refusal()).toMatch('not implemented: write traps');
 });
 
 it('host memory above 2 GiB is as good as any', () => {

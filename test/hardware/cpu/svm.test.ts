@@ -164,6 +164,35 @@ describe('an intercepted instruction exits with RIP on it and NEXT_RIP behind it
   });
 });
 
+describe('a write trap exits behind the write, with the new value', () => {
+  const toCr = (cr: number) => two(Code.Mov_cr_r64, cr, Register.RAX);
+  const rows: [string, number, number, bigint, ReturnType<typeof op>, number, bigint][] = [
+    ['CR0', 144, 0x90, 0x80010023n, toCr(Register.CR0), CR0, 0x80010033n],
+    ['CR0 by CLTS', 144, 0x90, 0n, op(Code.Clts), CR0, 0x80010033n],
+    ['CR3', 147, 0x93, 0x1018n, toCr(Register.CR3), CR3, 0x1018n],
+    ['CR4', 148, 0x94, 0x6a8n, toCr(Register.CR4), CR4, 0x6a8n],
+    ['CR8', 152, 0x98, 5n, toCr(Register.CR8), 0x60, 5n],
+    ['EFER', 143, 0x8f, 0x1d00n, op(Code.Wrmsr), EFER, 0x1d00n],
+  ];
+  it.each(rows)('%s (bit %i, code %i)', (_name, bit, code, value, instruction, field, after) => {
+    bench.intercept(bit);
+    bench.core.gpr[1] = 0xc0000080n;
+    const head = [set('rax', value)];
+    expect(bench.run([...head, instruction, hlt()])).toBe(code);
+    expect(bench.long(EXITINFO1)).toBe(after);
+    expect(bench.long(field)).toBe(after);
+    expect(bench.long(RIP)).toBe(BigInt(CODE + assemble([...head, instruction], CODE).length));
+    expect(bench.long(NEXT_RIP)).toBe(0n);
+    expect(bench.run()).toBe(0x78);
+  });
+
+  it('not where the write faults', () => {
+    bench.intercept(148);
+    bench.interceptException(13);
+    expect(bench.run([set('rax', 0x806a0), toCr(Register.CR4)])).toBe(0x4d);
+  });
+});
+
 describe('checks come before the intercept', () => {
   it('a privileged instruction at CPL 3 is #GP, not its exit', () => {
     bench.becomeUser();

@@ -87,9 +87,15 @@ export function moveToControl(i: SystemInstruction): number {
     default:
       if (operand > 15n) return i.generalProtection();
       intercepts.setWord(VMCB.INT_CTL, (intercepts.word(VMCB.INT_CTL) & ~V_TPR) | Number(operand));
-      return i.nextWithEvents();
+      return trapped(i, number, Number(operand)) ?? i.nextWithEvents();
   }
 }
+
+/** The exit behind a write of a control register, where that is wanted; EXITINFO1 is the new value. */
+const trapped = (i: SystemInstruction, number: number, value: number, high = 0): number | undefined =>
+  i.parts.intercepts.has(INTERCEPT.CR0_WRITE_TRAP + number)
+    ? i.trap(VMEXIT.CR0_WRITE_TRAP + number, value, high)
+    : undefined;
 
 const isControlRegister = (number: number): boolean =>
   number === 0 || number === 2 || number === 3 || number === 4 || number === 8;
@@ -113,7 +119,7 @@ function writeCr0(i: SystemInstruction, value: bigint, form: number): number {
   }
   registers.setSave(SAVE.CR0, BigInt((low & CR0_KNOWN) >>> 0) | BigInt(CR0.ET));
   if (((low ^ old) & CR0_PAGING) !== 0) tlb.flush();
-  return i.resume();
+  return trapped(i, 0, registers.saveWord(SAVE.CR0)) ?? i.resume();
 }
 
 /** PG and PE: LMA follows PG where LME is set (APM volume 2, 14.6 and 14.7). 0, or LEAVE.EXCEPTION. */
@@ -139,7 +145,7 @@ function writeCr3(i: SystemInstruction, value: bigint): number {
   if (value >> 48n !== 0n) return i.generalProtection();
   registers.setSave(SAVE.CR3, value);
   tlb.flushNonGlobal();
-  return i.resume();
+  return trapped(i, 3, registers.saveWord(SAVE.CR3), registers.saveWord(SAVE.CR3 + 4)) ?? i.resume();
 }
 
 function writeCr4(i: SystemInstruction, value: bigint): number {
@@ -152,7 +158,7 @@ function writeCr4(i: SystemInstruction, value: bigint): number {
   if (longMode && (low & CR4.PAE) === 0) return i.generalProtection();
   registers.setSave(SAVE.CR4, BigInt(low >>> 0));
   if (((low ^ old) & CR4_PAGING) !== 0) tlb.flush();
-  return i.resume();
+  return trapped(i, 4, low) ?? i.resume();
 }
 
 export function clearTaskSwitched(i: SystemInstruction): number {
@@ -160,7 +166,7 @@ export function clearTaskSwitched(i: SystemInstruction): number {
   if (!i.privileged) return i.generalProtection();
   if (intercepts.writesOfCr(0)) return i.exit(VMEXIT.WRITE_CR0);
   registers.setSaveWord(SAVE.CR0, registers.saveWord(SAVE.CR0) & ~CR0.TS);
-  return i.resume();
+  return trapped(i, 0, registers.saveWord(SAVE.CR0)) ?? i.resume();
 }
 
 export function loadMachineStatus(i: SystemInstruction): number {

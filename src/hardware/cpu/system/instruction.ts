@@ -137,6 +137,16 @@ export class SystemInstruction {
     return LEAVE.VMEXIT;
   }
 
+  /** #VMEXIT behind the instruction, which is done: write traps. Automatic, for an SEV-ES guest too. */
+  trap(code: number, info1: number, info1High = 0): number {
+    const { events } = this.parts;
+    events.exit.begin(code);
+    events.exit.info1 = info1;
+    events.exit.info1High = info1High;
+    events.exitBehind = true;
+    return this.resume();
+  }
+
   /** True at CPL 0. */
   get privileged(): boolean {
     return this.parts.registers.cpl === 0;

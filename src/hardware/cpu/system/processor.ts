@@ -51,7 +51,9 @@ export const writeMsr =
     const msr = registers.gprWord(GPR.RCX) >>> 0;
     if (intercepts.msr(msr, 'write')) return i.exit(VMEXIT.MSR, 1);
     const value = ((registers.gpr(GPR.RDX) & U32) << 32n) | (registers.gpr(GPR.RAX) & U32);
-    return msrs.write(msr, value) ? i.resume() : i.generalProtection();
+    if (!msrs.write(msr, value)) return i.generalProtection();
+    if (msr !== MSR.EFER || !intercepts.has(INTERCEPT.EFER_WRITE_TRAP)) return i.resume();
+    return i.trap(VMEXIT.EFER_WRITE_TRAP, registers.saveWord(SAVE.EFER));
   };
 
 /** EDX:EAX */
