@@ -237,6 +237,7 @@ export class LineDecoder {
     if (!planned) {
       addSystem(line, handler, isX87(instruction) ? 'X87' : 'UNDEFINED', 0);
       line.immediate(BigInt(instruction.mnemonic));
+      line.immediateOperand(1);
     }
     return name;
   }

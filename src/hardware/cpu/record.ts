@@ -168,7 +168,7 @@ export const SYSTEM = {
   /** FNSTSW AX */
   FNSTSW_AX: 97,
   WAIT: 98,
-  /** Any other x87 instruction; its mnemonic is the immediate. */
+  /** Any other x87 instruction; A1 is its mnemonic. */
   X87: 99,
   /** LSS, LFS, LGS, LDS, LES: segment register NUMBER from the selector at A0. */
   LOAD_FAR_POINTER: 110,

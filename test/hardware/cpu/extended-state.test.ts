@@ -355,6 +355,10 @@ describe('x87 control', () => {
     bench.setLong(CR0, cr0);
     expect(bench.run([...program(), hlt()])).toBe(exit);
   });
+  it('an instruction that does not exist here is named in the trace', () => {
+    bench.run([op(Code.Fsqrt), hlt()]);
+    expect(bench.events).toContainEqual(expect.objectContaining({ what: 'undefined', why: 'Fsqrt' }));
+  });
   it('a page fault of FNSTCW and FLDCW', () => {
     expect(bench.run([...on(Code.Fnstcw_m2byte, 0x4000_0000), hlt()])).toBe(PF);
     expect(bench.run([...on(Code.Fldcw_m2byte, 0x4000_0000), hlt()])).toBe(PF);

@@ -4,6 +4,7 @@
  */
 import { SAVE } from '../../../abi/vmcb.ts';
 import { CR0, VECTOR } from '../../../abi/x86.ts';
+import { iced } from '../decode/iced.ts';
 import { X87State } from '../fx-image.ts';
 import { STATE } from '../state.ts';
 import type { SystemInstruction, SystemOperation } from './instruction.ts';
@@ -57,7 +58,14 @@ export const other = control((i) => {
   const { trace, id, registers } = i.parts;
   if (trace.on) {
     const rip = `0x${registers.rip.toString(16)}`;
-    trace.emit({ kind: 'core', who: 'core', what: 'undefined', why: 'x87', vcpu: id, rip });
+    trace.emit({
+      kind: 'core',
+      who: 'core',
+      what: 'undefined',
+      why: iced().Mnemonic[i.second] ?? 'x87',
+      vcpu: id,
+      rip,
+    });
   }
   return i.undefined();
 });
