@@ -7,8 +7,8 @@
  *
  * An encrypted guest is entered by vmsa.ts; an SEV-ES guest's registers are loaded each time, from its VMSA.
  *
- * Left out: AVIC, virtual NMIs, LBR virtualisation, guests without nested paging, modes other than 64-bit (the last
- * three throw by name).
+ * Left out: AVIC, virtual NMIs, LBR virtualisation; guests without nested paging, paging without long mode and the PUSHF intercept end
+ * in exit NOT_IMPLEMENTED (core.ts).
  */
 import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, TLB_CONTROL, VMCB } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, VECTOR } from '../../abi/x86.ts';
