@@ -95,6 +95,14 @@ export const runSpec: Spec = {
       want: [2, { direction: 1, size: 1, port: 0x3f8, count: 1 }, 0x78, 5],
     },
     {
+      title: 'OUT to port 0x7e finds RIP behind it at the exit',
+      act(subject) {
+        const guest = new Guest(subject, program().out().hlt(), { rdx: 0x7en });
+        return [guest.run(), guest.vcpu.getRegs().rip, guest.run(), guest.vcpu.getRegs().rip];
+      },
+      want: [2, 0x8001n, 5, 0x8002n],
+    },
+    {
       title: 'IN takes its value from the page of data',
       act(subject) {
         const guest = new Guest(subject, program().in().hlt(), { rax: 0xaabb_ccddn, rdx: 0x60n });

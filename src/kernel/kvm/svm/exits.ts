@@ -33,6 +33,8 @@ const RIP = VMCB.SAVE_AREA + SAVE.RIP;
 const RCX = 1;
 const RDX = 2;
 const INFO1_MOV_CR = 1 << 31;
+/** OUT here finds RIP moved already, for VMMs that reset the vCPU then. */
+const PORT_OF_OLD_RESETS = 0x7e;
 const DEBUG_REGISTER_CODES = 32;
 const WRITE_CR8 = VMEXIT.WRITE_CR0 + 8;
 /** What a PAUSE exit takes from the vCPU's slice: who spins waits for another vCPU (kvm_vcpu_on_spin). */
@@ -136,20 +138,23 @@ function emulate(vcpu: Vcpu): number {
   return notEmulated ? vcpu.mmio.fail() : vcpu.mmio.begin();
 }
 
-/** kvm_fast_pio: one access of 1, 2 or 4 bytes. RIP moves when the VMM has answered. */
+/** kvm_fast_pio: one access of 1, 2 or 4 bytes. RIP moves when the VMM has answered, but for one port (quirk OUT_7E_INC_RIP). */
 function handleIo(vcpu: Vcpu): number {
   const { vmcb, kvmRun } = vcpu;
   const info = vmcb.word(VMCB.EXITINFO1);
   if ((info & IOIO.STRING) !== 0) return vcpu.mmio.begin(info);
   const direction = (info & IOIO.IN) !== 0 ? 0 : 1;
+  const port = info >>> 16;
+  const skipped = direction === 1 && port === PORT_OF_OLD_RESETS;
+  if (skipped) vcpu.skipInstruction();
   kvmRun.exitReason = KVM_EXIT_IO;
   kvmRun.ioDirection = direction;
   kvmRun.ioSize = (info >>> 4) & 7;
-  kvmRun.ioPort = info >>> 16;
+  kvmRun.ioPort = port;
   kvmRun.ioCount = 1;
   kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   if (direction === 1) kvmRun.setIoValue(vmcb.word(RAX));
-  vcpu.awaitIo(direction === 0 ? 'in' : 'out');
+  if (!skipped) vcpu.awaitIo(direction === 0 ? 'in' : 'out');
   return TO_USER_SPACE;
 }
 
