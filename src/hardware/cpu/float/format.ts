@@ -72,4 +72,14 @@ export function unpack(f: FloatFormat, x: bigint): Finite {
   };
 }
 
-export const bitLength = (x: bigint): number => (x === 0n ? 0 : x.toString(2).length);
+const FAR_BELOW_LARGEST = 1n << 1000n;
+
+/** Bits of a natural number up to its highest 1. */
+export function bitLength(x: bigint): number {
+  if (x === 0n) return 0;
+  if (x >= FAR_BELOW_LARGEST) return 512 + bitLength(x >> 512n);
+  // Conversion and logarithm round, so this may be one too many or too few.
+  const estimate = Math.floor(Math.log2(Number(x)));
+  if (x >> BigInt(estimate) === 0n) return estimate;
+  return x >> BigInt(estimate + 1) === 0n ? estimate + 1 : estimate + 2;
+}

@@ -18,7 +18,8 @@ export class FloatOperands {
   readonly #memory: WordMemory;
   readonly #state: number;
   readonly #record: number;
-  #writes: (() => void)[] = [];
+  readonly #writes: { readonly at: number; readonly width: Width; readonly value: bigint }[] = [];
+  #flags: { readonly zero: boolean; readonly parity: boolean; readonly carry: boolean } | undefined;
 
   constructor(memory: WordMemory, state: number, record: number) {
     this.#memory = memory;
@@ -38,37 +39,35 @@ export class FloatOperands {
   }
 
   setLane(width: Width, lane: number, value: bigint): void {
-    const at = this.#address(0) + (width >>> 3) * lane;
-    this.#writes.push(() => {
-      if (width === 64) this.#memory.longs[at >>> 3] = value;
-      else this.#memory.words[at >>> 2] = Number(BigInt.asIntN(32, value));
-    });
+    this.#writes.push({ at: this.#address(0) + (width >>> 3) * lane, width, value });
   }
 
   /** Operand 0 as a general register; 32 bits are zero-extended, as `value` has to be. */
   setGeneral(value: bigint): void {
-    const at = this.#address(0) >>> 3;
-    this.#writes.push(() => {
-      this.#memory.longs[at] = value;
-    });
+    this.#writes.push({ at: this.#address(0), width: 64, value });
   }
 
   /** Arithmetic flags in the state block's form (state.ts): the others are cleared. */
-  setFlags({ zero, parity, carry }: { zero: boolean; parity: boolean; carry: boolean }): void {
-    const put = (offset: number, value: bigint) => {
-      this.#memory.longs[(this.#state + offset) >>> 3] = value;
-    };
-    this.#writes.push(() => {
-      put(STATE.FLAG_ZR, zero ? 0n : 1n);
-      put(STATE.FLAG_SR, parity ? 0n : 1n);
-      put(STATE.FLAG_CV, carry ? 1n << 63n : 0n);
-      put(STATE.FLAG_OV, 0n);
-    });
+  setFlags(flags: { zero: boolean; parity: boolean; carry: boolean }): void {
+    this.#flags = flags;
   }
 
   /** Writes what was held back. */
   commit(): void {
-    for (const write of this.#writes) write();
+    const { words, longs } = this.#memory;
+    for (const { at, width, value } of this.#writes) {
+      if (width === 64) longs[at >>> 3] = value;
+      else words[at >>> 2] = Number(BigInt.asIntN(32, value));
+    }
+    if (this.#flags === undefined) return;
+    const { zero, parity, carry } = this.#flags;
+    const put = (offset: number, value: bigint) => {
+      longs[(this.#state + offset) >>> 3] = value;
+    };
+    put(STATE.FLAG_ZR, zero ? 0n : 1n);
+    put(STATE.FLAG_SR, parity ? 0n : 1n);
+    put(STATE.FLAG_CV, carry ? 1n << 63n : 0n);
+    put(STATE.FLAG_OV, 0n);
   }
 
   #address(operand: 0 | 1 | 2): number {

@@ -11,7 +11,7 @@ import {
 } from '../../../../src/hardware/cpu/float/arithmetic.ts';
 import { fromInteger, narrow, toInteger } from '../../../../src/hardware/cpu/float/conversion.ts';
 import { FloatEnvironment } from '../../../../src/hardware/cpu/float/environment.ts';
-import { DOUBLE, type FloatFormat, SINGLE } from '../../../../src/hardware/cpu/float/format.ts';
+import { bitLength, DOUBLE, type FloatFormat, SINGLE } from '../../../../src/hardware/cpu/float/format.ts';
 
 const view = new DataView(new ArrayBuffer(8));
 function doubleBits(x: number): bigint {
@@ -99,6 +99,17 @@ describe('to nearest', () => {
       }),
       { numRuns: 400 },
     );
+  });
+});
+
+describe('the length of a natural number', () => {
+  it('is that of its binary digits', () => {
+    expect(bitLength(0n)).toBe(0);
+    for (const at of [0, 1, 31, 52, 53, 54, 63, 64, 105, 999, 1000, 1001, 2100]) {
+      const power = 1n << BigInt(at);
+      for (const x of [power - 1n, power, power + 1n])
+        if (x > 0n) expect(bitLength(x)).toBe(x.toString(2).length);
+    }
   });
 });
 

@@ -1,9 +1,10 @@
 /** #XM: which floating-point exceptions raise it, what is written then, and what comes before it. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { CODE, CR4, DATA, GuestBench, HANDLERS, RAX, RIP, RSP } from '../guest-bench.ts';
+import { CODE, CR4, DATA, GuestBench, HANDLERS, PT, RAX, RecordingBus, RIP, RSP } from '../guest-bench.ts';
 
 const XM = 0x53;
 const [UD, GP, PF, HLT] = [0x46, 0x4d, 0x4e, 0x78];
+const NESTED_FAULT = 0x400;
 const RSI = 6;
 
 let bench: GuestBench;
@@ -165,6 +166,20 @@ describe('a memory operand', () => {
     bench.write(DATA, 0x7ff0_0000_0000_0001n);
     expect(bench.runBytes(...addMemory)).toBe(XM);
     expect(bench.core.mxcsr).toBe(1);
+  });
+  it('may lie in a device: read once, and the slow path finds it', () => {
+    const bus = new RecordingBus();
+    bench.write(PT + 0xff * 8, 0xfee0_0003n);
+    at(0xff008);
+    bus.data.set(0xfee0_0008, 0x3ff0_0000_0000_0001n);
+    setDoubles(3, 1, 0, 0);
+    bench.core.mxcsr = 0x1f80;
+    expect(bench.runBytes(...addMemory)).toBe(NESTED_FAULT);
+    expect(bench.core.emulate(bench.vmcb, bus)).toBe('done');
+    expect(bus.log).toEqual(['read fee00008 8']);
+    expect(bench.core.mxcsr).toBe(0x1fa0);
+    expect([...doubles().slice(0, 2)]).toEqual([4, 1]);
+    expect(bench.long(RIP)).toBe(BigInt(CODE + 4));
   });
   it('as a vector raises what a register would', () => {
     at(DATA);
