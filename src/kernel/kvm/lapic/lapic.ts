@@ -18,6 +18,7 @@ import {
 } from '../../../abi/apic.ts';
 import type { InterruptController } from './interrupt-controller.ts';
 import type { InterruptMessage } from './message.ts';
+import { isReadable } from './readable-registers.ts';
 import { LapicTimer, type TimerVcpu } from './timer.ts';
 import { clearVector, highestVector, setVector, testVector } from './vector-bits.ts';
 
@@ -51,18 +52,6 @@ const X2APIC_ICR_RESERVED = 0xfff3_2000n;
 const U32 = 0xffff_ffffn;
 const TOP_BYTE = 0xff000000 | 0;
 const PRIORITY = 0xf0;
-
-/** Registers that can be read in both modes, as a bit for each 16 bytes, low 32 and high 32. */
-const READABLE = readable(
-  [APIC.ID, APIC.VERSION, APIC.TPR, APIC.PPR, APIC.LDR, APIC.SPURIOUS, APIC.ESR, APIC.ICR],
-  [APIC.LVT_TIMER, APIC.LVT_THERMAL, APIC.LVT_PERFORMANCE, APIC.LVT_LINT0, APIC.LVT_LINT1, APIC.LVT_ERROR],
-  [APIC.INITIAL_COUNT, APIC.CURRENT_COUNT, APIC.DIVIDE],
-  [APIC.ISR, APIC.TMR, APIC.IRR].flatMap((first) => Array.from({ length: 8 }, (_, i) => first + 16 * i)),
-);
-const READABLE_XAPIC = readable([APIC.ARBITRATION, APIC.DFR, APIC.ICR2]);
-function readable(...groups: readonly (readonly number[])[]): ReadonlySet<number> {
-  return new Set(groups.flat());
-}
 
 export class Lapic {
   /** The registers at their offsets in the page. */
@@ -171,7 +160,7 @@ export class Lapic {
   highestRequest(): number {
     return highestVector(this.page, APIC.IRR);
   }
-  /** Whether user space's EOI is still due for the vector. */
+  /** Whether the vector waits or is in service: its EOI is still to come. */
   awaitsEoi(vector: number): boolean {
     return testVector(this.page, APIC.ISR, vector) || testVector(this.page, APIC.IRR, vector);
   }
@@ -309,7 +298,7 @@ export class Lapic {
   #read(offset: number, bytes: number): number | undefined {
     if ((offset & 15) + bytes > 4) return undefined;
     const register = offset & 0xff0;
-    if (!READABLE.has(register) && (this.isX2apic || !READABLE_XAPIC.has(register))) return undefined;
+    if (!isReadable(register, this.isX2apic ? 'x2apic' : 'xapic')) return undefined;
     if (register === APIC.ARBITRATION) return 0;
     if (register === APIC.CURRENT_COUNT) return this.timer.currentCount;
     if (register === APIC.PPR) this.updatePpr();
