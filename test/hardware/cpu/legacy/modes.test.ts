@@ -11,6 +11,7 @@ import {
   GDT,
   GuestBench,
   IDT,
+  PT,
   RAX,
   RFLAGS,
   RIP,
@@ -342,6 +343,20 @@ describe('compatibility mode', () => {
     expect(bench.core.gpr[RCX]).toBe(7n);
     expect(selector(CS)).toBe(CODE32);
     expect(bench.long(RSP)).toBe(BigInt(STACK));
+  });
+  it('is entered by SYSRET of 32 bits and left by SYSCALL through CSTAR', () => {
+    for (let page = 0; page < 256; page++) bench.write(PT + page * 8, BigInt(page * 4096) | 7n);
+    bench.setLong(0x600, (0x40n << 48n) | (8n << 32n)); // STAR
+    bench.setLong(0x610, BigInt(CODE + 0x200)); // CSTAR
+    put(CODE + 0x100, [0x8c, 0xcb, 0x0f, 0x05]); // movl %cs, %ebx; syscall
+    put(CODE + 0x200, [0xf4]);
+    bench.core.gpr[RCX] = BigInt(CODE + 0x100) | (1n << 40n);
+    bench.core.gpr[11] = 0x202n;
+    expect(run([0x0f, 0x07])).toBe(HLT);
+    expect(bench.core.gpr[RBX]).toBe(0x43n);
+    expect(bench.core.gpr[RCX]).toBe(BigInt(CODE + 0x104));
+    expect(bench.core.gpr[11]).toBe(0x202n);
+    expect([bench.cpl, selector(CS), selector(SS)]).toEqual([0, 8, 0x10]);
   });
   it('pages as long mode does', () => {
     bench.interceptException(14);
