@@ -118,7 +118,7 @@ export class Authority {
   /** The certificate of a provider's key for a TCB_VERSION, DER. */
   async vlek(product: Product, tcb: bigint, cspId = DEFAULT_CSP): Promise<Uint8Array> {
     const { issuer } = await this.#authority(product, 'ASVK');
-    const { spki } = vlekSigningKey(this.#sticks(product, tcb, cspId), this.#keeper.signatures);
+    const { spki } = vlekSigningKey(this.providerKey(product, tcb, cspId), this.#keeper.signatures);
     return issueVlek(issuer, { spki, tcb, cspId }, yearsAfter(this.#keeper.now(), this.#keeper.shortYears));
   }
 
@@ -128,7 +128,7 @@ export class Authority {
     const tcb = chip.reportedTcb;
     const id = Buffer.from(chip.fuses.id).toString('hex');
     const wrapped = wrapVlek({
-      sticks: this.#sticks(product, tcb, cspId),
+      sticks: this.providerKey(product, tcb, cspId),
       tcb,
       wrappingKey: chip.vlekWrappingKey(tcb),
       iv: this.#keeper.derive(`vlek iv ${product} ${tcb} ${cspId} ${id}`, 12),
@@ -139,7 +139,8 @@ export class Authority {
     };
   }
 
-  #sticks(product: Product, tcb: bigint, cspId: string): Uint8Array {
+  /** A provider's key for a TCB_VERSION, as hash sticks (`vlekSigningKey`): what it has at home, outside any chip. */
+  providerKey(product: Product, tcb: bigint, cspId = DEFAULT_CSP): Uint8Array {
     return this.#keeper.derive(`vlek ${product} ${tcb} ${cspId}`, VLEK_SIZE);
   }
 
