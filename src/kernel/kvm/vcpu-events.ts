@@ -27,7 +27,7 @@ const SHADOW_OF_EITHER = 3;
 
 const bit = (value: boolean): number => (value ? 1 : 0);
 
-export function getVcpuEvents(vcpu: Vcpu): VcpuEvents {
+export function getVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm'>): VcpuEvents {
   const { events, vm } = vcpu;
   const { exceptionPayload, tripleFaultEvent } = vm.capabilities;
   const { exception, interrupt } = events;
@@ -57,7 +57,7 @@ export function getVcpuEvents(vcpu: Vcpu): VcpuEvents {
       KVM_VCPUEVENT_VALID_SMM |
       (exceptionPayload ? KVM_VCPUEVENT_VALID_PAYLOAD : 0) |
       (tripleFaultEvent ? KVM_VCPUEVENT_VALID_TRIPLE_FAULT : 0),
-    smi: { smm: 0, pending: 0, smmInsideNmi: 0, latchedInit: 0 },
+    smi: { smm: 0, pending: 0, smmInsideNmi: 0, latchedInit: bit(vcpu.apic?.lapic.initPending === true) },
     tripleFaultPending: bit(tripleFaultEvent && events.tripleFault),
     exceptionHasPayload: bit(exception.hasPayload),
     exceptionPayload: exception.payload,
@@ -68,7 +68,7 @@ export function getVcpuEvents(vcpu: Vcpu): VcpuEvents {
  * Errors: EINVAL for a flag that is unknown or whose capability is not enabled, and for an exception that does not exist. As in Linux, what a wrong
  * TRIPLE_FAULT comes after has been set by then.
  */
-export function setVcpuEvents(vcpu: Vcpu, request: VcpuEvents): void {
+export function setVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm'>, request: VcpuEvents): void {
   const { events, vm } = vcpu;
   const { flags, nmi, interrupt, smi } = request;
   const has = (flag: number): boolean => (flags & flag) !== 0;
@@ -104,6 +104,12 @@ export function setVcpuEvents(vcpu: Vcpu, request: VcpuEvents): void {
   // Those that wait are counted when the mask is known (process_nmi comes with the next entry).
   events.setNmiMask(nmi.masked !== 0);
   if (has(KVM_VCPUEVENT_VALID_NMI_PENDING)) events.setPendingNmis(nmi.pending);
+  if (vcpu.apic !== undefined) {
+    const { lapic } = vcpu.apic;
+    if (has(KVM_VCPUEVENT_VALID_SIPI_VECTOR)) lapic.sipiVector = request.sipiVector & 0xff;
+    if (has(KVM_VCPUEVENT_VALID_SMM)) lapic.initPending = smi.latchedInit !== 0;
+    vcpu.mp.wake();
+  }
   if (has(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)) {
     if (!vm.capabilities.tripleFaultEvent)
       invalid('flag TRIPLE_FAULT without KVM_CAP_X86_TRIPLE_FAULT_EVENT');

@@ -278,6 +278,24 @@ export const localApicSpec: Spec = {
       want: [0, 1],
     },
     {
+      title: 'a latched INIT and the SIPI vector by KVM_SET_VCPU_EVENTS',
+      act(subject) {
+        const [, ap] = vcpus(subject, 2);
+        const events = ap!.getVcpuEvents();
+        ap!.setVcpuEvents({
+          ...events,
+          flags: 10,
+          sipiVector: 0x9a,
+          smi: { ...events.smi, latchedInit: 1 },
+        });
+        const { latchedInit } = ap!.getVcpuEvents().smi;
+        const states = [latchedInit, ap!.getMpState(), ap!.getVcpuEvents().smi.latchedInit];
+        ap!.setMpState(4);
+        return [...states, ap!.getMpState(), ap!.getSregs().cs.selector];
+      },
+      want: [1, 2, 0, 0, 0x9a00],
+    },
+    {
       title: 'KVM_SIGNAL_MSI without an irqchip',
       act: ({ vm }) => vm.signalMsi(msi({})),
       want: 'EINVAL',

@@ -291,6 +291,17 @@ describe('routes', () => {
     expect(eoiOf((bench) => bench.controller.setLine(4, 1), 4)).toBe(-1);
   });
 
+  it('count for an APIC that got its logical id later', () => {
+    const bench = new LapicBench([0], 24).enable();
+    const toGroup = { addressLo: 0xfee0_1004, addressHi: 0, data: 0x8060 };
+    bench.controller.setRoutes([route(4, { msi: toGroup })], 0);
+    bench.write(0xd0, 0x0100_0000);
+    bench.lapic.accept({ delivery: 0, vector: 0x60, assert: true, level: true });
+    bench.take();
+    bench.write(0xb0, 0);
+    expect(bench.lapic.pendingIoapicEoi).toBe(0x60);
+  });
+
   it('that went away keep the EOI of what was in flight', () => {
     const gone = (bench: LapicBench): void => {
       bench.controller.setLine(4, 1);
