@@ -15,13 +15,14 @@ import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
 import { seededEntropy } from './base/entropy.ts';
 import { Trace } from './base/trace.ts';
+import type { Chip } from './hardware/chip.ts';
 import type { Process } from './kernel/interface.ts';
 import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
 import type { Machine } from './vmm/machine.ts';
-import { createMachine } from './vmm/machine.ts';
+import { createMachine, type SnpMachineOptions } from './vmm/machine.ts';
 import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
 
 export { GiB, KiB, MiB, PAGE_SIZE, TiB } from './base/address.ts';
@@ -33,13 +34,15 @@ export { RealKernelUnavailable } from './linux/koffi.ts';
 
 import { VmmError } from './vmm/error.ts';
 
+export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts';
+export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
 export { VmmError };
 
 /** Kernel versions that a host can have; the first is the default. */
 export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
 /** Interfaces that can be had in the form in which they were first proposed. */
-export const EARLY_FORMS = ['private-fault'] as const satisfies readonly EarlyForm[];
+export const EARLY_FORMS = ['private-fault', 'certs'] as const satisfies readonly EarlyForm[];
 
 /** Name of the process that holds the VMs. */
 const VMM = 'vmm';
@@ -51,7 +54,7 @@ const TIMESLICE = 250_000;
 export const ACCELERATORS = ['softcvm', 'kvm'] as const;
 
 /** Kinds of VM; the first is the default. */
-export const VM_TYPES = ['sw-protected', 'default'] as const;
+export const VM_TYPES = ['sw-protected', 'default', 'sev-snp'] as const;
 /** Where local APICs are, the default first. */
 export const IRQCHIPS = ['off', 'split'] as const;
 
@@ -79,11 +82,15 @@ export interface HostOptions {
   /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
   readonly gmemFolio?: '4K' | '2M';
   readonly trace?: Trace;
+  /** The machine's chip, with its secure processor; absent: a machine without SEV. */
+  readonly chip?: Chip;
 }
 
 export interface VmOptions {
-  /** `sw-protected`, the default: RAM is private from the start. */
-  readonly type?: 'sw-protected' | 'default';
+  /** `sw-protected`, the default: RAM is private from the start. `sev-snp`: an SNP guest, on a host with a chip. */
+  readonly type?: (typeof VM_TYPES)[number];
+  /** What an SNP guest is launched with; QEMU's names. */
+  readonly snp?: SnpMachineOptions;
   /** Bytes of RAM, whole pages. Default 64 MiB. */
   readonly memory?: number;
   /** Number of vCPUs. All enter at the entry point; with `irqchip: 'split'` the first does, and starts the others by INIT and SIPI. Default 1. */
@@ -158,6 +165,7 @@ export class Vm {
       imageName: options.imageName ?? 'image',
       bootStub: readFileSync(prebuilt('boot.bin')),
       trace: host.trace,
+      ...(options.snp === undefined ? {} : { snp: options.snp }),
       console(bytes) {
         chunks.push(bytes);
         onConsole?.(bytes);
@@ -235,6 +243,8 @@ function ownKernel(options: HostOptions, trace: Trace): HostKernel {
     timeslice: TIMESLICE,
     ...(options.seed === undefined ? {} : { turns: seededEntropy(options.seed) }),
     trace,
+    ...(options.chip === undefined ? {} : { chip: options.chip }),
+    ...(options.seed === undefined ? {} : { entropy: seededEntropy(options.seed) }),
   });
   const process: OwnProcess = kernel.newProcess(VMM);
   const usage = () => kernel.memory.usage();

@@ -1,9 +1,10 @@
 /**
  * Open files and the table of a process's file descriptors (Linux fs/file.c, fs/read_write.c, fs/open.c; their order of
  * checks). What a file does is a set of operations (`struct file_operations`); one that is absent fails as in Linux.
- * Left out: close-on-exec, status flags, locks, positions shared with mmap'ed peers.
+ * Left out: close-on-exec, status flags, locks of parts of a file, positions shared with mmap'ed peers.
  */
 import { LinuxError } from '../base/errors.ts';
+import type { FileLocks } from './file-locks.ts';
 import type { PageSource } from './mm/page-source.ts';
 
 const SIGN_64 = 1n << 63n;
@@ -39,6 +40,8 @@ export interface FileOperations {
   truncate?(size: number): void;
   /** Absent: size 0, block size 4096. */
   stat?(): FileStat;
+  /** Who holds locks on the file. Absent: it cannot be locked. */
+  readonly locks?: FileLocks;
   /** The pages behind a mapping of this file, or a LinuxError. Absent: ENODEV. */
   mmap?(request: { shared: boolean }): PageSource;
   /** The last descriptor and the last mapping of this open file are gone. */
@@ -67,7 +70,9 @@ export class OpenFile {
   /** One holder less; the last one releases the file. */
   drop(): void {
     this.#references--;
-    if (this.#references === 0) this.operations.release?.();
+    if (this.#references > 0) return;
+    this.operations.locks?.release(this);
+    this.operations.release?.();
   }
 
   get references(): number {
@@ -143,6 +148,20 @@ export class OpenFile {
     }
     if (size > MAX_FILE_BYTES) throw new LinuxError('EFBIG', `ftruncate of ${name}: size ${size}`);
     this.operations.truncate(Number(size));
+  }
+
+  /** fcntl(F_OFD_SETLK) of the whole file. False: another's lock is in the way (EAGAIN). Errors: EBADF (not open so), EINVAL. */
+  lock(kind: 'shared' | 'exclusive' | 'none'): boolean {
+    const { locks, name } = this.operations;
+    if (kind === 'shared' ? !this.readable : kind === 'exclusive' && !this.writable)
+      throw new LinuxError(
+        'EBADF',
+        `F_OFD_SETLK of ${name}: not open for ${kind === 'shared' ? 'reading' : 'writing'}`,
+      );
+    if (locks === undefined) throw new LinuxError('EINVAL', `F_OFD_SETLK of ${name}: it has no locks`);
+    if (kind !== 'none') return locks.take(this, kind);
+    locks.release(this);
+    return true;
   }
 
   stat(): FileStat {

@@ -23,6 +23,8 @@ export interface Process {
   pread(fd: number, into: Uint8Array, offset: bigint): number;
   pwrite(fd: number, from: Uint8Array, offset: bigint): number;
   fallocate(fd: number, mode: number, offset: bigint, length: bigint): void;
+  /** fcntl(F_OFD_SETLK) of the whole file, which does not wait. False: somebody else's lock is in the way. */
+  lock(fd: number, kind: 'shared' | 'exclusive' | 'none'): boolean;
   close(fd: number): void;
 }
 

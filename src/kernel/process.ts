@@ -110,6 +110,11 @@ export class Process implements ProcessInterface {
     this.files.get(fd).fallocate(mode, offset, length);
   }
 
+  /** Errors: EBADF, EINVAL. */
+  lock(fd: number, kind: 'shared' | 'exclusive' | 'none'): boolean {
+    return this.files.get(fd).lock(kind);
+  }
+
   close(fd: number): void {
     this.files.close(fd);
   }

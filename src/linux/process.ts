@@ -3,7 +3,7 @@
  * opened through it: any other is EBADF, since it may be Node's own.
  */
 import { fstatSync } from 'node:fs';
-import { LinuxError } from '../base/errors.ts';
+import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import type { Kvm, Process, ProcessMemory } from '../kernel/interface.ts';
 import { LinuxKvm } from './kvm.ts';
 import { Libc } from './libc.ts';
@@ -96,6 +96,10 @@ export class LinuxProcess implements Process {
       ['int', 'int', 'int64_t', 'int64_t'],
       ...[fd, mode, BigInt.asIntN(64, offset), BigInt.asIntN(64, length)],
     );
+  }
+
+  lock(): boolean {
+    throw new NotImplementedError('fcntl(F_OFD_SETLK) on the real kernel');
   }
 
   close(fd: number): void {

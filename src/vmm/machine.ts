@@ -6,7 +6,7 @@
  *     const end = await machine.run({ timeoutMs: 10_000 });
  *     machine.close();
  *
- * With local APICs in the kernel there is an IOAPIC, to which the serial port's interrupt goes. Leaves out: confidential-guest objects, migration.
+ * With local APICs in the kernel there is an IOAPIC, to which the serial port's interrupt goes. Leaves out: migration.
  */
 import {
   KVM_CAP_EXIT_HYPERCALL,
@@ -14,6 +14,7 @@ import {
   KVM_HC_MAP_GPA_RANGE,
   KVM_MEM_MAX_NR_PAGES,
   KVM_X86_DEFAULT_VM,
+  KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../abi/kvm.ts';
 import { PAGE_SIZE } from '../base/address.ts';
@@ -25,6 +26,8 @@ import { anonymousBackend } from './backends/anonymous.ts';
 import { fileBackend } from './backends/file.ts';
 import { memfdBackend } from './backends/memfd.ts';
 import type { MemoryBackendOptions } from './backends/memory-backend.ts';
+import { type CertificateOptions, CertificateSource } from './confidential-guest/certificate-source.ts';
+import { SevSnpGuest, type SevSnpGuestProperties } from './confidential-guest/sev-snp-guest.ts';
 import { ConsoleBuffer } from './devices/console-buffer.ts';
 import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-exit.ts';
 import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioapic.ts';
@@ -34,6 +37,15 @@ import { KvmState } from './kvm-state.ts';
 import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
 import { loadElf64 } from './loaders/elf64.ts';
 import { loadFlatBinary } from './loaders/flat-binary.ts';
+import type { LoadedImage } from './loaders/image.ts';
+import {
+  hostPage,
+  SNP_BOOT,
+  snpCpuidTable,
+  snpEntryRegs,
+  snpEntrySregs,
+  snpLaunchRanges,
+} from './loaders/snp-boot.ts';
 import { AddressSpace } from './memory/address-space.ts';
 import { convertMemory } from './memory/convert-memory.ts';
 import { DiscardRequirements } from './memory/discard-requirements.ts';
@@ -47,9 +59,17 @@ import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-lo
 /** ISA's interrupt of the first serial port. */
 const SERIAL_IRQ = 4;
 
+const VM_TYPES = {
+  default: KVM_X86_DEFAULT_VM,
+  'sw-protected': KVM_X86_SW_PROTECTED_VM,
+  'sev-snp': KVM_X86_SNP_VM,
+} as const;
+/** Of every chip so far. */
+const C_BIT = 51;
+
 export interface MachineOptions {
-  /** `sw-protected`: RAM is private from the start, with a guest_memfd. */
-  readonly type: 'sw-protected' | 'default';
+  /** `sw-protected`, `sev-snp`: RAM is private from the start, with a guest_memfd. */
+  readonly type: 'sw-protected' | 'sev-snp' | 'default';
   /** Bytes of RAM, whole pages. */
   readonly memory: number;
   /** Number of vCPUs. */
@@ -64,10 +84,22 @@ export interface MachineOptions {
   /** Where the local APICs are: `split` in the kernel (QEMU's -machine kernel-irqchip=split), `off` nowhere. Absent: off. */
   readonly irqchip?: 'split' | 'off';
   readonly trace?: Trace;
+  /** What an SNP guest is launched with. */
+  readonly snp?: SnpMachineOptions;
   /** Draws the lengths of vCPUs' turns; all alike when absent. */
   readonly turns?: Entropy;
   /** Where the RAM comes from; anonymous memory when absent. */
   readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
+}
+
+export interface SnpMachineOptions {
+  readonly guest?: SevSnpGuestProperties;
+  /** Position of the C-bit, which the page tables are made with. */
+  readonly cBit?: number;
+  /** Certificates for extended guest requests; absent: the guest gets none. */
+  readonly certificates?: CertificateOptions;
+  /** At most 64 bytes, which the guest finds in a page that is not measured. */
+  readonly guestData?: Uint8Array;
 }
 
 export interface RunResult extends RunEnd {
@@ -96,6 +128,11 @@ export class Machine {
   readonly ram: MemoryRegion;
   readonly vcpus: readonly KvmVcpu[];
   readonly serial: Serial16550;
+  /** The confidential-guest object, of an SNP guest. */
+  readonly snp: SevSnpGuest | undefined;
+  readonly certificates: CertificateSource | undefined;
+  /** Pages that were measured at the launch, VMSAs not counted. */
+  readonly launchedPages: number;
   readonly #loop: RunLoop;
   /** Undoes what was set up, last first. */
   readonly #cleanups: (() => void)[] = [];
@@ -116,14 +153,15 @@ export class Machine {
     const image = options.imageName.endsWith('.bin')
       ? loadFlatBinary(options.image, options.imageName, memory)
       : loadElf64(options.image, options.imageName, memory);
-    const isPrivate = options.type === 'sw-protected';
+    const isSnp = options.type === 'sev-snp';
+    const isPrivate = options.type === 'sw-protected' || isSnp;
     const trace = options.trace ?? new Trace();
     const report = (message: string): void => {
       this.#lastReport = message;
       if (trace.on) trace.emit({ kind: 'vm', who: 'vmm', what: 'report', why: message });
     };
     try {
-      this.kvm = KvmState.open(process, isPrivate ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM);
+      this.kvm = KvmState.open(process, VM_TYPES[options.type]);
       this.#cleanups.push(() => this.kvm.close());
       if (isPrivate) enableMapGpaRange(this.kvm);
       const irqchip = options.irqchip ?? 'off';
@@ -133,6 +171,13 @@ export class Machine {
       this.slots = new KvmSlots(this.kvm);
       this.systemMemory.addListener(this.slots);
       this.ramList = new RamList({ process, kvm: this.kvm, discards: this.discards, report });
+
+      this.snp = isSnp ? new SevSnpGuest(options.snp?.guest) : undefined;
+      this.#cleanups.push(() => this.snp?.close(process));
+      this.snp?.kvmInit(process, this.kvm, {
+        cBit: options.snp?.cBit ?? C_BIT,
+        certificates: options.snp?.certificates !== undefined,
+      });
 
       this.ram = this.#addRam(
         0,
@@ -147,24 +192,7 @@ export class Machine {
         }),
       );
       const cpuid = this.kvm.kvm.getSupportedCpuid();
-      const boot = buildBootArea({
-        memory,
-        image,
-        stub: options.bootStub,
-        largestPage: hasGigabytePages(cpuid) ? '1G' : '2M',
-      });
-      if (irqchip === 'split' && boot.base + boot.bytes.length > IOAPIC_ADDRESS)
-        throw new VmmError(
-          `memory: got ${memory} bytes, with irqchip split want less than what ends at the IOAPIC, 0xfec00000`,
-        );
-      const bootRam = this.#addRam(
-        boot.base,
-        anonymousBackend(
-          { process, ramList: this.ramList },
-          { name: 'boot', size: boot.bytes.length, sharing: 'private', guestMemfd: 'none' },
-        ),
-      );
-      process.memory.write(ramPointer(bootRam, 0), boot.bytes);
+      const bootBase = isSnp ? 0 : this.#addBootArea(process, image, options, cpuid);
 
       const output = new ConsoleBuffer(options.console);
       const debugExit = new DebugExit();
@@ -185,10 +213,18 @@ export class Machine {
         vcpu.setCpuid2(cpuidOf(cpuid, index, irqchip));
         // With local APICs, the others wait for INIT and SIPI.
         if (irqchip === 'split' && index > 0) return vcpu;
-        vcpu.setSregs(entrySregs(boot.base, vcpu.getSregs()));
-        vcpu.setRegs(entryRegs(boot.base, index));
+        vcpu.setSregs(isSnp ? snpEntrySregs(vcpu.getSregs()) : entrySregs(bootBase, vcpu.getSregs()));
+        vcpu.setRegs(isSnp ? snpEntryRegs(image.entry, index) : entryRegs(bootBase, index));
         return vcpu;
       });
+      this.launchedPages = this.snp === undefined ? 0 : this.#launch(process, this.snp, image, options);
+      const { certificates } = options.snp ?? {};
+      this.certificates =
+        certificates === undefined
+          ? undefined
+          : new CertificateSource(process, certificates, (gpa, bytes) =>
+              process.memory.write(ramPointer(this.ram, gpa), bytes),
+            );
 
       const context = { kvm: this.kvm, process, systemMemory: this.systemMemory, report };
       this.#loop = new RunLoop({
@@ -202,6 +238,7 @@ export class Machine {
         preFaultSupported: this.kvm.preFaultSupported,
         lastReport: () => this.#lastReport,
         flushConsole: () => output.flush(),
+        certificates: this.certificates,
         trace,
       });
     } catch (error) {
@@ -228,6 +265,51 @@ export class Machine {
     if (this.#closed) return;
     this.#closed = true;
     for (const cleanup of this.#cleanups.reverse()) cleanup();
+  }
+
+  /** The image in shared memory, with the stub that copies it in. Returns the area's address. */
+  #addBootArea(
+    process: Process,
+    image: LoadedImage,
+    { memory, bootStub, irqchip }: MachineOptions,
+    cpuid: readonly CpuidEntry[],
+  ): number {
+    const largestPage = hasGigabytePages(cpuid) ? '1G' : '2M';
+    const boot = buildBootArea({ memory, image, stub: bootStub, largestPage });
+    if (irqchip === 'split' && boot.base + boot.bytes.length > IOAPIC_ADDRESS)
+      throw new VmmError(
+        `memory: got ${memory} bytes, with irqchip split want less than what ends at the IOAPIC, 0xfec00000`,
+      );
+    const bootRam = this.#addRam(
+      boot.base,
+      anonymousBackend(
+        { process, ramList: this.ramList },
+        { name: 'boot', size: boot.bytes.length, sharing: 'private', guestMemfd: 'none' },
+      ),
+    );
+    process.memory.write(ramPointer(bootRam, 0), boot.bytes);
+    return boot.base;
+  }
+
+  /** Boot pages and image become the guest's; GHCB and host's page stay shared. Returns how many pages. */
+  #launch(process: Process, snp: SevSnpGuest, image: LoadedImage, options: MachineOptions): number {
+    const cpuid = snpCpuidTable(this.vcpus[0]!.getCpuid2());
+    for (const { gpa, type, size, bytes } of snpLaunchRanges(image, cpuid)) {
+      const source = ramPointer(this.ram, gpa);
+      if (bytes !== undefined) process.memory.write(source, bytes);
+      snp.addPages(gpa, source, size, type);
+    }
+    const pages = snp.finishLaunch(process, this.kvm);
+    for (const gpa of [SNP_BOOT.GHCB, SNP_BOOT.HOST_PAGE]) {
+      const result = this.kvm.setMemoryAttributesShared(gpa, PAGE_SIZE);
+      if (result !== 0) throw new VmmError(`sev-snp-guest: page ${gpa} cannot be shared`, -result);
+    }
+    const guestData = options.snp?.guestData ?? new Uint8Array(0);
+    process.memory.write(
+      ramPointer(this.ram, SNP_BOOT.HOST_PAGE),
+      hostPage({ memory: options.memory, smp: options.smp, guestData }),
+    );
+    return pages;
   }
 
   #addRam(at: number, region: MemoryRegion): MemoryRegion {

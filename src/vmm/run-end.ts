@@ -1,5 +1,6 @@
 /** How a run ends, what is counted on the way, and the words for it. */
 import type { KvmRun } from '../abi/kvm-run.ts';
+import { SevExits } from '../abi/kvm-run-sev.ts';
 import type { KvmVcpu } from '../kernel/interface.ts';
 import { hex } from './error.ts';
 
@@ -18,6 +19,9 @@ export interface ExitCounts {
   intr: number;
   /** An EOI that the machine's IOAPIC wants to hear of. */
   ioapic_eoi: number;
+  /** The guest asked for certificates. */
+  req_certs: number;
+  system_event: number;
   internal_error: number;
   fail_entry: number;
   /** The vCPU had to wait for a page. */
@@ -46,6 +50,39 @@ export function internalError(run: KvmRun): string {
   const data = Array.from({ length: count }, (_, index) => hex(run.internalErrorData(index)));
   const name = INTERNAL_ERRORS[run.internalErrorSuberror] ?? `suberror ${run.internalErrorSuberror}`;
   return data.length === 0 ? name : `${name} (${data.join(', ')})`;
+}
+
+const SEV_TERM = 4;
+const GENERIC_REASONS = ['general', 'GHCB protocol version unsupported', 'SNP features unsupported'];
+const LINUX_REASONS = [
+  'GHCB registration failed',
+  'page state change failed',
+  'PVALIDATE failed',
+  'not at VMPL0',
+  'CPUID failed',
+  'CPUID by the hypervisor',
+  'secrets page',
+  'no SVSM',
+  'SVSM at VMPL0',
+  'SVSM calling area',
+];
+
+/** What KVM_EXIT_SYSTEM_EVENT means for the run. An SNP guest's own termination request says why, by set and code of the GHCB protocol. */
+export function systemEvent(vcpu: KvmVcpu): RunEnd {
+  const exits = new SevExits(vcpu.kvmRun.bytes);
+  const type = exits.systemEventType;
+  const data = exits.systemEventData(0);
+  const message =
+    type === SEV_TERM ? `the guest asked to be terminated: ${termination(data)}` : `system event ${type}`;
+  return { reason: 'error', code: EXIT_CODE_FAILED, message: `vCPU ${vcpu.id}: ${message}` };
+}
+
+function termination(data: bigint): string {
+  if ((data & 0xfffn) !== 0x100n) return `by its GHCB at ${hex(data)}`;
+  const set = Number((data >> 12n) & 0xfn);
+  const code = Number((data >> 16n) & 0xffn);
+  const reasons = set === 0 ? GENERIC_REASONS : set === 1 ? LINUX_REASONS : [];
+  return `reason ${set}:${code}${reasons[code] === undefined ? '' : ` (${reasons[code]})`}`;
 }
 
 /** Where the vCPU stands, as far as it can be asked. */

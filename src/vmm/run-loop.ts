@@ -7,6 +7,7 @@
  * that fails ends the run, and so does a memory fault that a successful conversion did not cure.
  */
 import {
+  KVM_EXIT_AP_RESET_HOLD,
   KVM_EXIT_FAIL_ENTRY,
   KVM_EXIT_HLT,
   KVM_EXIT_HYPERCALL,
@@ -18,7 +19,10 @@ import {
   KVM_EXIT_MEMORY_FAULT,
   KVM_EXIT_MMIO,
   KVM_EXIT_SHUTDOWN,
+  KVM_EXIT_SNP_REQ_CERTS,
+  KVM_EXIT_SYSTEM_EVENT,
   KVM_EXIT_UNKNOWN,
+  KVM_EXIT_VMGEXIT,
   KVM_HC_MAP_GPA_RANGE,
 } from '../abi/kvm.ts';
 import type { KvmRun } from '../abi/kvm-run.ts';
@@ -28,6 +32,7 @@ import type { Entropy } from '../base/entropy.ts';
 import { ERRNO } from '../base/errors.ts';
 import type { Trace, TraceEvent } from '../base/trace.ts';
 import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
+import type { CertificateSource } from './confidential-guest/certificate-source.ts';
 import type { DebugExit } from './devices/debug-exit.ts';
 import { hex, nameOfResult } from './error.ts';
 import type { Conversion } from './memory/convert-memory.ts';
@@ -39,6 +44,7 @@ import {
   type ExitCounts,
   internalError,
   type RunEnd,
+  systemEvent,
   where,
 } from './run-end.ts';
 
@@ -76,12 +82,17 @@ export interface RunLoopOptions {
   readonly lastReport: () => string;
   /** Hands on what the guest wrote so far. */
   readonly flushConsole: () => void;
+  /** Where guests' requests for certificates are answered. */
+  readonly certificates: CertificateSource | undefined;
   readonly trace: Trace;
   /** Draws after how many exits a vCPU's turn ends: another order of the vCPUs for each seed. Absent: always alike. */
   readonly turns?: Entropy | undefined;
 }
 
 type VcpuState = 'runnable' | 'waiting' | 'halted';
+
+/** The early form's second exit, which says that the report is made: it is served like any exit. */
+const isEarlyNotice = (run: KvmRun): boolean => run.exitReason === KVM_EXIT_VMGEXIT;
 
 /** A vCPU with what the loop knows of it. */
 interface Turn {
@@ -105,6 +116,8 @@ export class RunLoop {
     shutdown: 0,
     intr: 0,
     ioapic_eoi: 0,
+    req_certs: 0,
+    system_event: 0,
     internal_error: 0,
     fail_entry: 0,
     pending: 0,
@@ -206,6 +219,8 @@ export class RunLoop {
     for (let exits = 0; exits < most; exits++) {
       this.#failure = undefined;
       const result = turn.vcpu.run();
+      if (this.#options.certificates?.holds(turn.vcpu) === true && !isEarlyNotice(turn.run))
+        this.#options.certificates.finished(turn.vcpu);
       if (result === 0) {
         this.#exit(turn);
         if (turn.state !== 'runnable' || this.#end !== undefined) return;
@@ -259,6 +274,20 @@ export class RunLoop {
         break;
       case KVM_EXIT_INTR:
         this.exits.intr++;
+        break;
+      case KVM_EXIT_SNP_REQ_CERTS:
+      case KVM_EXIT_VMGEXIT:
+        this.exits.req_certs++;
+        this.#certificates(turn);
+        break;
+      case KVM_EXIT_SYSTEM_EVENT:
+        this.exits.system_event++;
+        this.#end = systemEvent(turn.vcpu);
+        break;
+      case KVM_EXIT_AP_RESET_HOLD:
+        this.exits.other++;
+        // Nothing wakes it but another vCPU's AP creation.
+        turn.state = 'halted';
         break;
       case KVM_EXIT_IOAPIC_EOI:
         this.exits.ioapic_eoi++;
@@ -401,6 +430,14 @@ export class RunLoop {
     }
     if (conversion.outcome === 'failed') this.#fail(turn, this.#options.lastReport());
     return conversion;
+  }
+
+  #certificates(turn: Turn): void {
+    const { certificates } = this.#options;
+    if (certificates === undefined)
+      this.#fail(turn, 'the guest wants certificates, and the machine has none to give');
+    else if (turn.run.exitReason === KVM_EXIT_VMGEXIT) certificates.requestedEarly(turn.vcpu);
+    else certificates.requested(turn.vcpu);
   }
 
   #fail(turn: Turn, message: string): void {

@@ -216,6 +216,9 @@ export class RecordingProcess implements Process {
   fallocate(fd: number, mode: number, offset: bigint, length: bigint): void {
     this.#call('fallocate', this.#file(fd).kind, mode, offset, length);
   }
+  lock(): boolean {
+    return true;
+  }
   close(fd: number): void {
     this.#call('close', this.#file(fd).kind);
     this.files.delete(fd);

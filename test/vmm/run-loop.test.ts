@@ -96,6 +96,7 @@ function setUp(
     preFaultSupported: options.preFaultSupported ?? true,
     lastReport: () => 'what went wrong',
     flushConsole: () => {},
+    certificates: undefined,
     trace,
   });
   return { loop, vcpus, order, writes, trace, ends };

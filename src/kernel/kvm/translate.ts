@@ -20,7 +20,7 @@ const SHIFTS = [39n, 30n, 21n, 12n] as const;
 const PAGE_SHIFT = 12n;
 const ROOT_SHIFT = 39n;
 
-export function translate(vcpu: Vcpu, linearAddress: bigint): Translation {
+export function translate(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, linearAddress: bigint): Translation {
   const physical = walk(vcpu, linearAddress);
   return {
     physicalAddress: physical ?? NOWHERE,
@@ -30,7 +30,7 @@ export function translate(vcpu: Vcpu, linearAddress: bigint): Translation {
   };
 }
 
-function walk(vcpu: Vcpu, address: bigint): bigint | undefined {
+function walk(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, address: bigint): bigint | undefined {
   const { vmcb, cpuid } = vcpu;
   if ((vmcb.saveWord(SAVE.CR0) & CR0.PG) === 0) return address;
   const efer = vmcb.saveWord(SAVE.EFER);
@@ -53,7 +53,7 @@ function walk(vcpu: Vcpu, address: bigint): bigint | undefined {
 }
 
 /** A u64 of guest memory; undefined where the process has none. */
-function readGuest(vcpu: Vcpu, gpa: bigint): bigint | undefined {
+function readGuest(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, gpa: bigint): bigint | undefined {
   const { vm } = vcpu;
   const at = Number(gpa) as Gpa;
   const gfn = gfnOf(at);

@@ -27,7 +27,7 @@ const SHADOW_OF_EITHER = 3;
 
 const bit = (value: boolean): number => (value ? 1 : 0);
 
-export function getVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm'>): VcpuEvents {
+export function getVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm' | 'apic' | 'mp'>): VcpuEvents {
   const { events, vm } = vcpu;
   const { exceptionPayload, tripleFaultEvent } = vm.capabilities;
   const { exception, interrupt } = events;
@@ -68,7 +68,7 @@ export function getVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm'>): VcpuEvents {
  * Errors: EINVAL for a flag that is unknown or whose capability is not enabled, and for an exception that does not exist. As in Linux, what a wrong
  * TRIPLE_FAULT comes after has been set by then.
  */
-export function setVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm'>, request: VcpuEvents): void {
+export function setVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm' | 'apic' | 'mp'>, request: VcpuEvents): void {
   const { events, vm } = vcpu;
   const { flags, nmi, interrupt, smi } = request;
   const has = (flag: number): boolean => (flags & flag) !== 0;

@@ -23,20 +23,7 @@ import { spaOf } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
-import type {
-  CpuidEntry,
-  DebugRegisters,
-  Fpu,
-  GuestDebugRequest,
-  KvmVcpu,
-  MsrEntry,
-  PreFaultRange,
-  Regs,
-  Sregs,
-  Translation,
-  VcpuEvents,
-  Xcrs,
-} from '../interface.ts';
+import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
 import { RUN_PENDING } from '../interface.ts';
 import { type CpuidResult, GuestCpuid } from './cpuid.ts';
 import type { DirtyTracking } from './dirty-log.ts';
@@ -44,7 +31,7 @@ import { ENTRY, EventInjection } from './event-injection.ts';
 import { traceExit } from './exit-trace.ts';
 import { GuestFpu } from './fpu.ts';
 import { GuestDebug } from './guest-debug.ts';
-import { HOST_TSC_KHZ, type HostTime } from './host-time.ts';
+import type { HostTime } from './host-time.ts';
 import { completeHypercall } from './hypercall.ts';
 import type { InterruptController } from './lapic/interrupt-controller.ts';
 import { setApicBase, VcpuApic } from './lapic/vcpu-apic.ts';
@@ -53,7 +40,6 @@ import type { Mmu } from './mmu/mmu.ts';
 import { PageFault, PageFaultHandler } from './mmu/page-fault.ts';
 import { MpState } from './mp-state.ts';
 import type { MsrPermissions } from './msr-filter.ts';
-import { getMsrs, setMsrs } from './msr-ioctls.ts';
 import { GuestMsrs, type MsrAccess } from './msrs.ts';
 import { preFaultMemory } from './pre-fault.ts';
 import { getRegs, getSregs, type OtherRegisters, resetRegisters, setRegs, setSregs } from './registers.ts';
@@ -66,10 +52,8 @@ import type { SevVm } from './svm/sev/sev-vm.ts';
 import { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import type { Vmcb } from './svm/vmcb.ts';
 import { nextTimeslice } from './timeslice.ts';
-import { translate } from './translate.ts';
-import { guestTscKhz } from './tsc-khz.ts';
-import { getVcpuEvents, setVcpuEvents } from './vcpu-events.ts';
 import { VcpuFrames } from './vcpu-frames.ts';
+import { VcpuState } from './vcpu-state.ts';
 import type { VmCapabilities } from './vm-capabilities.ts';
 
 /** What a vCPU asks of its VM. */
@@ -119,7 +103,7 @@ const COMPLETE = {
 /** Whom a pending KVM_RUN waits for. */
 const WAITING = { NOBODY: 0, FAULT: 1, MMIO: 2, RETRY: 3 } as const;
 
-export class Vcpu implements KvmVcpu {
+export class Vcpu extends VcpuState implements KvmVcpu {
   readonly id: number;
   readonly vm: VcpuVm;
   readonly kvmRun: KvmRun;
@@ -158,10 +142,10 @@ export class Vcpu implements KvmVcpu {
   #tlbGeneration = -1;
   #closed = false;
   #hasRun = false;
-  #tscKhz = HOST_TSC_KHZ;
 
   /** `checks`: see PageFaultHandler. Errors: ENOMEM. */
   constructor(vm: VcpuVm, id: number, checks: InvalidationChecks = vm.invalidation) {
+    super();
     this.vm = vm;
     this.id = id;
     this.#frames = new VcpuFrames(vm.memory, vm.dirtyTracking, id);
@@ -197,9 +181,6 @@ export class Vcpu implements KvmVcpu {
   /** The guest's time stamp counter. */
   get guestTsc(): bigint {
     return BigInt.asUintN(64, BigInt(this.vm.time.now()) + this.vmcb.long(VMCB.TSC_OFFSET));
-  }
-  get tscKhz(): number {
-    return this.#tscKhz;
   }
   /** KVM_RUN would go on now, and not block for an event. */
   get ready(): boolean {
@@ -297,12 +278,6 @@ export class Vcpu implements KvmVcpu {
     apic.setState(state);
     this.setCr8(apic.lapic.cr8);
   }
-  getMpState(): number {
-    return this.mp.get();
-  }
-  setMpState(state: number): void {
-    this.mp.set(state);
-  }
   /** KVM_INTERRUPT. Errors: EINVAL (no such vector), ENXIO and EEXIST by the kernel's own interrupt controller. */
   interrupt(vector: number): void {
     if (vector >= NR_INTERRUPTS)
@@ -313,67 +288,6 @@ export class Vcpu implements KvmVcpu {
   nmi(): void {
     this.events.queueNmi();
     this.mp.wake();
-  }
-  getVcpuEvents(): VcpuEvents {
-    return getVcpuEvents(this);
-  }
-  setVcpuEvents(events: VcpuEvents): void {
-    setVcpuEvents(this, events);
-  }
-  getDebugRegs(): DebugRegisters {
-    this.sev?.checkUnprotected('KVM_GET_DEBUGREGS');
-    return this.debug.getRegisters();
-  }
-  setDebugRegs(registers: DebugRegisters): void {
-    this.sev?.checkUnprotected('KVM_SET_DEBUGREGS');
-    this.debug.setRegisters(registers);
-  }
-  setGuestDebug(request: GuestDebugRequest): void {
-    this.sev?.checkUnprotected('KVM_SET_GUEST_DEBUG');
-    this.debug.set(request);
-  }
-  getFpu(): Fpu {
-    this.sev?.checkUnprotected('KVM_GET_FPU');
-    return this.fpu.get();
-  }
-  setFpu(fpu: Fpu): void {
-    this.sev?.checkUnprotected('KVM_SET_FPU');
-    this.fpu.set(fpu);
-  }
-  getXsave(): Uint8Array {
-    this.sev?.checkUnprotected('KVM_GET_XSAVE');
-    return this.fpu.image();
-  }
-  getXsave2(): Uint8Array {
-    this.sev?.checkUnprotected('KVM_GET_XSAVE2');
-    return this.fpu.image();
-  }
-  setXsave(image: Uint8Array): void {
-    this.sev?.checkUnprotected('KVM_SET_XSAVE');
-    this.fpu.setImage(image);
-  }
-  getXcrs(): Xcrs {
-    this.sev?.checkUnprotected('KVM_GET_XCRS');
-    return this.fpu.getXcrs();
-  }
-  setXcrs(xcrs: Xcrs): void {
-    this.sev?.checkUnprotected('KVM_SET_XCRS');
-    this.fpu.setXcrs(xcrs);
-  }
-  getMsrs(indices: readonly number[]): MsrEntry[] {
-    return getMsrs(this.msrs, indices);
-  }
-  setMsrs(entries: readonly MsrEntry[]): number {
-    return setMsrs(this.msrs, entries);
-  }
-  translate(linearAddress: bigint): Translation {
-    return translate(this, linearAddress);
-  }
-  getTscKhz(): number {
-    return this.#tscKhz;
-  }
-  setTscKhz(khz: number): void {
-    this.#tscKhz = guestTscKhz(khz);
   }
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
     return preFaultMemory(this, range);

@@ -6,6 +6,7 @@
 import { PAGE_SIZE, type Pfn, pageAlignUp, pagesIn, type Spa } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import { type FrameOwner, type HostMemory, NO_FRAME } from '../../hardware/memory/host-memory.ts';
+import { FileLocks } from '../file-locks.ts';
 import { type FileOperations, type FileStat, MAX_FILE_BYTES } from '../files.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from '../interface.ts';
 import { PageEntries } from './page-entries.ts';
@@ -17,6 +18,7 @@ const LAST_PAGE = Number.MAX_SAFE_INTEGER;
 export class SharedMemory implements FileOperations, PageSource {
   readonly name: string;
   readonly mappings = new FileMappings();
+  readonly locks = new FileLocks();
   readonly #memory: HostMemory;
   readonly #owner: FrameOwner;
   readonly #pages = new PageEntries();

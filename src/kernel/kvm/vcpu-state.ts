@@ -1,0 +1,114 @@
+/**
+ * The ioctls that get and set what a vCPU has beside its registers, one to a part (Linux arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl). Once SEV-ES has
+ * the registers encrypted, user space has no business with them.
+ */
+import type {
+  DebugRegisters,
+  Fpu,
+  GuestDebugRequest,
+  MsrEntry,
+  Translation,
+  VcpuEvents,
+  Xcrs,
+} from '../interface.ts';
+import type { GuestCpuid } from './cpuid.ts';
+import type { EventInjection } from './event-injection.ts';
+import type { GuestFpu } from './fpu.ts';
+import type { GuestDebug } from './guest-debug.ts';
+import { HOST_TSC_KHZ } from './host-time.ts';
+import type { VcpuApic } from './lapic/vcpu-apic.ts';
+import type { MpState } from './mp-state.ts';
+import { getMsrs, setMsrs } from './msr-ioctls.ts';
+import type { GuestMsrs } from './msrs.ts';
+import type { VcpuSev } from './svm/sev/vcpu-sev.ts';
+import type { Vmcb } from './svm/vmcb.ts';
+import { translate } from './translate.ts';
+import { guestTscKhz } from './tsc-khz.ts';
+import type { VcpuVm } from './vcpu.ts';
+import { getVcpuEvents, setVcpuEvents } from './vcpu-events.ts';
+
+export abstract class VcpuState {
+  abstract readonly vm: VcpuVm;
+  abstract readonly vmcb: Vmcb;
+  abstract readonly cpuid: GuestCpuid;
+  abstract readonly events: EventInjection;
+  abstract readonly debug: GuestDebug;
+  abstract readonly fpu: GuestFpu;
+  abstract readonly msrs: GuestMsrs;
+  abstract readonly mp: MpState;
+  abstract readonly apic: VcpuApic | undefined;
+  abstract readonly sev: VcpuSev | undefined;
+  #tscKhz = HOST_TSC_KHZ;
+
+  get tscKhz(): number {
+    return this.#tscKhz;
+  }
+
+  getMpState(): number {
+    return this.mp.get();
+  }
+  setMpState(state: number): void {
+    this.mp.set(state);
+  }
+  getVcpuEvents(): VcpuEvents {
+    return getVcpuEvents(this);
+  }
+  setVcpuEvents(events: VcpuEvents): void {
+    setVcpuEvents(this, events);
+  }
+  getDebugRegs(): DebugRegisters {
+    this.sev?.checkUnprotected('KVM_GET_DEBUGREGS');
+    return this.debug.getRegisters();
+  }
+  setDebugRegs(registers: DebugRegisters): void {
+    this.sev?.checkUnprotected('KVM_SET_DEBUGREGS');
+    this.debug.setRegisters(registers);
+  }
+  setGuestDebug(request: GuestDebugRequest): void {
+    this.sev?.checkUnprotected('KVM_SET_GUEST_DEBUG');
+    this.debug.set(request);
+  }
+  getFpu(): Fpu {
+    this.sev?.checkUnprotected('KVM_GET_FPU');
+    return this.fpu.get();
+  }
+  setFpu(fpu: Fpu): void {
+    this.sev?.checkUnprotected('KVM_SET_FPU');
+    this.fpu.set(fpu);
+  }
+  getXsave(): Uint8Array {
+    this.sev?.checkUnprotected('KVM_GET_XSAVE');
+    return this.fpu.image();
+  }
+  getXsave2(): Uint8Array {
+    this.sev?.checkUnprotected('KVM_GET_XSAVE2');
+    return this.fpu.image();
+  }
+  setXsave(image: Uint8Array): void {
+    this.sev?.checkUnprotected('KVM_SET_XSAVE');
+    this.fpu.setImage(image);
+  }
+  getXcrs(): Xcrs {
+    this.sev?.checkUnprotected('KVM_GET_XCRS');
+    return this.fpu.getXcrs();
+  }
+  setXcrs(xcrs: Xcrs): void {
+    this.sev?.checkUnprotected('KVM_SET_XCRS');
+    this.fpu.setXcrs(xcrs);
+  }
+  getMsrs(indices: readonly number[]): MsrEntry[] {
+    return getMsrs(this.msrs, indices);
+  }
+  setMsrs(entries: readonly MsrEntry[]): number {
+    return setMsrs(this.msrs, entries);
+  }
+  translate(linearAddress: bigint): Translation {
+    return translate(this, linearAddress);
+  }
+  getTscKhz(): number {
+    return this.#tscKhz;
+  }
+  setTscKhz(khz: number): void {
+    this.#tscKhz = guestTscKhz(khz);
+  }
+}
