@@ -46,4 +46,24 @@ describe('the guest smp', () => {
     expect(report.console).toBe('no local APIC with x2APIC: run with --irqchip split\n');
     expect(report.exit.code).toBe(2);
   });
+
+  it.each([
+    ['split', [true, true], [0, 1]],
+    ['off', [false, false], [0, 0]],
+  ] as const)(
+    'with irqchip %s CPUID says so, and only then the second vCPU waits',
+    async (irqchip, bits, states) => {
+      host = createHost({ memory: 256 * MiB });
+      const { machine } = host.createVm({ memory: 32 * MiB, smp: 2, irqchip, ...(await readImage('smp')) });
+      const leaf = machine.vcpus[1]!.getCpuid2().find((entry) => entry.function === 1)!;
+      expect([21, 24].map((bit) => ((leaf.ecx >>> bit) & 1) === 1)).toEqual(bits);
+      expect(machine.vcpus.map((vcpu) => vcpu.getMpState())).toEqual(states);
+    },
+  );
+
+  it('refuses RAM that reaches the IOAPIC', async () => {
+    host = createHost({ memory: 256 * MiB });
+    const image = await readImage('smp');
+    expect(() => host.createVm({ memory: 4096 * MiB, irqchip: 'split', ...image })).toThrow('0xfec00000');
+  });
 });
