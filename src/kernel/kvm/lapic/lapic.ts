@@ -146,7 +146,6 @@ export class Lapic {
   /** kvm_apic_has_interrupt: the vector that may be delivered now, or −1. */
   pendingVector(): number {
     if (!this.hardwareEnabled) return -1;
-    this.updatePpr();
     const vector = highestVector(this.page, APIC.IRR);
     return vector >= 0 && (vector & PRIORITY) > this.register(APIC.PPR) ? vector : -1;
   }
@@ -228,7 +227,7 @@ export class Lapic {
     return true;
   }
 
-  /** apic_update_ppr */
+  /** apic_update_ppr: after each change of the task priority or of what is in service. */
   updatePpr(): void {
     const tpr = this.register(APIC.TPR);
     const service = Math.max(highestVector(this.page, APIC.ISR), 0);
@@ -301,7 +300,6 @@ export class Lapic {
     if (!isReadable(register, this.isX2apic ? 'x2apic' : 'xapic')) return undefined;
     if (register === APIC.ARBITRATION) return 0;
     if (register === APIC.CURRENT_COUNT) return this.timer.currentCount;
-    if (register === APIC.PPR) this.updatePpr();
     return this.register(register);
   }
 

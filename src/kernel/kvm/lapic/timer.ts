@@ -211,7 +211,6 @@ export class LapicTimer {
   }
 
   #expire(): void {
-    if (this.pending) return;
     this.pending = true;
     this.#vcpu.kick();
   }
