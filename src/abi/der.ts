@@ -143,7 +143,8 @@ export class DerReader {
     let isWithinArc = false;
     for (let at = 0; at < content.length; at++) {
       const byte = content[at]!;
-      if (!isWithinArc && byte === 0x80) this.fail(field, 'got an OID arc with a leading zero');
+      if (!isWithinArc && byte === 0x80)
+        this.fail(field, 'got an OID arc with a leading zero, want it minimal');
       if (arc > 2 ** 44) this.fail(field, 'got an OID arc above 2^51, want a smaller one');
       arc = arc * 128 + (byte & 0x7f);
       isWithinArc = byte >= 0x80;
@@ -154,8 +155,8 @@ export class DerReader {
       } else text += `.${arc}`;
       arc = 0;
     }
-    if (isWithinArc) this.fail(field, 'got an OID that ends within an arc');
-    if (text === '') this.fail(field, 'got an empty OID');
+    if (isWithinArc) this.fail(field, 'got an OID that ends within an arc, want a whole one');
+    if (text === '') this.fail(field, 'got an empty OID, want at least one arc');
     return text;
   }
 

@@ -1,0 +1,270 @@
+/** The commands of attestation, as functions. */
+import { mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { parseCertificate, readCertificates } from '../../src/attest/index.ts';
+import { KeyServer } from '../../src/authority/kds.ts';
+import { certs } from '../../src/cli/certs.ts';
+import { type MeasureCommandOptions, measure } from '../../src/cli/measure.ts';
+import { showReport } from '../../src/cli/report.ts';
+import { type VerifyCommandOptions, verify } from '../../src/cli/verify.ts';
+import { evidenceOf } from '../attest/evidence.ts';
+import { firmwareImage } from '../attest/firmware-image.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'softcvm-cli-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+const file = (name: string, bytes: Uint8Array | string): string => {
+  const path = join(folder, name);
+  writeFileSync(path, bytes);
+  return path;
+};
+
+let lines: string[] = [];
+let raw: Buffer[] = [];
+beforeEach(() => {
+  lines = [];
+  raw = [];
+  vi.spyOn(console, 'log').mockImplementation((line: string) => void lines.push(line));
+  vi.spyOn(console, 'error').mockImplementation(() => {});
+  vi.spyOn(process.stdout, 'write').mockImplementation((bytes) => {
+    raw.push(Buffer.from(bytes as Uint8Array));
+    return true;
+  });
+});
+afterEach(() => vi.restoreAllMocks());
+
+const { report, options, authority, chip } = await evidenceOf('milan');
+const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8Array];
+const paths = {
+  report: file('report.bin', report),
+  hex: file('report.hex', Buffer.from(report).toString('hex')),
+  vcek: file('vcek.der', vcek),
+  ask: file('ask.der', ask),
+  ark: file('ark.der', ark),
+  crl: file('list.crl', options.crls![0]!),
+  table: file('table.bin', await authority.certificateTable(chip)),
+};
+
+describe('softcvm verify', () => {
+  const at = '2026-06-01';
+  const run = (more: VerifyCommandOptions, path = paths.report): Promise<number> =>
+    verify(path, { at, ...more });
+
+  it('ends with 0 if every check holds: certificates from files, a table, hex', async () => {
+    expect(await run({ certs: [paths.vcek, paths.ask], roots: [paths.ark] })).toBe(0);
+    expect(await run({ certs: [paths.table], roots: [paths.ark], requireCrl: true }, paths.hex)).toBe(0);
+    expect(
+      await run({ certs: [paths.vcek, paths.ask, paths.crl], roots: [paths.ark], requireCrl: true }),
+    ).toBe(0);
+    expect(lines.at(-1)).toMatch(/^verified: \d+ checks$/);
+    expect(lines.join('\n')).toContain('marked as made by SoftCVM');
+    expect(lines.join('\n')).toContain(`root ${await authority.fingerprint('Milan')}`);
+  });
+
+  it('ends with 1 without a root, and says so', async () => {
+    expect(await run({ certs: [paths.table], quiet: true })).toBe(1);
+    expect(lines[0]).toContain('FAILED  ARK.trusted');
+    expect(lines.at(-1)).toMatch(/^not verified: 1 of \d+ checks failed$/);
+  });
+
+  it('judges by policy options', async () => {
+    const wanted: VerifyCommandOptions = {
+      certs: [paths.table],
+      roots: [paths.ark],
+      measurement: ['11'.repeat(48)],
+      hostData: '22'.repeat(32),
+      reportData: '33'.repeat(64),
+      vmpl: '0',
+      minimumTcb: 'boot-loader=4,snp=24',
+      minimumFirmware: '1.55.21',
+      signingKey: 'vcek',
+      product: 'Milan',
+      guestPolicy: '0x30000',
+    };
+    expect(await run(wanted)).toBe(0);
+    expect(await run({ ...wanted, vmpl: '1', minimumTcb: 'snp=25', json: true })).toBe(1);
+    const verdict = JSON.parse(lines.at(-1)!);
+    expect([verdict.ok, verdict.software]).toEqual([false, true]);
+    expect(verdict.checks.filter((one: { ok: boolean }) => !one.ok)).toEqual([
+      { name: 'vmpl', ok: false, got: '0', want: '1' },
+      { name: 'tcb.minimum.snp', ok: false, got: '24', want: 'at least 25' },
+    ]);
+  });
+
+  it('counts age from the file’s time', async () => {
+    const path = file('old.bin', report);
+    utimesSync(path, new Date('2026-05-31T23:59:00Z'), new Date('2026-05-31T23:59:00Z'));
+    const known = { certs: [paths.table], roots: [paths.ark] };
+    expect(await run({ ...known, maximumAge: '60' }, path)).toBe(0);
+    expect(await run({ ...known, maximumAge: '59' }, path)).toBe(1);
+  });
+
+  it('asks a key distribution server', async () => {
+    const server = new KeyServer(authority);
+    try {
+      const kds = await server.listen();
+      expect(await run({ kds, roots: [paths.ark], requireCrl: true })).toBe(0);
+      server.answer('429');
+      await expect(run({ kds, roots: [paths.ark] })).rejects.toThrow('got status 429');
+    } finally {
+      await server.close();
+    }
+  });
+
+  it.each([
+    [{ certs: ['nowhere'] }, '--certs: got nowhere: no such file'],
+    [{ roots: ['nowhere'] }, '--roots: got nowhere: no such file'],
+    [{ vmpl: '4' }, '--vmpl: got 4'],
+    [{ measurement: ['12'] }, 'policy.measurement: got 12'],
+    [{ allow: ['everything'] }, '--allow: got everything'],
+    [{ minimumTcb: 'ucode=3' }, '--minimum-tcb: got ucode=3'],
+    [{ minimumAbi: '1' }, '--minimum-abi: got 1'],
+    [{ guestPolicy: 'x' }, '--guest-policy: got x'],
+    [{ at: 'noon' }, '--at: got noon'],
+    [{ product: 'Rome' }, '--product: got Rome'],
+  ] as [VerifyCommandOptions, string][])('refuses %j as bad input', async (bad, message) => {
+    await expect(run(bad)).rejects.toMatchObject({
+      name: 'InputError',
+      message: expect.stringContaining(message),
+    });
+  });
+});
+
+describe('softcvm measure', () => {
+  const ovmf = file('OVMF.fd', firmwareImage());
+  const usual: MeasureCommandOptions = {
+    mode: 'snp',
+    guestFeatures: '0x1',
+    vmmType: 'QEMU',
+    outputFormat: 'hex',
+  };
+  const peer = { ...usual, ovmf, vcpus: '2', vcpuType: 'EPYC-Milan' };
+  const digest = async (one: MeasureCommandOptions, image?: string): Promise<string> => {
+    expect(await measure(image, one)).toBe(0);
+    return lines.at(-1)!;
+  };
+
+  it('prints the digest alone', async () => {
+    expect(await digest(peer)).toMatch(/^[0-9a-f]{96}$/);
+    expect(lines).toHaveLength(1);
+  });
+
+  it('takes an image by itself, with a Milan’s vCPU', async () => {
+    expect(await digest(usual, ovmf)).toBe(await digest({ ...peer, vcpus: '1' }));
+  });
+
+  it('knows one vCPU by type, signature or family', async () => {
+    const { vcpuType: _, ...without } = peer;
+    const want = await digest(peer);
+    expect(await digest({ ...without, vcpuSig: '0xa00f11' })).toBe(want);
+    expect(await digest({ ...without, vcpuFamily: '25', vcpuModel: '1', vcpuStepping: '1' })).toBe(want);
+    expect(await digest({ ...without, vcpuSig: '0xa10f10' })).not.toBe(want);
+  });
+
+  it('goes on from the digest of the image', async () => {
+    const snpOvmfHash = await digest({ ...peer, mode: 'snp:ovmf-hash' });
+    expect(await digest({ ...peer, snpOvmfHash })).toBe(await digest(peer));
+  });
+
+  it('explains page by page', async () => {
+    expect(await measure(undefined, { ...peer, explain: true, json: true })).toBe(0);
+    const { measurement, pages } = JSON.parse(lines[0]!);
+    expect(pages).toHaveLength(9);
+    expect(pages[0]).toMatchObject({ gpa: '0xffffe000', type: 'normal' });
+    expect(pages.at(-1).digest).toBe(measurement);
+  });
+
+  it('says where two images differ, and ends with 1', async () => {
+    const other = firmwareImage();
+    other[0x10] = 0;
+    const diff = file('other.fd', other);
+    expect(await measure(undefined, { ...peer, diff })).toBe(1);
+    expect(lines[0]).toMatch(
+      /^page 0, firmware, normal at 0xffffe000: bytes from 0x10 of the page: 70.* here, 00.* there$/,
+    );
+    expect(await measure(undefined, { ...peer, diff: ovmf })).toBe(0);
+  });
+
+  it.each([
+    [{ ...usual }, 'want one image'],
+    [{ ...usual, ovmf }, '--vcpus: got nothing'],
+    [{ ...usual, ovmf, vcpus: '1' }, '--vcpu-type: got nothing'],
+    [{ ...peer, vcpuType: 'EPYC-Venice' }, '--vcpu-type: got EPYC-Venice'],
+    [{ ...peer, vmmType: 'xen' }, '--vmm-type: got xen'],
+    [{ ...peer, guestFeatures: '1x' }, '--guest-features: got 1x'],
+    [{ ...peer, initrd: ovmf }, '--initrd: got it without --kernel'],
+    [{ ...peer, append: 'x' }, '--append: got it without --kernel'],
+    [{ ...peer, ovmf: 'nowhere' }, 'image: got nowhere: no such file'],
+    [{ ...peer, ovmf: file('half', new Uint8Array(9)) }, 'got 9 bytes'],
+    [{ ...peer, mode: 'tdx' }, '--mode: got tdx'],
+    [{ ...peer, snpOvmfHash: 'ab' }, '--snp-ovmf-hash: got ab'],
+  ] as [MeasureCommandOptions, string][])('refuses %j as bad input', async (bad, message) => {
+    await expect(measure(undefined, bad)).rejects.toMatchObject({
+      name: 'InputError',
+      message: expect.stringContaining(message),
+    });
+  });
+
+  it('names the modes that it does not have', async () => {
+    await expect(measure(undefined, { ...peer, mode: 'seves' })).rejects.toThrow(
+      'not implemented: measure --mode seves',
+    );
+  });
+});
+
+describe('softcvm report show', () => {
+  it('shows fields by name', () => {
+    showReport(paths.hex, {});
+    expect(lines).toContain(`measurement          ${'11'.repeat(48)}`);
+    expect(lines.find((line) => line.startsWith('reported tcb'))).toContain(
+      'bootLoader 4, tee 0, snp 24, microcode 219',
+    );
+    showReport(paths.report, { json: true });
+    expect(JSON.parse(lines.at(-1)!)).toMatchObject({
+      version: '3',
+      signing_key: 'VCEK',
+      chip_key: 'not masked',
+    });
+  });
+
+  it('refuses what is no report', () => {
+    expect(() => showReport(paths.vcek, {})).toThrow('want 1184');
+  });
+});
+
+describe('softcvm certs', () => {
+  const seed = '7';
+  const output = async (what: string, more: object = {}): Promise<Buffer> => {
+    raw = [];
+    expect(await certs(what, { product: 'Milan', seed, ...more })).toBe(0);
+    return Buffer.concat(raw);
+  };
+
+  it('prints chain, key, list and table', async () => {
+    expect(readCertificates(await output('chain')).map(({ kind }) => kind)).toEqual(['ASK', 'ARK']);
+    expect(readCertificates(await output('vlek-chain')).map(({ kind }) => kind)).toEqual(['ASVK', 'ARK']);
+    expect(parseCertificate(await output('vcek', { der: true }))).toMatchObject({
+      kind: 'VCEK',
+      product: 'Milan',
+    });
+    expect((await output('crl')).toString()).toMatch(/^-----BEGIN X509 CRL-----/);
+    expect(await output('table')).toEqual(Buffer.from(await authority.certificateTable(chip)));
+  });
+
+  it('prints the root’s fingerprint', async () => {
+    await certs('fingerprint', { product: 'Turin', seed });
+    expect(lines).toEqual([await authority.fingerprint('Turin')]);
+  });
+
+  it.each([
+    ['keys', {}, 'certs: got keys'],
+    ['chain', { product: 'Rome' }, '--product: got Rome'],
+    ['chain', { der: true }, '--der: got 2 certificates'],
+    ['vcek', { tcb: '7' }, '--tcb: got 7'],
+    ['vcek', { chip: 'ab' }, '--chip: got ab'],
+    ['root', { state: folder }, '--seed: got --state as well'],
+  ])('refuses %s %j', async (what, more, message) => {
+    await expect(certs(what, { product: 'Milan', seed, ...more })).rejects.toThrow(message);
+  });
+});
