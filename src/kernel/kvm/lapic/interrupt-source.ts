@@ -44,9 +44,4 @@ export class LapicInterruptSource implements InterruptSource {
       throw new LinuxError('EEXIST', `KVM_INTERRUPT: vector ${this.#external} still waits`);
     this.#external = vector;
   }
-
-  /** kvm_vcpu_reset */
-  reset(): void {
-    this.#external = -1;
-  }
 }

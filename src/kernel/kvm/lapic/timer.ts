@@ -128,10 +128,6 @@ export class LapicTimer {
   delivered(): void {
     this.pending = false;
     if (this.isTscDeadline) this.tscDeadline = 0n;
-    else if (this.#isOneShot) {
-      this.tscDeadline = 0n;
-      this.#target = 0;
-    }
   }
 
   #register(offset: number): number {

@@ -72,10 +72,9 @@ export class VcpuApic implements LapicVcpu {
     this.#owner.mp.wake();
   }
 
-  /** kvm_lapic_reset, and the interrupt that user space gave. */
+  /** kvm_lapic_reset. An interrupt that user space gave stays. */
   reset(event: 'power-on' | 'init'): void {
     this.lapic.reset(event, this.#owner.isBoot ? 'extint' : 'masked');
-    this.source.reset();
   }
 
   /** The base register was `old`. */

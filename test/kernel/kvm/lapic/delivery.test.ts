@@ -37,6 +37,32 @@ describe('physical destinations', () => {
     expect(bench.controller.deliver(message({ destination: 0xff }))).toBe(1);
   });
 
+  it.each([
+    ['its base is disabled', (bench: LapicBench) => bench.base(0xfee00000n, 1), 0],
+    ['its id is another', (bench: LapicBench) => bench.write(0x20, 0x0700_0000, bench.lapics[1]), 0],
+    ['INIT reset it', (bench: LapicBench) => bench.lapics[1]!.reset('init', 'masked'), 0],
+    ['nothing happened', () => {}, 1],
+  ] as const)('an APIC that has heard does so again unless %s', (_name, change, want) => {
+    const bench = new LapicBench([0, 1]).enable();
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(1);
+    change(bench);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(want);
+  });
+
+  it.each([
+    ['LDR', 0xd0, 0x0400_0000],
+    ['DFR', 0xe0, 0x0fff_ffff],
+    ['software enable', 0xf0, 0xff],
+  ])('a logical destination is another after a change of %s', (_name, register, value) => {
+    const bench = new LapicBench([0, 1]).enable();
+    bench.write(0xd0, 0x0200_0000, bench.lapics[1]);
+    const toIt = message({ logical: true, destination: 2 });
+    expect(bench.controller.deliver(toIt)).toBe(1);
+    bench.write(register, value, bench.lapics[1]);
+    if (register === 0xe0) bench.write(0xd0, 0x1200_0000, bench.lapics[1]);
+    expect(bench.controller.deliver(toIt)).toBe(0);
+  });
+
   it('a software-disabled APIC is meant, and drops it', () => {
     const bench = new LapicBench([0, 1]);
     expect(bench.controller.deliver(message({ destination: 1 }))).toBe(0);
