@@ -136,8 +136,8 @@ describe('a run ends', () => {
     ],
     [
       'on an exit that nobody serves',
-      exit(24),
-      { reason: 'error', code: 125, message: 'vCPU 0: KVM: unhandled exit reason 24' },
+      exit(99),
+      { reason: 'error', code: 125, message: 'vCPU 0: KVM: unhandled exit reason 99' },
     ],
     [
       'on an errno of KVM_RUN',

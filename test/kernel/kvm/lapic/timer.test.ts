@@ -78,6 +78,8 @@ describe('a one-shot timer', () => {
     bench.pass(100);
     expect(bench.lapic.timer.pending).toBe(true);
     expect(bench.lapic.timerPending).toBe(false);
+    expect(bench.lapic.deliverLocal(TIMER)).toBe(false);
+    expect(bench.lapic.highestRequest()).toBe(-1);
   });
 
   it('kicks the vCPU when it expires', () => {
