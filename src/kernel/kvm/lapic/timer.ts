@@ -50,9 +50,6 @@ export class LapicTimer {
   get #isPeriodic(): boolean {
     return this.mode === LVT.TIMER_PERIODIC;
   }
-  get #isOneShot(): boolean {
-    return this.mode === 0;
-  }
 
   /** When the timer expires, in host time. */
   get due(): number {
@@ -147,10 +144,7 @@ export class LapicTimer {
   /** False: no count, no timer. */
   #setTarget(from: number): boolean {
     this.#period = this.#countToNs(APIC.INITIAL_COUNT);
-    if (this.#period === 0) {
-      this.tscDeadline = 0n;
-      return false;
-    }
+    if (this.#period === 0) return false;
     this.#limitFrequency();
     let deadline = this.#period;
     if (from !== APIC.INITIAL_COUNT) {
@@ -185,11 +179,6 @@ export class LapicTimer {
   #startPeriod(): void {
     const { time } = this.#vcpu;
     if (this.#period === 0) return;
-    if (time.now() > this.#target) {
-      this.#expire();
-      if (this.#isOneShot) return;
-      this.#advance();
-    }
     time.start(this.#timer, this.#target);
   }
 
