@@ -23,6 +23,8 @@ const SIZE = 64 * 1024 * 1024;
 const PAGES = SIZE / PAGE_SIZE;
 const WANTED = 0.9;
 const ROUNDS = 10;
+/** Pages of a chunk. */
+const CHUNK = 256;
 
 export async function bench() {
   const trace = new Trace();
@@ -78,36 +80,47 @@ export async function bench() {
       : (bytes: Uint8Array) => crypto.createHash('sha384').update(bytes).digest('binary');
   const plain = crypto.randomBytes(SIZE);
   const info = new Uint8Array(112);
-  const hashes = (): void => {
-    for (let at = 0; at < SIZE; at += PAGE_SIZE) {
-      hash(plain.subarray(at, at + PAGE_SIZE));
+  const hashes = (first: number): void => {
+    for (let i = first; i < first + CHUNK; i++) {
+      hash(plain.subarray(i * PAGE_SIZE, (i + 1) * PAGE_SIZE));
       hash(info);
     }
   };
-  const launch = (): void => {
-    for (let i = 0; i < PAGES; i++) {
+  const launch = (first: number): void => {
+    for (let i = first; i < first + CHUNK; i++) {
       address.setUint32(0, image + i * PAGE_SIZE, true);
       run(SEV_CMD.SNP_LAUNCH_UPDATE, update);
     }
   };
-  // In turns, so that a busy machine slows both.
-  let ours = Number.POSITIVE_INFINITY;
-  let raw = Number.POSITIVE_INFINITY;
+  // Chunk by chunk in turns, and of each chunk the fastest round: a busy machine slows both alike.
+  const ours = new Array<number>(PAGES / CHUNK).fill(Number.POSITIVE_INFINITY);
+  const raw = [...ours];
   for (let round = 1; round <= ROUNDS; round++) {
     start(round);
-    ours = Math.min(ours, timed(launch));
+    for (let chunk = 0; chunk < ours.length; chunk++) {
+      ours[chunk] = Math.min(
+        ours[chunk]!,
+        timed(() => launch(chunk * CHUNK)),
+      );
+      raw[chunk] = Math.min(
+        raw[chunk]!,
+        timed(() => hashes(chunk * CHUNK)),
+      );
+    }
     stop();
-    raw = Math.min(raw, timed(hashes));
   }
   memory.close();
+  const [total, bound] = [sum(ours), sum(raw)];
   return {
-    value: (SIZE / ours) * 1000,
+    value: (SIZE / total) * 1000,
     unit: 'B/s',
-    bound: (SIZE / raw) * 1000,
-    ratio: raw / ours,
-    note: `against the hashes alone, wanted ≥ ${WANTED}; ${((ours / PAGES) * 1000).toFixed(1)} us a page, of which ${((raw / PAGES) * 1000).toFixed(1)} hash`,
+    bound: (SIZE / bound) * 1000,
+    ratio: bound / total,
+    note: `against the hashes alone, wanted ≥ ${WANTED}; ${((total / PAGES) * 1000).toFixed(1)} us a page, of which ${((bound / PAGES) * 1000).toFixed(1)} hash`,
   };
 }
+
+const sum = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0);
 
 /** Milliseconds that an action takes. */
 function timed(action: () => void): number {

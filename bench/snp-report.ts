@@ -1,6 +1,6 @@
 /**
  * snp.report: firmware answers a guest's request for an attestation report, against raw P-384 signatures over as many bytes. The guest's own AES is done before and is not
- * timed; both are timed in turns.
+ * timed. Both in turns, ten at a time, and of each the fastest ten.
  */
 import { createCipheriv, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import { GUEST_MESSAGE, guestMessageHeader, reportRequest } from '../src/abi/guest-message.ts';
@@ -22,8 +22,8 @@ import { SecureProcessor } from '../src/hardware/asp/secure-processor.ts';
 import { Chip } from '../src/hardware/chip.ts';
 import { HostMemory } from '../src/hardware/memory/host-memory.ts';
 
-const REQUESTS = 200;
-const ROUNDS = 8;
+const REQUESTS = 10;
+const ROUNDS = 150;
 const WANTED = 0.9;
 const SIGNED_SIZE = 0x2a0;
 
