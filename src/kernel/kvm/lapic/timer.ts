@@ -150,10 +150,7 @@ export class LapicTimer {
     if (from !== APIC.INITIAL_COUNT) {
       deadline = this.#countToNs(from);
       if (deadline === 0) deadline = this.#isPeriodic ? this.#period : 0;
-      else if (deadline > this.#period) {
-        this.#setRegister(from, 0);
-        deadline = this.#period;
-      }
+      else if (deadline > this.#period) deadline = this.#period;
     }
     this.#target = this.#vcpu.time.now() + deadline;
     return true;

@@ -46,6 +46,20 @@ describe('KVM_GET_LAPIC and KVM_SET_LAPIC', () => {
     expect(to.lapic.timer.pending).toBe(true);
   });
 
+  it('let a timer that has more left than it began with begin anew', () => {
+    const from = new LapicBench().enable();
+    from.write(0x3e0, 0xb);
+    from.write(0x320, 0x50);
+    from.write(0x380, 10_000);
+    const state = get(from);
+    setWord(state, 0x390, 12_000);
+    const to = new LapicBench();
+    set(to, state);
+    expect(to.read(0x390)).toBe(0);
+    to.pass(1);
+    expect(to.read(0x390)).toBe(9999);
+  });
+
   it('show an x2APIC’s id in bits 31:24, and take any', () => {
     const bench = new LapicBench([5]).x2apic();
     const state = get(bench);
