@@ -120,14 +120,16 @@ describe('a VM', () => {
   });
 
   it('a host refuses early forms that it does not have', () => {
-    expect(() => createHost({ early: ['certs' as never] })).toThrow('early: got certs, want private-fault');
+    expect(() => createHost({ early: ['sev-launch' as never] })).toThrow(
+      'early: got sev-launch, want private-fault or certs',
+    );
   });
 
   it('a VM is of a kind that is there, and has an image', () => {
     host = createHost({ memory: 16 * MiB });
     const image = new Uint8Array(1);
-    expect(() => host.createVm({ type: 'sev-snp' as never, image })).toThrow(
-      'type: got sev-snp, want sw-protected or default',
+    expect(() => host.createVm({ type: 'tdx' as never, image })).toThrow(
+      'type: got tdx, want sw-protected or default or sev-snp',
     );
     expect(() => host.createVm({} as never)).toThrow('image: got undefined, want a Uint8Array');
   });

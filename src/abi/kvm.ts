@@ -179,6 +179,7 @@ export const KVM_EXIT_INTR = 10;
 export const KVM_EXIT_SET_TPR = 11;
 export const KVM_EXIT_INTERNAL_ERROR = 17;
 export const KVM_EXIT_SYSTEM_EVENT = 24;
+export const KVM_SYSTEM_EVENT_SEV_TERM = 6;
 export const KVM_EXIT_IOAPIC_EOI = 26;
 export const KVM_EXIT_X86_RDMSR = 29;
 export const KVM_EXIT_X86_WRMSR = 30;

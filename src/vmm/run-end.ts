@@ -1,4 +1,5 @@
 /** How a run ends, what is counted on the way, and the words for it. */
+import { KVM_SYSTEM_EVENT_SEV_TERM } from '../abi/kvm.ts';
 import type { KvmRun } from '../abi/kvm-run.ts';
 import { SevExits } from '../abi/kvm-run-sev.ts';
 import type { KvmVcpu } from '../kernel/interface.ts';
@@ -52,7 +53,6 @@ export function internalError(run: KvmRun): string {
   return data.length === 0 ? name : `${name} (${data.join(', ')})`;
 }
 
-const SEV_TERM = 4;
 const GENERIC_REASONS = ['general', 'GHCB protocol version unsupported', 'SNP features unsupported'];
 const LINUX_REASONS = [
   'GHCB registration failed',
@@ -73,7 +73,9 @@ export function systemEvent(vcpu: KvmVcpu): RunEnd {
   const type = exits.systemEventType;
   const data = exits.systemEventData(0);
   const message =
-    type === SEV_TERM ? `the guest asked to be terminated: ${termination(data)}` : `system event ${type}`;
+    type === KVM_SYSTEM_EVENT_SEV_TERM
+      ? `the guest asked to be terminated: ${termination(data)}`
+      : `system event ${type}`;
   return { reason: 'error', code: EXIT_CODE_FAILED, message: `vCPU ${vcpu.id}: ${message}` };
 }
 

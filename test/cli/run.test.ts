@@ -163,7 +163,12 @@ describe('softcvm run: bad input is refused by name', () => {
       '--type: got sev-snp, want sw-protected or default',
     ],
     ['an unknown kernel', () => 'hello', { kernel: '5.4' }, '--kernel: got 5.4, want 7.2 or 6.12'],
-    ['an unknown early form', () => 'hello', { early: 'private-fault,certs' }, '--early: got certs'],
+    [
+      'an unknown early form',
+      () => 'hello',
+      { early: 'private-fault,sev-launch' },
+      '--early: got sev-launch',
+    ],
     ['no vCPU', () => 'hello', { smp: '0' }, '--smp: got 0'],
     ['a seed that is no number', () => 'hello', { seed: 'x' }, '--seed: got x'],
     ['no time', () => 'hello', { timeout: '0' }, '--timeout: got 0'],

@@ -33,6 +33,14 @@ const exit = (reason: number, fill: (run: KvmRun) => void = () => {}): ScriptedR
     fill(run);
   },
 });
+/** type u32 at 0x20, ndata at 0x24, data at 0x28 */
+const systemEvent = (type: number, data: bigint): ScriptedRun =>
+  exit(24, ({ bytes }) => {
+    const view = new DataView(bytes.buffer, bytes.byteOffset);
+    view.setUint32(0x20, type, true);
+    view.setUint32(0x24, 1, true);
+    view.setBigUint64(0x28, data, true);
+  });
 const leave = out(0xf4, 0);
 const hlt = exit(5);
 const interrupted: ScriptedRun = { returns: -4 };
@@ -138,6 +146,20 @@ describe('a run ends', () => {
       'on an exit that nobody serves',
       exit(99),
       { reason: 'error', code: 125, message: 'vCPU 0: KVM: unhandled exit reason 99' },
+    ],
+    [
+      'when an SNP guest asks to be terminated by the GHCB MSR, set 1 and code 4',
+      systemEvent(6, 0x4_1100n),
+      {
+        reason: 'error',
+        code: 125,
+        message: 'vCPU 0: the guest asked to be terminated: reason 1:4 (CPUID failed)',
+      },
+    ],
+    [
+      'on a system event of another type',
+      systemEvent(2, 0n),
+      { reason: 'error', code: 125, message: 'vCPU 0: system event 2' },
     ],
     [
       'on an errno of KVM_RUN',

@@ -52,6 +52,15 @@ describe('an SNP guest', () => {
     expect(snp.long(SHARED + 16)).toBe(0x3081n);
   });
 
+  it('that asks for its end by the GHCB MSR ends with SYSTEM_EVENT 6 (SEV_TERM) and what it said', () => {
+    const snp = new SnpVm().launch(ghcbMsr(0x4_1100n));
+    expect(snp.vcpu.run()).toBe(0);
+    const { kvmRun } = snp.vcpu;
+    const view = new DataView(kvmRun.bytes.buffer, kvmRun.bytes.byteOffset);
+    expect([kvmRun.exitReason, view.getUint32(0x20, true), view.getUint32(0x24, true)]).toEqual([24, 6, 1]);
+    expect(view.getBigUint64(0x28, true)).toBe(0x4_1100n);
+  });
+
   it('gets a fresh private page by the MSR protocol, validates and uses it', () => {
     const snp = new SnpVm().launch([
       ...ghcbMsr(BigInt(FRESH) | (1n << 52n) | 0x14n),

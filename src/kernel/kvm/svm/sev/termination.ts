@@ -1,9 +1,7 @@
 /** KVM_EXIT_SYSTEM_EVENT of a guest that asked to be ended (reference facts 5.2 and 5.3). */
-import { KVM_EXIT_SYSTEM_EVENT } from '../../../../abi/kvm.ts';
+import { KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SEV_TERM } from '../../../../abi/kvm.ts';
 import { TO_USER_SPACE } from '../../run-result.ts';
 import type { Vcpu } from '../../vcpu.ts';
-
-const KVM_SYSTEM_EVENT_SEV_TERM = 4;
 
 /** `data`: the MSR, or the GHCB's address where the request came by a page. */
 export function exitTerminated(vcpu: Vcpu, data: bigint): number {
