@@ -245,11 +245,12 @@ export const SNP_FEATURE_ECX = {
 
 /** SEV GET_ID: where to write, and how many bytes there are. */
 export const sevGetId = struct('sev_data_get_id', { address: u64, length: u32 });
-/** SEV PLATFORM_STATUS, written into the command buffer. */
+/** SEV PLATFORM_STATUS, written into the command buffer; packed: u32 flags from byte 3 on, u32 guest count from byte 8 on. */
 export const sevPlatformStatus = struct('sev_user_data_status', {
   apiMajor: u8,
   apiMinor: u8,
   state: u8,
-  /** Packed in C: u32 flags at 3, u8 build at 7, u32 guest count at 8. */
-  rest: bytes(9),
+  flags: bytes(4),
+  build: u8,
+  guestCount: u32,
 });

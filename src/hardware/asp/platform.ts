@@ -10,6 +10,7 @@ import {
   SNP_PLATFORM_FLAG,
   SNP_PLATFORM_STATE,
   SNP_SHUTDOWN_FLAG,
+  sevPlatformStatus,
   snpAddress,
   snpInitEx,
   snpPlatformStatus,
@@ -145,4 +146,11 @@ export function platformStatus(firmware: Firmware, command: CommandBuffer): numb
       reportedTcb: chip.reportedTcb,
     }),
   );
+}
+
+/** PLATFORM_STATUS of SEV without SNP, which is never initialised here: versions alone. */
+export function legacyPlatformStatus(firmware: Firmware, command: CommandBuffer): number {
+  const { major, minor, build } = firmware.chip.firmware;
+  command.bytes.set(sevPlatformStatus.encode({ apiMajor: major, apiMinor: minor, build }));
+  return SEV_STATUS.SUCCESS;
 }

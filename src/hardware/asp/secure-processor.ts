@@ -25,7 +25,15 @@ import { guestRequest } from './guest-request.ts';
 import { launchFinish, launchStart } from './launch.ts';
 import { launchUpdate } from './launch-update.ts';
 import { pageReclaim, pageSetState, pageUnsmash } from './page-commands.ts';
-import { dfFlush, initEx, platformStatus, shutdownEx, snpInit, snpShutdown } from './platform.ts';
+import {
+  dfFlush,
+  initEx,
+  legacyPlatformStatus,
+  platformStatus,
+  shutdownEx,
+  snpInit,
+  snpShutdown,
+} from './platform.ts';
 
 export type { FirmwareUpdate } from './configuration.ts';
 export type { MachineOptions } from './firmware.ts';
@@ -41,6 +49,7 @@ interface Handler {
 const LARGEST_BUFFER = 64;
 
 const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
+  [SEV_CMD.PLATFORM_STATUS, { size: 12, run: legacyPlatformStatus, answers: true }],
   [SEV_CMD.GET_ID, { size: 16, run: getId, answers: true }],
   [SEV_CMD.SNP_INIT, { size: 0, run: snpInit }],
   [SEV_CMD.SNP_SHUTDOWN, { size: 0, run: snpShutdown }],

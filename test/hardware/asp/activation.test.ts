@@ -103,9 +103,17 @@ describe('ACTIVATE', () => {
 
 describe('ACTIVATE_EX', () => {
   it('checks in the order of the firmware', () => {
-    machine = new Machine().init();
-    const context = machine.createContext();
+    machine = new Machine();
     const ids = machine.page();
+    const uninitialised = [
+      [0, 4, 0x20],
+      [8, 8, ids],
+    ] as const;
+    expect(machine.run(CMD.ACTIVATE_EX, uninitialised)).toBe(1);
+    machine.init();
+    const context = machine.createContext();
+    const page = machine.page();
+    machine.rmpupdate(page, { asid: 600, gpa: 0 });
     const activate = (options: {
       length?: number;
       reserved?: number;
@@ -128,8 +136,11 @@ describe('ACTIVATE_EX', () => {
     expect(activate({ at: ids })).toBe(0x10);
     expect(activate({})).toBe(2);
     machine.launchStart(context);
+    expect(activate({ asid: 600 })).toBe(3);
+    expect(activate({ asid: 1024 })).toBe(0x0d);
     expect(activate({ asid: 0 })).toBe(0x0d);
     expect(activate({ count: 0 })).toBe(0x16);
+    expect(activate({ count: 1025 })).toBe(0x16);
     expect(activate({ list: 1 << 30 })).toBe(9);
     expect(activate({})).toBe(0);
     expect(activate({})).toBe(0);

@@ -209,6 +209,22 @@ describe('FEATURE_INFO', () => {
   });
 });
 
+describe('commands of SEV without SNP', () => {
+  it('tell versions, and that SEV is not initialised', () => {
+    machine = new Machine();
+    expect(machine.run(4, [[0, 8, 0xffffffffffffffffn]])).toBe(0);
+    expect(hex(machine.read(machine.buffer, 12))).toBe('013700000000001500000000');
+  });
+
+  it('take an answer page of firmware once SNP is initialised, and give it back', () => {
+    machine = new Machine().init();
+    expect(machine.asp.execute(4, machine.buffer)).toBe(0x1a);
+    const answer = machine.firmwarePage();
+    expect(machine.asp.execute(4, answer)).toBe(0);
+    expect(machine.stateOf(answer)).toBe('reclaim');
+  });
+});
+
 describe('GET_ID', () => {
   it('writes the chip id, or says how long it is', () => {
     machine = new Machine();

@@ -75,6 +75,31 @@ describe('the mailbox', () => {
     expect(machine.asp.execute(CMD.GCTX_CREATE, 4096 as Spa)).toBe(9);
   });
 
+  it('touches nothing of what a chip keeps inside', () => {
+    machine = new Machine().init();
+    const inside = machine.memory.allocateSilicon(0, machine.memory.owner('core')) as number;
+    const at = (inside * 4096) as Spa;
+    machine.memory.bytes.fill(0x5a, at, at + 4096);
+    for (const command of COMMANDS)
+      if (command !== CMD.DF_FLUSH) expect(machine.asp.execute(command, at)).toBe(9);
+    expect(machine.run(CMD.PLATFORM_STATUS, [[0, 8, at]])).toBe(9);
+    expect(
+      machine.run(CMD.FEATURE_INFO, [
+        [0, 4, 16],
+        [8, 8, at],
+      ]),
+    ).toBe(9);
+    expect(machine.run(CMD.GCTX_CREATE, [[0, 8, at]])).toBe(0x1a);
+    expect(
+      machine.run(CMD.VLEK_LOAD, [
+        [0, 4, 16],
+        [8, 8, at],
+      ]),
+    ).toBe(9);
+    expect(machine.reclaim(at)).toBe(9);
+    expect(machine.memory.bytes.subarray(at, at + 4096).every((byte) => byte === 0x5a)).toBe(true);
+  });
+
   it('takes a buffer at any address, across pages too', () => {
     machine = new Machine().init();
     const pages = machine.page(1);
