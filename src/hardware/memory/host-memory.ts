@@ -16,32 +16,16 @@ import { PAGE_SIZE, type Pfn, pfn, type Spa } from '../../base/address.ts';
 import type { Trace } from '../../base/trace.ts';
 import { BuddyAllocator, MAX_ORDER, NO_FRAME } from './buddy.ts';
 import type { BulkOperations } from './bulk.ts';
+import { FRAME_FLAG, FrameGuard, GUARDED, HIDDEN, type TranslationCache } from './frame-guard.ts';
 import { type FrameOwner, FrameOwners } from './frame-owner.ts';
-import { MemoryEncryption } from './memory-encryption.ts';
+import type { MemoryEncryption } from './memory-encryption.ts';
 import { MAX_WASM_PAGES, type MemoryPool, type PooledMemory, processPool, WASM_PAGE } from './pool.ts';
 import { Rmp, rmpFrames } from './rmp.ts';
 import { RmpViolation } from './rmp-violation.ts';
 
 export { NO_FRAME } from './buddy.ts';
+export { FRAME_FLAG, type TranslationCache } from './frame-guard.ts';
 export type { FrameOwner } from './frame-owner.ts';
-
-/**
- * Bits of `frameFlags`. CODE: a core has decoded instructions of the frame. ENCRYPTED: it has a tag, its bytes are plaintext under some key.
- * ASSIGNED: it is assigned in the RMP, which firmware has initialised. SILICON: it holds what a chip keeps inside: to the host's software there is nothing.
- */
-export const FRAME_FLAG = { CODE: 1, ENCRYPTED: 2, ASSIGNED: 4, SILICON: 8 } as const;
-/** Frames that are more than DRAM to the host's software. */
-const GUARDED = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.ASSIGNED | FRAME_FLAG.SILICON;
-/** Frames whose bytes are not what a read gives. */
-const HIDDEN = FRAME_FLAG.ENCRYPTED | FRAME_FLAG.SILICON;
-/** What a read of an address gives where nothing answers. */
-const NOTHING = 0xff;
-
-/** Who keeps translations to frames, and is told when they hold no longer: a core. */
-export interface TranslationCache {
-  /** `frames` frames from `frame` on belong to somebody else, or are to be seen otherwise. */
-  forgetFrames(frame: number, frames: number): void;
-}
 
 const MIN_BYTES = 1 << 20;
 const MAX_BYTES = MAX_WASM_PAGES * WASM_PAGE;
@@ -82,7 +66,7 @@ export class HostMemory {
   readonly #trace: Trace;
   /** 1: the frame was handed out since the memory was last all zero. */
   readonly #touched: Uint8Array;
-  readonly #tags: Int32Array;
+  readonly #guard: FrameGuard;
   /** Frames that are never handed out. */
   readonly #reserved: number;
   #closed = false;
@@ -104,19 +88,21 @@ export class HostMemory {
     const tableFrame = tagFrame + Math.ceil((this.frameCount * 4) / PAGE_SIZE);
     this.#reserved = tableFrame + (withRmp ? rmpFrames(this.frameCount) : 0);
     this.#buddy = new BuddyAllocator(this.frameCount, this.#reserved);
-    this.encryption = new MemoryEncryption({
+    this.#guard = new FrameGuard({
       bytes: this.bytes,
+      words: this.words,
+      frameFlags: this.frameFlags,
       tags: new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount),
-      noteTag: (frame, tag) => this.#noteTag(frame, tag),
+      caches: this.translationCaches,
+      codeChanged: () => Atomics.add(this.words, CODE_GENERATION, 1),
       blankIfFree: (frame) => {
         if (this.#buddy.ownerOf(frame) >= 0) return false;
         this.#bulk.clear(frame * PAGE_SIZE, PAGE_SIZE);
         return true;
       },
-      changed: (frame) => this.#changed(frame),
     });
-    this.#tags = new Int32Array(buffer, tagFrame * PAGE_SIZE, this.frameCount);
-    this.rmp = withRmp ? new Rmp(this.#rmpMemory(), pfn(tableFrame)) : undefined;
+    this.encryption = this.#guard.encryption;
+    this.rmp = withRmp ? new Rmp(this.#guard.rmpMemory(this.frameCount), pfn(tableFrame)) : undefined;
   }
 
   /**
@@ -205,8 +191,8 @@ export class HostMemory {
   read(at: Spa, into: Uint8Array): void {
     const { length } = into;
     this.#check(at, length);
-    if (this.#meets(at, length, HIDDEN)) {
-      this.#readHidden(at, into);
+    if (this.#guard.meets(at, length, HIDDEN)) {
+      this.#guard.readHidden(at, into);
     } else if (length <= SMALL) {
       const { bytes } = this;
       for (let i = 0; i < length; i++) into[i] = bytes[at + i]!;
@@ -218,7 +204,7 @@ export class HostMemory {
   write(at: Spa, from: Uint8Array): void {
     const { length } = from;
     this.#check(at, length);
-    this.#beforeWrite(at, length);
+    this.#guard.beforeWrite(at, length);
     if (length <= SMALL) {
       const { bytes } = this;
       for (let i = 0; i < length; i++) bytes[at + i] = from[i]!;
@@ -231,7 +217,7 @@ export class HostMemory {
   /** Zeroes `length` bytes from `at` on. */
   clear(at: Spa, length: number): void {
     this.#check(at, length);
-    this.#beforeWrite(at, length);
+    this.#guard.beforeWrite(at, length);
     this.#bulk.clear(at, length);
     this.#wrote(at, length);
   }
@@ -240,10 +226,10 @@ export class HostMemory {
   copy(to: Spa, from: Spa, length: number): void {
     this.#check(to, length);
     this.#check(from, length);
-    this.#beforeWrite(to, length);
-    if (this.#meets(from, length, HIDDEN)) {
+    this.#guard.beforeWrite(to, length);
+    if (this.#guard.meets(from, length, HIDDEN)) {
       const seen = new Uint8Array(length);
-      this.#readHidden(from, seen);
+      this.#guard.readHidden(from, seen);
       this.bytes.set(seen, to);
     } else this.#bulk.copy(to, from, length);
     this.#wrote(to, length);
@@ -257,9 +243,9 @@ export class HostMemory {
   /** The signed 32-bit word at `at`. */
   load32(at: Spa): number {
     this.#check(at, 4);
-    if (this.#meets(at, 4, HIDDEN)) {
+    if (this.#guard.meets(at, 4, HIDDEN)) {
       const seen = new Uint8Array(4);
-      this.#readHidden(at, seen);
+      this.#guard.readHidden(at, seen);
       return seen[0]! | (seen[1]! << 8) | (seen[2]! << 16) | (seen[3]! << 24);
     }
     if ((at & 3) === 0) return this.words[at / 4]!;
@@ -269,7 +255,7 @@ export class HostMemory {
 
   store32(at: Spa, value: number): void {
     this.#check(at, 4);
-    this.#beforeWrite(at, 4);
+    this.#guard.beforeWrite(at, 4);
     if ((at & 3) === 0) {
       this.words[at / 4] = value;
     } else {
@@ -284,7 +270,7 @@ export class HostMemory {
     const index = at >>> 2;
     if ((at & 3) !== 0 || !(at >= 0 && at < MAX_BYTES) || index >= words.length)
       throw new RangeError(`host memory: no aligned word at 0x${at.toString(16)}`);
-    if ((this.frameFlags[at >>> 12]! & GUARDED) !== 0) this.#beforeWrite(at, 4);
+    if ((this.frameFlags[at >>> 12]! & GUARDED) !== 0) this.#guard.beforeWrite(at, 4);
     const word = words[index]!;
     if ((word & bits) !== 0) {
       words[index] = word & ~bits;
@@ -295,7 +281,7 @@ export class HostMemory {
 
   load64(at: Spa): bigint {
     this.#check(at, 8);
-    if ((at & 7) === 0 && !this.#meets(at, 8, HIDDEN)) return this.longs[at / 8]!;
+    if ((at & 7) === 0 && !this.#guard.meets(at, 8, HIDDEN)) return this.longs[at / 8]!;
     const low = BigInt.asUintN(32, BigInt(this.load32(at)));
     return low | (BigInt.asUintN(32, BigInt(this.load32((at + 4) as Spa))) << 32n);
   }
@@ -303,7 +289,7 @@ export class HostMemory {
   store64(at: Spa, value: bigint): void {
     this.#check(at, 8);
     if ((at & 7) === 0) {
-      this.#beforeWrite(at, 8);
+      this.#guard.beforeWrite(at, 8);
       this.longs[at / 8] = value;
       this.#wrote(at, 8);
     } else {
@@ -354,7 +340,7 @@ export class HostMemory {
   /** Zeroes those of the frames that were handed out before, and marks them all as handed out. */
   #zero(frame: number, frames: number): void {
     const touched = this.#touched;
-    this.#leaveEncryption(frame, frames);
+    this.#guard.handOut(frame, frames);
     if (frames === 1) {
       if (touched[frame] === 1) this.#bulk.clear(frame * PAGE_SIZE, PAGE_SIZE);
       touched[frame] = 1;
@@ -400,86 +386,12 @@ export class HostMemory {
     for (let i = frame; i < frame + frames; i++) {
       const flag = flags[i]!;
       found |= flag;
+      // What a chip kept inside must not be found in free memory.
+      if ((flag & FRAME_FLAG.SILICON) !== 0) this.#bulk.clear(i * PAGE_SIZE, PAGE_SIZE);
       const dropped = FRAME_FLAG.CODE | FRAME_FLAG.SILICON;
       if ((flag & dropped) !== 0) flags[i] = flag & ~dropped;
     }
     if ((found & FRAME_FLAG.CODE) !== 0) Atomics.add(this.words, CODE_GENERATION, 1);
-  }
-
-  /** Whether one of the frames of a range has one of these flags. */
-  #meets(at: number, length: number, flags: number): boolean {
-    const { frameFlags } = this;
-    if ((frameFlags[at >>> 12]! & flags) !== 0) return length > 0;
-    const last = (at + length - 1) >>> 12;
-    for (let frame = (at >>> 12) + 1; frame <= last; frame++)
-      if ((frameFlags[frame]! & flags) !== 0) return true;
-    return false;
-  }
-
-  /** The host's software is about to write: not to somebody else's pages, and over what DRAM holds. Nothing has changed when it throws. */
-  #beforeWrite(at: number, length: number): void {
-    if (!this.#meets(at, length, GUARDED)) return;
-    const first = at >>> 12;
-    const last = (at + length - 1) >>> 12;
-    for (let frame = first; frame <= last; frame++)
-      if ((this.frameFlags[frame]! & (FRAME_FLAG.ASSIGNED | FRAME_FLAG.SILICON)) !== 0)
-        throw new RmpViolation(Math.max(at, frame * PAGE_SIZE));
-    for (let frame = first; frame <= last; frame++) this.encryption.seal(frame);
-  }
-
-  #readHidden(at: number, into: Uint8Array): void {
-    const { length } = into;
-    for (let from = 0; from < length; ) {
-      const frame = (at + from) >>> 12;
-      const offset = (at + from) % PAGE_SIZE;
-      const count = Math.min(PAGE_SIZE - offset, length - from);
-      if ((this.frameFlags[frame]! & FRAME_FLAG.SILICON) !== 0) into.fill(NOTHING, from, from + count);
-      else {
-        const page =
-          this.#tags[frame] === 0
-            ? this.bytes.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE)
-            : this.encryption.ciphertext(frame);
-        into.set(page.subarray(offset, offset + count), from);
-      }
-      from += count;
-    }
-  }
-
-  /** Frames that are handed out anew: nothing of what stood in them is left. Throws RmpViolation when one is still assigned. */
-  #leaveEncryption(frame: number, frames: number): void {
-    const flags = this.frameFlags;
-    for (let i = frame; i < frame + frames; i++) {
-      if ((flags[i]! & GUARDED) === 0) continue;
-      if ((flags[i]! & FRAME_FLAG.ASSIGNED) !== 0) throw new RmpViolation(i * PAGE_SIZE);
-      this.encryption.adopt(i as Pfn, 0);
-    }
-  }
-
-  #noteTag(frame: number, tag: number): void {
-    this.#tags[frame] = tag;
-    const flags = this.frameFlags;
-    flags[frame] = tag === 0 ? flags[frame]! & ~FRAME_FLAG.ENCRYPTED : flags[frame]! | FRAME_FLAG.ENCRYPTED;
-  }
-
-  #changed(frame: number): void {
-    this.#forgetTranslations(frame, 1);
-    if ((this.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0) Atomics.add(this.words, CODE_GENERATION, 1);
-  }
-
-  #forgetTranslations(frame: number, frames: number): void {
-    for (const cache of this.translationCaches) cache.forgetFrames(frame, frames);
-  }
-
-  #rmpMemory(): ConstructorParameters<typeof Rmp>[0] {
-    return {
-      words: this.words,
-      frameCount: this.frameCount,
-      noteAssigned: (frame, assigned) => {
-        const flags = this.frameFlags;
-        flags[frame] = assigned ? flags[frame]! | FRAME_FLAG.ASSIGNED : flags[frame]! & ~FRAME_FLAG.ASSIGNED;
-      },
-      forgetTranslations: (frame, frames) => this.#forgetTranslations(frame, frames),
-    };
   }
 
   #traceFrames(what: string, frame: number, order: number, owner: FrameOwner): void {
