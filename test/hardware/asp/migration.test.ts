@@ -184,8 +184,19 @@ describe('ABSORB_NOMA_REQ', () => {
     other[0x190]! ^= 1;
     expect(ask(importOf(0, other, { size: 1 }))).toBe(0x0b);
     expect(ask(importOf(0, image, { version: 1 }))).toBe(0x16);
-    expect(ask(importOf(0, image))).toBe(0);
-    // Now it has the other's keys: a message under its own is refused.
+    const spent = image.slice();
+    new DataView(spent.buffer).setBigUint64(0x1c0, 0xffff_ffff_ffff_fffcn, true);
+    expect(ask(importOf(0, spent))).toBe(0);
+    // Now it has the other's keys, and a counter that stands at its end.
+    const last = { sequence: 0xffff_ffff_ffff_ffffn };
+    machine.memory.write(target.request, source.message(17, new Uint8Array(128), last));
+    const request = [
+      [0, 8, target.context],
+      [8, 8, target.request],
+      [16, 8, target.response],
+    ] as const;
+    expect(machine.run(CMD.GUEST_REQUEST, request)).toBe(0x1d);
+    // A message under the keys that it had is refused.
     expect(target.send(target.message(EXPORT, exportOf(0)))).toBe(0x0b);
   });
 
