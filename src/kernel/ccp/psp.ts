@@ -27,7 +27,7 @@ const PAGE_SIZE = 4096;
 export class Psp {
   readonly memory: HostMemory;
   /** Pages that are lost until the machine is reset. */
-  leakedPages = 0;
+  readonly #leaked = new Set<number>();
   /** SNP is initialised. */
   initialised = false;
   readonly #mailbox: Mailbox;
@@ -39,6 +39,14 @@ export class Psp {
     this.#mailbox = mailbox;
   }
 
+  /** How many pages are lost. */
+  get leakedPages(): number {
+    return this.#leaked.size;
+  }
+  isLeaked(frame: Pfn): boolean {
+    return this.#leaked.has(frame);
+  }
+
   /** SNP_INIT_EX with a new RMP, and a first DF_FLUSH. Errors: ENOMEM, EIO. */
   initialise(): void {
     if (this.initialised) return;
@@ -46,9 +54,9 @@ export class Psp {
     if (frame < 0) throw new LinuxError('ENOMEM', 'no frame for the command buffer of the secure processor');
     this.#buffer = frame as Pfn;
     const status = this.command(SEV_CMD.SNP_INIT_EX, snpInitEx.encode({ flags: SNP_INIT_FLAG.INIT_RMP }));
-    if (status === SEV_STATUS.SUCCESS) {
+    if (status === SEV_STATUS.SUCCESS && this.flushDataFabric() === SEV_STATUS.SUCCESS) {
       this.initialised = true;
-      if (this.flushDataFabric() === SEV_STATUS.SUCCESS) return;
+      return;
     }
     this.#freeBuffer();
     throw new LinuxError('EIO', `SNP_INIT_EX: firmware status 0x${status.toString(16)}`);
@@ -111,13 +119,13 @@ export class Psp {
       snpAddress.encode({ address: BigInt(frame * PAGE_SIZE) }),
     );
     if (status === SEV_STATUS.SUCCESS && makeShared(this.memory, frame, LEVEL_4K) === 0) return true;
-    this.leak(1);
+    this.leak(frame);
     return false;
   }
 
-  /** Counts pages that cannot be had back. */
-  leak(pages: number): void {
-    this.leakedPages += pages;
+  /** Notes pages that cannot be had back (snp_leak_pages). */
+  leak(frame: Pfn, pages = 1): void {
+    for (let i = 0; i < pages; i++) this.#leaked.add(frame + i);
   }
 
   #freeBuffer(): void {

@@ -36,6 +36,8 @@ export interface KvmPolicy extends RunPolicy {
   readonly earlyCertificates: boolean;
   /** What is wrong with a GHCB is told to the guest, with 7.2's reasons and in its order; else to the VMM, or as "missing input". */
   readonly ghcbErrorsToGuest: boolean;
+  /** SEV_FEATURES in which an AP of an SNP guest must be like the others. */
+  readonly apFeaturesCompared: bigint;
   /** KVM_CAP_X2APIC_API has flags for suppressed EOI broadcasts. */
   readonly eoiSuppressionFlags: boolean;
 }
@@ -54,6 +56,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     certificateExits: false,
     earlyCertificates: false,
     ghcbErrorsToGuest: false,
+    apFeaturesCompared: 0x18n,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: false,
@@ -73,6 +76,7 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     certificateExits: true,
     earlyCertificates: false,
     ghcbErrorsToGuest: true,
+    apFeaturesCompared: 0xffff_ffff_ffff_ffffn,
     attributeCheckedBeforeSlot: true,
     retryCheckedEarly: true,
     hypercallRetPreset: true,

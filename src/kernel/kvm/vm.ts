@@ -11,7 +11,6 @@ import {
   KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
-import { KVM_SEV } from '../../abi/kvm-sev.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { LinuxError, NotImplementedError } from '../../base/errors.ts';
@@ -49,7 +48,7 @@ import { type RegionVm, setUserMemoryRegion, setUserMemoryRegion2 } from './set-
 import type { GuestCore } from './svm/guest-core.ts';
 import { invalidatePages, maxMappingLevel, preparePage } from './svm/sev/gmem-hooks.ts';
 import type { SevHost } from './svm/sev/sev-host.ts';
-import { SevVm, type SevVmHost } from './svm/sev/sev-vm.ts';
+import { refuseSevCommand, SevVm, type SevVmHost } from './svm/sev/sev-vm.ts';
 import { Vcpu, type VcpuVm } from './vcpu.ts';
 import { VmCapabilities } from './vm-capabilities.ts';
 
@@ -241,13 +240,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     if (this.#host.sev === undefined)
       throw new LinuxError('ENOTTY', 'KVM_MEMORY_ENCRYPT_OP: KVM has no SEV on this machine');
     if (command === undefined) return;
-    if (this.sev === undefined) {
-      command.error = 0;
-      throw command.id === KVM_SEV.INIT2
-        ? new LinuxError('EINVAL', `KVM_SEV_INIT2: VM type ${this.type} is not for SEV`)
-        : new LinuxError('ENOTTY', `KVM_MEMORY_ENCRYPT_OP ${command.id}: the VM is no SEV guest`);
-    }
-    this.sev.memoryEncryptOp(command);
+    if (this.sev === undefined) refuseSevCommand(command.id, this.type);
+    else this.sev.memoryEncryptOp(command);
   }
 
   /** vCPUs that were ever created. */
@@ -375,7 +369,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Pages that a guest_memfd gives up are the host's again (kvm_arch_gmem_invalidate). False: they are leaked. */
   gmemInvalidate(frame: Pfn, order: number): boolean {
     if (invalidatePages(this.memory, frame, order)) return true;
-    this.#host.sev?.psp.leak(1 << order);
+    this.#host.sev?.psp.leak(frame, 1 << order);
     return false;
   }
 

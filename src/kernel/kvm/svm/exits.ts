@@ -202,9 +202,9 @@ function handleHalt(vcpu: Vcpu): number {
   return TO_USER_SPACE;
 }
 
-/** Triple fault: the VMCB is undefined, so the vCPU goes through INIT. */
+/** Triple fault: the VMCB is undefined, so the vCPU goes through INIT. Of an SEV-ES guest the registers are elsewhere. */
 function handleShutdown(vcpu: Vcpu): number {
-  vcpu.init();
+  if (vcpu.sev === undefined) vcpu.init();
   vcpu.kvmRun.exitReason = KVM_EXIT_SHUTDOWN;
   return TO_USER_SPACE;
 }

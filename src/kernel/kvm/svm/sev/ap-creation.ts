@@ -35,5 +35,8 @@ export function createAp(sev: VcpuSev, request: GhcbRequest): boolean {
 }
 
 /** 2 MiB-aligned VMSAs are refused for the sake of an erratum of real parts. */
-const isVmsaValid = (sev: VcpuSev, { rax, info2 }: GhcbRequest): boolean =>
-  rax === sev.sev.vmsaFeatures && info2 % 4096n === 0n && info2 < GPA_LIMIT && info2 % LARGE_PAGE !== 0n;
+const isVmsaValid = ({ sev }: VcpuSev, { rax, info2 }: GhcbRequest): boolean =>
+  ((rax ^ sev.vmsaFeatures) & sev.vm.policy.apFeaturesCompared) === 0n &&
+  info2 % 4096n === 0n &&
+  info2 < GPA_LIMIT &&
+  info2 % LARGE_PAGE !== 0n;

@@ -13,11 +13,13 @@ import {
   KVM_PIO_PAGE_OFFSET,
 } from '../../../../abi/kvm.ts';
 import { IOIO } from '../../../../abi/vmcb.ts';
+import { ERRNO } from '../../../../base/errors.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
 const FRAGMENT = 8;
 const PIO_BYTES = 4096;
+const INT_MAX = 0x7fff_ffffn;
 
 /** Whether `bytes` from the scratch address on are not all in the GHCB's shared buffer. */
 export function isScratchRefused(sev: VcpuSev, bytes = 8): boolean {
@@ -41,7 +43,19 @@ export function answerMmio(sev: VcpuSev, access: 'read' | 'write'): number {
   if (length === 0) return GUEST_AGAIN;
   if (isScratchRefused(sev, length)) return refuseScratch(sev);
   const start = Number(scratch) - ghcb.gpa;
-  const { kvmRun } = sev.vcpu;
+  const { kvmRun, apic } = sev.vcpu;
+  const first = Number(info1);
+  if (apic?.covers(first)) {
+    const data = new Uint8Array(length);
+    if (access === 'write') {
+      ghcb.read(start, data);
+      apic.writePage(first, data);
+    } else {
+      apic.readPage(first, data);
+      ghcb.write(start, data);
+    }
+    return GUEST_AGAIN;
+  }
   const piece = (done: number): number => {
     if (done >= length) return GUEST_AGAIN;
     const count = Math.min(FRAGMENT, length - done);
@@ -66,8 +80,10 @@ export function stringIo(sev: VcpuSev): number {
   const { info1, info2, scratch } = ghcb.request;
   const info = Number(info1 & 0xffff_ffffn);
   const size = (info >>> 4) & 7;
-  const count = Number(info2 & 0xffff_ffffn);
-  if (size === 0 || count === 0) return GUEST_AGAIN;
+  if (size === 0) return GUEST_AGAIN;
+  if (info2 * BigInt(size) > INT_MAX) return -ERRNO.EINVAL;
+  const count = Number(info2);
+  if (count === 0) return GUEST_AGAIN;
   if (isScratchRefused(sev, count * size)) return refuseScratch(sev);
   const start = Number(scratch) - ghcb.gpa;
   const isIn = (info & IOIO.IN) !== 0;

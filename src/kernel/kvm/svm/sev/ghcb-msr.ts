@@ -11,7 +11,6 @@ import type { SevVm } from './sev-vm.ts';
 import { exitTerminated } from './termination.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
-const MAX_VERSION = 2n;
 const MIN_VERSION = 1n;
 const CODE = 0xfffn;
 const GFN = 0xf_ffff_ffff_f000n;
@@ -31,7 +30,7 @@ const SNP_ONLY: ReadonlySet<number> = new Set([
 
 /** What the MSR says before the guest wrote it: the answer to an SEV information request. */
 export const initialGhcbMsr = (sev: SevVm): bigint =>
-  (MAX_VERSION << 48n) |
+  (BigInt(sev.ghcbVersion) << 48n) |
   (MIN_VERSION << 32n) |
   (BigInt(sev.host.machine.cBit) << 24n) |
   BigInt(GHCB_MSR.SEV_INFO_RESPONSE);

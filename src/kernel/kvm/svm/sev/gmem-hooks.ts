@@ -32,11 +32,12 @@ function isLargePossible(memory: HostMemory, frame: Pfn, gfn: Gfn): boolean {
   return frame % HUGE_PAGES === gfn % HUGE_PAGES && !memory.rmp!.regionAssigned(frame);
 }
 
-/** Frames of the file are given up: they become the host's again. False: one could not, and all are leaked. */
+/** Frames of the file are given up: they become the host's again. False: one at least could not. */
 export function invalidatePages(memory: HostMemory, first: Pfn, order: number): boolean {
   const { rmp } = memory;
   if (rmp?.initialised !== true) return true;
   const end = first + (1 << order);
+  let all = true;
   for (let frame = first as number; frame < end; ) {
     const { assigned, level } = lookup(memory, pfn(frame));
     if (!assigned) {
@@ -44,11 +45,11 @@ export function invalidatePages(memory: HostMemory, first: Pfn, order: number): 
       continue;
     }
     const whole = level === LEVEL_2M && frame % HUGE_PAGES === 0 && frame + HUGE_PAGES <= end;
-    if (level === LEVEL_2M && !whole && smash(memory, pfn(frame)) !== 0) return false;
-    if (makeShared(memory, pfn(frame), whole ? LEVEL_2M : LEVEL_4K) !== 0) return false;
+    if (level === LEVEL_2M && !whole) smash(memory, pfn(frame));
+    if (makeShared(memory, pfn(frame), whole ? LEVEL_2M : LEVEL_4K) !== 0) all = false;
     frame += whole ? HUGE_PAGES : 1;
   }
-  return true;
+  return all;
 }
 
 /** The largest page that may be mapped around a private frame: KVM's level. */

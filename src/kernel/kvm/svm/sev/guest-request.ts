@@ -9,6 +9,7 @@ import { SEV_CMD, snpGuestRequest } from '../../../../abi/sev-firmware.ts';
 import { SEV_RET_NO_FW_CALL } from '../../../../abi/sev-status.ts';
 import { type Gpa, spaOf } from '../../../../base/address.ts';
 import { ERRNO } from '../../../../base/errors.ts';
+import { isSevDevice } from '../../../ccp/sev-device.ts';
 import { readGuest, writeGuest } from '../../guest-access.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
@@ -37,6 +38,7 @@ function callFirmware(sev: VcpuSev, request: number, response: number): number |
   const vm = sev.sev;
   const { memory } = vm.vm;
   const page = vm.messageBytes;
+  if (!isSevDevice(vm.vm.process.files, vm.fd)) return { run: -ERRNO.EBADF };
   if (!readGuest(vm.vm, request as Gpa, page)) return { run: -ERRNO.EIO };
   memory.write(spaOf(vm.requestPage), page);
   const status = vm.host.psp.command(

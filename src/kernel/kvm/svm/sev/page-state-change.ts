@@ -113,7 +113,7 @@ export function beginPageStateChange(sev: VcpuSev): number {
       kvmRun.setHypercallArgNumber(1, pages);
       kvmRun.setHypercallArg(
         2,
-        (entry.operation === OP.PRIVATE ? MAP_ENCRYPTED : 0n) | (large ? MAP_2M : 0n),
+        (entry.operation === OP.PRIVATE ? MAP_ENCRYPTED : 0n) | (entry.large ? MAP_2M : 0n),
       );
       kvmRun.hypercallRet = 0n;
       kvmRun.hypercallFlags = 1n;

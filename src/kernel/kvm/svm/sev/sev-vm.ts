@@ -2,6 +2,7 @@
  * A VM's side of SEV (struct kvm_sev_info; Linux arch/x86/kvm/svm/sev.c): KVM_MEMORY_ENCRYPT_OP, in the dispatcher's order of checks (reference facts 2.1, 2.2), and
  * what ends with the VM. SNP alone: SEV and SEV-ES guests have no launch commands here yet, and the VM types are refused.
  */
+import { KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM } from '../../../../abi/kvm.ts';
 import { KVM_SEV, KVM_SEV_LAST_LEGACY, SVM_SEV_FEAT } from '../../../../abi/kvm-sev.ts';
 import { SEV_CMD, snpAddress } from '../../../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../../../abi/sev-status.ts';
@@ -43,6 +44,8 @@ export class SevVm {
   /** SEV_FEATURES of its VMSAs. */
   vmsaFeatures = 0n;
   ghcbVersion = 0;
+  /** The /dev/sev by which KVM asks firmware for this guest: a descriptor of the process. */
+  fd = -1;
   /** The guest's context page, once LAUNCH_START was done. */
   context: Pfn | undefined;
   policy = 0n;
@@ -62,10 +65,8 @@ export class SevVm {
     this.host = host;
   }
 
-  /** KVM_MEMORY_ENCRYPT_OP. `command.error` is firmware's status, set whatever happens. */
-  memoryEncryptOp(command: SevCommand | undefined): void {
-    if (command === undefined) return;
-    command.error = 0;
+  /** KVM_MEMORY_ENCRYPT_OP. `command.error` becomes firmware's status where firmware was asked, and else stays as it is. */
+  memoryEncryptOp(command: SevCommand): void {
     const { id } = command;
     if (this.active && id < KVM_SEV.SNP_LAUNCH_START)
       throw new LinuxError('EPERM', `KVM_MEMORY_ENCRYPT_OP ${id}: not for an SNP guest`);
@@ -86,9 +87,7 @@ export class SevVm {
         this.#enableCertificates();
         break;
       default:
-        throw id >= 0 && id <= KVM_SEV_LAST_LEGACY
-          ? new LinuxError('ENOTTY', `KVM_MEMORY_ENCRYPT_OP ${id}: the VM is no SEV guest`)
-          : new LinuxError('EINVAL', `KVM_MEMORY_ENCRYPT_OP ${id}: no such command`);
+        refuseSevCommand(id, KVM_X86_SNP_VM);
     }
   }
 
@@ -112,7 +111,7 @@ export class SevVm {
       );
       // Without DECOMMISSION the ASID and the page stay the guest's.
       if (status !== SEV_STATUS.SUCCESS) {
-        psp.leak(1);
+        psp.leak(this.context);
         return;
       }
       psp.freePage(this.context);
@@ -151,7 +150,8 @@ export class SevVm {
     if (response < 0) {
       if (request >= 0) memory.free(request as Pfn, 0);
       this.host.esAsids.giveBack(this.asid);
-      throw new LinuxError('ENOMEM', 'KVM_SEV_INIT2: no pages for guest messages');
+      this.asid = 0;
+      throw new LinuxError(request < 0 ? 'ENOMEM' : 'EIO', 'KVM_SEV_INIT2: no pages for guest messages');
     }
     this.requestPage = request as Pfn;
     this.responsePage = response as Pfn;
@@ -163,6 +163,32 @@ export class SevVm {
     this.certsEnabled = true;
   }
 }
+
+/** Commands of SEV without SNP that Linux's switch lacks. */
+const MISSING_COMMANDS: ReadonlySet<number> = new Set([
+  KVM_SEV.SEND_UPDATE_VMSA,
+  KVM_SEV.RECEIVE_UPDATE_VMSA,
+  KVM_SEV.CERT_EXPORT,
+]);
+/** Commands that answer EINVAL to a VM that is no SNP guest. */
+const INVALID_WITHOUT_SNP: ReadonlySet<number> = new Set([
+  KVM_SEV.INIT2,
+  KVM_SEV.SNP_LAUNCH_UPDATE,
+  KVM_SEV.SNP_ENABLE_REQ_CERTS,
+]);
+
+/** What a VM that is not, or not yet, an encrypted guest answers to a command. Errors: EINVAL, ENOTTY. */
+export function refuseSevCommand(id: number, vmType: number): never {
+  const known = (id >= 0 && id <= KVM_SEV_LAST_LEGACY && !MISSING_COMMANDS.has(id)) || isSnpCommand(id);
+  if (!known) throw new LinuxError('EINVAL', `KVM_MEMORY_ENCRYPT_OP ${id}: no such command`);
+  const isInit = id === KVM_SEV.INIT || id === KVM_SEV.ES_INIT;
+  if (INVALID_WITHOUT_SNP.has(id) || (isInit && vmType !== KVM_X86_DEFAULT_VM))
+    throw new LinuxError('EINVAL', `KVM_MEMORY_ENCRYPT_OP ${id}: not for a VM of type ${vmType}`);
+  throw new LinuxError('ENOTTY', `KVM_MEMORY_ENCRYPT_OP ${id}: the VM is no SEV guest`);
+}
+
+const isSnpCommand = (id: number): boolean =>
+  id >= KVM_SEV.SNP_LAUNCH_START && id <= KVM_SEV.SNP_ENABLE_REQ_CERTS;
 
 /** KVM_X86_SEV_VMSA_FEATURES. DebugSwap and Secure TSC need what the core has not. */
 export const supportedVmsaFeatures = (): bigint => 0n;

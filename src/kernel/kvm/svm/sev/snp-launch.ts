@@ -20,12 +20,14 @@ import { LinuxError } from '../../../../base/errors.ts';
 import { isSevDevice } from '../../../ccp/sev-device.ts';
 import { lookup, makePrivate } from '../../../host-rmp.ts';
 import type {
+  ProcessMemory,
   SnpLaunchFinishCommand,
   SnpLaunchStartCommand,
   SnpLaunchUpdateCommand,
 } from '../../../interface.ts';
 import type { BackingPage, FaultSlot } from '../../mmu/guest-memory.ts';
 import type { SevVm } from './sev-vm.ts';
+import type { VcpuSev } from './vcpu-sev.ts';
 
 const LEVEL_4K = 1;
 const PAGE = 4096n;
@@ -39,13 +41,30 @@ const USER_PAGE_TYPES: ReadonlySet<number> = new Set([
 /** GPA of a VMSA in the RMP and in the launch digest: no guest physical address. */
 const VMSA_GPA = gpa(0xffff_ffff_f000);
 
-/** EIO with firmware's status, which the command gets as `error`. */
-function firmwareFailure(call: string, command: { error?: number }, status: number): LinuxError {
-  command.error = status;
-  return new LinuxError('EIO', `${call}: firmware says ${sevStatusName(status) ?? status}`);
+/** What `issue` returns instead of a status where the command's descriptor is none of /dev/sev. */
+const NOT_SEV_DEVICE = -1;
+
+/** Has firmware execute a command for the holder of a /dev/sev (__sev_issue_cmd). `command.error` becomes the status. */
+function issue(
+  sev: SevVm,
+  command: { readonly sevFd: number; error?: number },
+  number: number,
+  buffer: Uint8Array,
+): number {
+  if (!isSevDevice(sev.vm.process.files, command.sevFd)) return NOT_SEV_DEVICE;
+  command.error = sev.host.psp.command(number, buffer);
+  return command.error;
 }
 
-/** Errors in order: EINVAL (not initialised: ENOTTY at dispatch), EINVAL (context, flags, policy), ENOTTY, EBADF, EIO. */
+const statusText = (status: number): string => `firmware says ${sevStatusName(status) ?? status}`;
+
+/** EBADF where firmware could not be asked; else EIO. */
+const firmwareFailure = (call: string, status: number): LinuxError =>
+  status === NOT_SEV_DEVICE
+    ? new LinuxError('EBADF', `${call}: sev_fd is not /dev/sev`)
+    : new LinuxError('EIO', `${call}: ${statusText(status)}`);
+
+/** Errors in order: ENOTTY (no INIT2), EINVAL (context, flags, policy), ENOTTY (no context; sev_fd), EIO. */
 export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
   if (!sev.active) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: KVM_SEV_INIT2 was not done');
   const { policy, gosvw, flags } = command.data;
@@ -55,36 +74,27 @@ export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
   const { psp } = sev.host;
   const context = psp.allocatePage();
   if (context < 0) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: no page for the guest context');
-  const created = psp.command(
-    SEV_CMD.SNP_GCTX_CREATE,
-    snpAddress.encode({ address: BigInt(spaOf(context)) }),
-  );
+  const create = snpAddress.encode({ address: BigInt(spaOf(context)) });
+  const created = issue(sev, command, SEV_CMD.SNP_GCTX_CREATE, create);
   if (created !== SEV_STATUS.SUCCESS) {
     psp.freePage(context);
-    command.error = created;
-    throw new LinuxError('ENOTTY', `KVM_SEV_SNP_LAUNCH_START: no guest context, status ${created}`);
+    const why = created === NOT_SEV_DEVICE ? `sev_fd ${command.sevFd} is not /dev/sev` : statusText(created);
+    throw new LinuxError('ENOTTY', `KVM_SEV_SNP_LAUNCH_START: no guest context: ${why}`);
   }
   sev.context = context;
-  if (!isSevDevice(sev.vm.process.files, command.sevFd)) {
-    destroyContext(sev);
-    throw new LinuxError('EBADF', `KVM_SEV_SNP_LAUNCH_START: sev_fd ${command.sevFd} is not /dev/sev`);
-  }
-  const started = psp.command(
-    SEV_CMD.SNP_LAUNCH_START,
-    snpLaunchStart.encode({ context: BigInt(spaOf(context)), policy, gosvw }),
-  );
+  const start = snpLaunchStart.encode({ context: BigInt(spaOf(context)), policy, gosvw });
+  const started = issue(sev, command, SEV_CMD.SNP_LAUNCH_START, start);
   if (started !== SEV_STATUS.SUCCESS) {
     destroyContext(sev);
-    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START', command, started);
+    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START', started);
   }
   sev.policy = policy;
-  const activated = psp.command(
-    SEV_CMD.SNP_ACTIVATE,
-    snpActivate.encode({ context: BigInt(spaOf(context)), asid: sev.asid }),
-  );
+  sev.fd = command.sevFd;
+  const activate = snpActivate.encode({ context: BigInt(spaOf(context)), asid: sev.asid });
+  const activated = issue(sev, command, SEV_CMD.SNP_ACTIVATE, activate);
   if (activated === SEV_STATUS.SUCCESS) return;
   destroyContext(sev);
-  throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START (ACTIVATE)', command, activated);
+  throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START (ACTIVATE)', activated);
 }
 
 /** DECOMMISSION, and the page back; leaked where firmware keeps it. */
@@ -97,7 +107,7 @@ function destroyContext(sev: SevVm): void {
     snpAddress.encode({ address: BigInt(spaOf(context)) }),
   );
   if (status === SEV_STATUS.SUCCESS) psp.freePage(context);
-  else psp.leak(1);
+  else psp.leak(context);
 }
 
 function checkPolicy(sev: SevVm, policy: bigint): void {
@@ -122,11 +132,11 @@ class Page implements BackingPage {
   pending: Promise<void> | undefined = undefined;
 }
 
-/** Errors: ENOTTY, EINVAL, EIO. Progress is written back into `command.data`: loop until `len` is 0. */
+/** Errors: EINVAL, EIO. Progress is written back into `command.data`: loop until `len` is 0. */
 export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void {
   const call = 'KVM_SEV_SNP_LAUNCH_UPDATE';
-  if (!sev.active) throw new LinuxError('ENOTTY', `${call}: KVM_SEV_INIT2 was not done`);
-  if (sev.context === undefined) throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
+  if (!sev.active || sev.context === undefined)
+    throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
   const { data } = command;
   const { vm } = sev;
   const strict = vm.policy.snpUpdateChecksRange;
@@ -143,15 +153,18 @@ export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void 
   const count = Math.min(wanted, slot.npages - (first - slot.baseGfn));
   const page = new Page();
   const bytes = new Uint8Array(4096);
+  const firmware = { sevFd: command.sevFd, type: data.type, error: 0 };
   let done = 0;
   let failure: LinuxError | undefined;
   for (; done < count; done++) {
     const source = isZero ? undefined : hva(Number(data.uaddr) + done * 4096);
-    failure = addPage(sev, command, { slot, gfn: (first + done) as Gfn, source, page, bytes });
+    failure = addPage(sev, firmware, { slot, gfn: (first + done) as Gfn, source, page, bytes });
     if (failure !== undefined) break;
   }
-  if (done === 0) throw failure ?? new LinuxError('EIO', `${call}: no page was added`);
-  command.error = 0;
+  if (done === 0) {
+    command.error = firmware.error;
+    throw failure ?? new LinuxError('EIO', `${call}: no page was added`);
+  }
   data.gfnStart += BigInt(done);
   data.len -= BigInt(done) * PAGE;
   if (!isZero) data.uaddr += BigInt(done) * PAGE;
@@ -160,7 +173,7 @@ export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void 
 /** One page from the VMM into the guest, measured and encrypted. Returns why not. */
 function addPage(
   sev: SevVm,
-  command: SnpLaunchUpdateCommand,
+  command: { readonly sevFd: number; readonly type: number; error: number },
   request: { slot: FaultSlot; gfn: Gfn; source: Hva | undefined; page: Page; bytes: Uint8Array },
 ): LinuxError | undefined {
   const { slot, source, page, bytes } = request;
@@ -185,32 +198,39 @@ function addPage(
   const frame = page.pfn;
   const state = { gpa: gpaOf(request.gfn), level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' as const };
   if (makePrivate(memory, frame, state) !== 0) return why('RMPUPDATE failed');
-  const { type } = command.data;
-  const status = host.psp.command(
-    SEV_CMD.SNP_LAUNCH_UPDATE,
-    snpLaunchUpdate.encode({
-      context: BigInt(spaOf(sev.context!)),
-      flags: type << 1,
-      address: BigInt(spaOf(frame)),
-    }),
-  );
+  const { type } = command;
+  const update = snpLaunchUpdate.encode({
+    context: BigInt(spaOf(sev.context!)),
+    flags: type << 1,
+    address: BigInt(spaOf(frame)),
+  });
+  const status = issue(sev, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
   if (status === SEV_STATUS.SUCCESS) return undefined;
   if (host.psp.reclaim(frame) && type === SNP_PAGE_TYPE.CPUID && status === SEV_STATUS.INVALID_PARAM) {
     // The page holds what firmware would accept.
     memory.read(spaOf(frame), bytes);
-    if (source !== undefined) vm.process.memory.write(source, bytes);
+    if (source !== undefined) copyToUser(vm.process.memory, source, bytes);
   }
-  return firmwareFailure(`KVM_SEV_SNP_LAUNCH_UPDATE: ${at}`, command, status);
+  return why(status === NOT_SEV_DEVICE ? `sev_fd ${command.sevFd} is not /dev/sev` : statusText(status));
 }
 
-/** Errors: ENOTTY, EINVAL, EIO. */
+/** Linux says nothing where this fails. */
+function copyToUser(memory: ProcessMemory, to: Hva, bytes: Uint8Array): void {
+  try {
+    memory.write(to, bytes);
+  } catch (error) {
+    if (!(error instanceof LinuxError)) throw error;
+  }
+}
+
+/** Errors: ENOTTY, EINVAL, ENOMEM, EBADF, EIO. */
 export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void {
   const call = 'KVM_SEV_SNP_LAUNCH_FINISH';
   if (!sev.active) throw new LinuxError('ENOTTY', `${call}: KVM_SEV_INIT2 was not done`);
   if (sev.context === undefined) throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
   const { data } = command;
   if (data.flags !== 0) throw new LinuxError('EINVAL', `${call}: flags ${data.flags}, want 0`);
-  for (const vcpu of sev.vm.openVcpus()) addVmsa(sev, command, vcpu.sev!.synchroniseVmsa());
+  for (const vcpu of sev.vm.openVcpus()) addVmsa(sev, command, vcpu.sev!);
   const { psp } = sev.host;
   const pages: Pfn[] = [];
   const lend = (bytes: Uint8Array): bigint => {
@@ -231,11 +251,12 @@ export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void 
       if (data.id.authorKeyEnabled) flags |= SNP_LAUNCH_FINISH_FLAG.AUTH_KEY_EN;
     }
     const context = BigInt(spaOf(sev.context));
-    const status = psp.command(
-      SEV_CMD.SNP_LAUNCH_FINISH,
-      snpLaunchFinish.encode({ context, idBlock, idAuth, flags, hostData: data.hostData }),
-    );
-    if (status !== SEV_STATUS.SUCCESS) throw firmwareFailure(call, command, status);
+    const finish = snpLaunchFinish.encode({ context, idBlock, idAuth, flags, hostData: data.hostData });
+    const status = isSevDevice(sev.vm.process.files, sev.fd)
+      ? psp.command(SEV_CMD.SNP_LAUNCH_FINISH, finish)
+      : NOT_SEV_DEVICE;
+    if (status !== NOT_SEV_DEVICE) command.error = status;
+    if (status !== SEV_STATUS.SUCCESS) throw firmwareFailure(call, status);
   } finally {
     for (const frame of pages) sev.vm.memory.free(frame, 0);
   }
@@ -243,23 +264,22 @@ export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void 
 }
 
 /** A VMSA becomes the guest's: measured last, in the order of the vCPUs (snp_launch_update_vmsa). */
-function addVmsa(sev: SevVm, command: SnpLaunchFinishCommand, vmsa: { frame: Pfn; protect(): void }): void {
+function addVmsa(sev: SevVm, command: SnpLaunchFinishCommand, vcpu: VcpuSev): void {
   const { memory } = sev.vm;
   const { psp } = sev.host;
+  const vmsa = vcpu.synchroniseVmsa();
   const state = { gpa: VMSA_GPA, level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' as const };
   if (makePrivate(memory, vmsa.frame, state) !== 0)
     throw new LinuxError('EIO', 'KVM_SEV_SNP_LAUNCH_FINISH: RMPUPDATE of a VMSA failed');
-  const status = psp.command(
-    SEV_CMD.SNP_LAUNCH_UPDATE,
-    snpLaunchUpdate.encode({
-      context: BigInt(spaOf(sev.context!)),
-      flags: SNP_PAGE_TYPE.VMSA << 1,
-      address: BigInt(spaOf(vmsa.frame)),
-    }),
-  );
+  const update = snpLaunchUpdate.encode({
+    context: BigInt(spaOf(sev.context!)),
+    flags: SNP_PAGE_TYPE.VMSA << 1,
+    address: BigInt(spaOf(vmsa.frame)),
+  });
+  const status = issue(sev, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
   if (status !== SEV_STATUS.SUCCESS) {
     psp.reclaim(vmsa.frame);
-    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_FINISH: a VMSA', command, status);
+    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_FINISH: a VMSA', status);
   }
   vmsa.protect();
 }

@@ -13,6 +13,7 @@ import { CR0, EFER, VECTOR } from '../../../../abi/x86.ts';
 import { type Gfn, gfnOf, gpa, type Pfn, type Spa, spaOf } from '../../../../base/address.ts';
 import { ERRNO, LinuxError } from '../../../../base/errors.ts';
 import { makeShared } from '../../../host-rmp.ts';
+import type { Fpu } from '../../../interface.ts';
 import { hvaOf } from '../../guest-access.ts';
 import type { BackingPage } from '../../mmu/guest-memory.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
@@ -25,6 +26,7 @@ const NESTED_CTL = 7n;
 const LEVEL_4K = 1;
 const LARGE_FRAMES = 512;
 const CR4_MCE = 1n << 6n;
+const DR7_FIXED = 0x400n;
 const NO_VMSA = -1n;
 const CS_LONG = 1 << 25;
 const INTERRUPT_MASK = 2;
@@ -67,7 +69,7 @@ export class VcpuSev {
   /** The next VMSA waits for an INIT. */
   resetOnInit = false;
   /** Page state change: the entries that user space works on. */
-  readonly psc = { first: 0, inFlight: 0, large: false };
+  readonly psc = { first: 0, inFlight: 0 };
   /** How the vCPU waits in AP reset hold. */
   resetHold: 'none' | 'event' | 'msr' = 'none';
   readonly #frame: Pfn;
@@ -93,10 +95,16 @@ export class VcpuSev {
     vmcb.setLong(VMCB.GHCB_GPA, initialGhcbMsr(this.sev));
   }
 
-  /** Writes the vCPU's registers to the VMSA, as they will be measured (sev_es_sync_vmsa). `protect`: the page is the guest's now. */
+  /**
+   * Writes the vCPU's registers to the VMSA, as they will be measured (sev_es_sync_vmsa). `protect`: the page is the guest's now. Errors: EINVAL (debugging, or DR7 in
+   * use), EIO (the page is the guest's already: where Linux dies of the write).
+   */
   synchroniseVmsa(): { frame: Pfn; protect(): void } {
     const { vcpu, sev } = this;
     const { memory } = sev.vm;
+    if (vcpu.debug.control !== 0 || (vcpu.vmcb.save(SAVE.DR7) & ~DR7_FIXED) !== 0n)
+      throw new LinuxError('EINVAL', `VMSA of vCPU ${vcpu.id}: the vCPU is being debugged`);
+    if (this.isProtected) throw new LinuxError('EIO', `VMSA of vCPU ${vcpu.id}: it is the guest's already`);
     const bytes = new Uint8Array(4096);
     const view = new DataView(bytes.buffer);
     memory.read((vcpu.vmcb.spa + VMCB.SAVE_AREA) as Spa, bytes.subarray(0, SAVE.DBGCTL + 8));
@@ -106,9 +114,7 @@ export class VcpuSev {
     for (const [number, field] of VMSA_GPRS) view.setBigUint64(field, vcpu.gpr[number]!, true);
     view.setBigUint64(VMSA.XCR0, vcpu.getXcrs().xcrs[0]?.value ?? 1n, true);
     view.setBigUint64(VMSA.SEV_FEATURES, sev.vmsaFeatures, true);
-    const fpu = vcpu.getFpu();
-    view.setUint32(VMSA.MXCSR, fpu.mxcsr, true);
-    view.setUint16(VMSA.X87_FCW, fpu.fcw, true);
+    putFpu(vcpu.getFpu(), view);
     memory.write(spaOf(this.#frame), bytes);
     return { frame: this.#frame, protect: () => this.#protect() };
   }
@@ -133,6 +139,7 @@ export class VcpuSev {
     if (this.resetRequested) this.#takeNextVmsa();
     const { vmcb } = this.vcpu;
     if (BigInt.asIntN(64, vmcb.long(VMCB.VMSA_PA)) === NO_VMSA) return -ERRNO.EINVAL;
+    this.resetHold = 'none';
     if (this.ghcb !== undefined) this.#returnGhcb(this.ghcb);
     return 0;
   }
@@ -218,7 +225,7 @@ export class VcpuSev {
   free(): void {
     const { memory } = this.sev.vm;
     if (memory.rmp!.assigned(this.#frame) && makeShared(memory, this.#frame, LEVEL_4K) !== 0) {
-      this.sev.host.psp.leak(1);
+      this.sev.host.psp.leak(this.#frame);
       return;
     }
     memory.free(this.#frame, 0);
@@ -249,6 +256,23 @@ export class VcpuSev {
     vmcb.setLong(VMCB.VMSA_PA, BigInt(spaOf(this.#page.pfn)));
     this.vcpu.mp.makeRunnable();
   }
+}
+
+/** The VMSA's x87 registers are 8 times 8 bytes, then 8 times the 2 that are left. */
+function putFpu(fpu: Fpu, view: DataView): void {
+  view.setUint32(VMSA.MXCSR, fpu.mxcsr, true);
+  view.setUint16(VMSA.X87_FTW, fpu.ftwx, true);
+  view.setUint16(VMSA.X87_FSW, fpu.fsw, true);
+  view.setUint16(VMSA.X87_FCW, fpu.fcw, true);
+  view.setUint16(VMSA.X87_FOP, fpu.lastOpcode, true);
+  view.setBigUint64(VMSA.X87_RIP, fpu.lastIp, true);
+  view.setBigUint64(VMSA.X87_DP, fpu.lastDp, true);
+  const page = new Uint8Array(view.buffer);
+  for (const [i, register] of fpu.fpr.entries()) {
+    page.set(register.subarray(0, 8), VMSA.X87_REGISTERS + 8 * i);
+    page.set(register.subarray(8, 10), VMSA.X87_REGISTERS + 64 + 2 * i);
+  }
+  for (const [i, register] of fpu.xmm.entries()) page.set(register, VMSA.XMM + 16 * i);
 }
 
 /** A page that does not begin 2 MiB, as KVM takes them (snp_safe_alloc_page: an erratum makes the 2 MiB around such a VMSA unusable). */

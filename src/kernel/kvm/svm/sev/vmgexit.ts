@@ -78,7 +78,7 @@ export function handleVmgexit(vcpu: Vcpu): number {
   const ghcb = msr === 0n ? undefined : sev.mapGhcb(Number(msr));
   if (ghcb === undefined) return GUEST_AGAIN;
   ghcb.take();
-  ghcb.answer(0n, 0n);
+  sev.takeRegisters();
   const { request } = ghcb;
   const { policy } = sev.sev.vm;
   const isSnp = (sev.sev.vmsaFeatures & 1n) !== 0n;
@@ -88,7 +88,7 @@ export function handleVmgexit(vcpu: Vcpu): number {
   }
   const refusal = validate(request, isSnp, policy.ghcbErrorsToGuest);
   if (refusal !== 0) return malformed(sev, refusal);
-  sev.takeRegisters();
+  ghcb.answer(0n, 0n);
   return dispatch(sev, request);
 }
 
