@@ -2,7 +2,7 @@
  * What tells a Milan from a Genoa from a Turin: the numbers that CPUID, firmware and certificates show (reference svm.md 4.1 and 9; facts.md 3.6 and 4). Firmware
  * versions are of published releases; a chip may be given another one.
  *
- * Left out: Bergamo, Siena, Venice; the segmented RMP.
+ * Left out: Bergamo, Siena, Venice; the segmented RMP, and with it CPUID 0x80000025.
  */
 import type { ChipGeneration, TcbVersion } from '../../abi/tcb-version.ts';
 
@@ -31,8 +31,6 @@ export interface Personality {
   readonly vmpls: number;
   /** Highest ASID of an encrypted guest. */
   readonly maxAsid: number;
-  /** CPUID 0x80000025 EAX and EBX; undefined: no such leaf. */
-  readonly rmpSegments: { readonly eax: number; readonly ebx: number } | undefined;
   /** Bytes of the hardware id: what a key server is asked with; a report has 64 bytes, zero behind these. */
   readonly idSize: 8 | 64;
   /** Frequency that TSC scaling refers to, kHz. */
@@ -59,7 +57,6 @@ export const PERSONALITIES: Readonly<Record<ChipGeneration, Personality>> = {
     physAddrReduction: 5,
     vmpls: 4,
     maxAsid: 509,
-    rmpSegments: undefined,
     idSize: 64,
     referenceClock: 99_800,
     features: { raplDisable: false, ciphertextHiding: false, aes256Xts: false },
@@ -77,7 +74,6 @@ export const PERSONALITIES: Readonly<Record<ChipGeneration, Personality>> = {
     physAddrReduction: 6,
     vmpls: 4,
     maxAsid: 1006,
-    rmpSegments: undefined,
     idSize: 64,
     referenceClock: 99_800,
     features: { raplDisable: true, ciphertextHiding: false, aes256Xts: true },
@@ -96,7 +92,6 @@ export const PERSONALITIES: Readonly<Record<ChipGeneration, Personality>> = {
     physAddrReduction: 6,
     vmpls: 4,
     maxAsid: 1006,
-    rmpSegments: undefined,
     idSize: 8,
     referenceClock: 99_800,
     features: { raplDisable: true, ciphertextHiding: true, aes256Xts: true },
