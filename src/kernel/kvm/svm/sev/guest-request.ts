@@ -113,6 +113,7 @@ function earlyExtendedRequest(sev: VcpuSev, request: number, response: number): 
     if (failed < 0) return failed;
     if (!notify) return GUEST_AGAIN;
     kvmRun.exitReason = KVM_EXIT_VMGEXIT;
+    exits.vmgexitFlags = 0;
     exits.vmgexitStatus = VMGEXIT.DONE;
     sev.awaitUserSpace(() => GUEST_AGAIN);
     return TO_USER_SPACE;
