@@ -12,8 +12,8 @@ import { Authority } from '../src/authority/authority.ts';
 import { seededEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
 
-const REPORTS = 60;
-const ROUNDS = 7;
+const REPORTS = 40;
+const ROUNDS = 15;
 
 interface Evidence {
   readonly report: Uint8Array;
@@ -39,57 +39,59 @@ async function makeEvidence(authority: Authority): Promise<Evidence[]> {
   return evidence;
 }
 
-/** Reports a second. */
-async function rate(
-  evidence: readonly Evidence[],
-  verify: (index: number) => Promise<boolean>,
-): Promise<number> {
+function parsed({ report, certificates }: Evidence) {
+  const [vcek, ask, ark] = certificates.map((bytes) => parseCertificate(bytes));
+  const { signedBytes, p1363 } = parseReport(report);
+  return { vcek: vcek!, ask: ask!, ark: ark!, signedBytes, p1363: p1363! };
+}
+
+async function checkSignatures({
+  vcek,
+  ask,
+  ark,
+  signedBytes,
+  p1363,
+}: ReturnType<typeof parsed>): Promise<boolean> {
+  const signatures = new SignatureChecks();
+  const checks = [
+    signatures.ecdsa(vcek.publicKey, signedBytes, p1363),
+    signatures.pss(ark.publicKey, ark.tbs, ark.signature),
+    signatures.pss(ark.publicKey, ask.tbs, ask.signature),
+    signatures.pss(ask.publicKey, vcek.tbs, vcek.signature),
+  ];
+  return (await Promise.all(checks)).every(Boolean);
+}
+
+/** Milliseconds of one call; throws if the report does not verify. */
+async function took(verify: () => Promise<boolean>): Promise<number> {
   const start = performance.now();
-  for (let index = 0; index < evidence.length; index++) {
-    if (!(await verify(index))) throw new Error(`attest.verify: report ${index} does not verify`);
-  }
-  return (evidence.length / (performance.now() - start)) * 1000;
+  if (!(await verify())) throw new Error('attest.verify: a report does not verify');
+  return performance.now() - start;
 }
 
 export async function bench() {
   const authority = Authority.seeded(1);
   const roots = [await authority.ark('Milan')];
   const evidence = await makeEvidence(authority);
-  const raw = evidence.map(({ report, certificates }) => {
-    const [vcek, ask, ark] = certificates.map((bytes) => parseCertificate(bytes));
-    const { signedBytes, p1363 } = parseReport(report);
-    return { vcek: vcek!, ask: ask!, ark: ark!, signedBytes, p1363: p1363! };
-  });
-  const values: number[] = [];
-  const bounds: number[] = [];
+  const raw = evidence.map(parsed);
+  // Each report by itself, both in turn, the fastest of all rounds: others use the machine as well.
+  const values = new Array<number>(REPORTS).fill(Number.POSITIVE_INFINITY);
+  const bounds = values.slice();
   for (let round = 0; round < ROUNDS; round++) {
-    values.push(
-      await rate(evidence, async (index) => {
-        const { report, certificates } = evidence[index]!;
-        return (await verifyReport(report, { certificates, roots })).ok;
-      }),
-    );
-    bounds.push(
-      await rate(evidence, async (index) => {
-        const { vcek, ask, ark, signedBytes, p1363 } = raw[index]!;
-        const signatures = new SignatureChecks();
-        const checks = [
-          signatures.pss(ark.publicKey, ark.tbs, ark.signature),
-          signatures.pss(ark.publicKey, ask.tbs, ask.signature),
-          signatures.pss(ask.publicKey, vcek.tbs, vcek.signature),
-          signatures.ecdsa(vcek.publicKey, signedBytes, p1363),
-        ];
-        return (await Promise.all(checks)).every(Boolean);
-      }),
-    );
+    for (const [index, { report, certificates }] of evidence.entries()) {
+      const value = await took(async () => (await verifyReport(report, { certificates, roots })).ok);
+      const bound = await took(() => checkSignatures(raw[index]!));
+      values[index] = Math.min(values[index]!, value);
+      bounds[index] = Math.min(bounds[index]!, bound);
+    }
   }
-  const value = Math.max(...values);
-  const bound = Math.max(...bounds);
+  const rate = (times: readonly number[]): number =>
+    (REPORTS / times.reduce((sum, time) => sum + time, 0)) * 1000;
   return {
-    value,
+    value: rate(values),
     unit: 'reports/s',
-    bound,
-    ratio: value / bound,
+    bound: rate(bounds),
+    ratio: rate(values) / rate(bounds),
     note: 'a new chip for each report, nothing cached; bound: the four signature checks alone, all at once; wanted 0.8',
   };
 }

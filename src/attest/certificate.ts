@@ -12,11 +12,10 @@ import {
   type Product,
 } from '../abi/amd-certificate.ts';
 import { contextPrimitiveTag, DerReader, TAG } from '../abi/der.ts';
-import { toHex } from './bytes.ts';
+import { sameBytes, toHex } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import {
-  commonNameOf,
   type Extension,
   type Name,
   readExtensions,
@@ -77,6 +76,8 @@ export interface Certificate {
   readonly isSoftware: boolean;
 }
 
+const latin1 = new TextDecoder('latin1');
+
 /** Bits of KeyUsage. */
 export const KEY_CERT_SIGN = 5;
 export const CRL_SIGN = 6;
@@ -121,7 +122,7 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
     tbs: tbsBytes,
     signature,
     signatureAlgorithm,
-    namesOneAlgorithm: toHex(tbsAlgorithm.bytes) === toHex(signatureAlgorithm.bytes),
+    namesOneAlgorithm: sameBytes(tbsAlgorithm.bytes, signatureAlgorithm.bytes),
     version,
     serial,
     issuer,
@@ -135,10 +136,10 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
     keyUsage,
     crlUrls: readDistributionPoints(inside(OID.CRL_DISTRIBUTION_POINTS, 'crlDistributionPoints')),
     amd: readAmdExtensions(extensions, name),
-    ...kindByNames(commonNameOf(subject), commonNameOf(issuer)),
+    ...kindByNames(subject.commonName, issuer.commonName),
     isSoftware:
       extensions.has(MARK_OID) ||
-      new TextDecoder('latin1').decode(extensions.get(OID.AUTHORITY_KEY_ID)?.value).includes(MARK_URI),
+      latin1.decode(extensions.get(OID.AUTHORITY_KEY_ID)?.value).includes(MARK_URI),
   };
 }
 
@@ -148,9 +149,7 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
  */
 export function readCertificates(bytes: Uint8Array, name = 'certificates'): Certificate[] {
   if (!isPem(bytes)) return [parseCertificate(bytes, name)];
-  const blocks = readPem(new TextDecoder('latin1').decode(bytes), name).filter(
-    ({ label }) => label === 'CERTIFICATE',
-  );
+  const blocks = readPem(latin1.decode(bytes), name).filter(({ label }) => label === 'CERTIFICATE');
   if (blocks.length === 0)
     throw new EvidenceError(`${name}: got PEM without a CERTIFICATE, want at least one`);
   return blocks.map((block, index) => parseCertificate(block.bytes, `${name}, certificate ${index}`));
@@ -213,7 +212,7 @@ function readDistributionPoints(extension: DerReader | undefined): string[] {
     while (fullName !== undefined && !fullName.isAtEnd) {
       const { tag, content } = fullName.nextElement('name');
       fullName.element('name', tag);
-      if (tag === contextPrimitiveTag(6)) urls.push(new TextDecoder('latin1').decode(content));
+      if (tag === contextPrimitiveTag(6)) urls.push(latin1.decode(content));
     }
   }
   return urls;

@@ -17,7 +17,7 @@ import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
 import type { Check, Checks } from './check.ts';
 import type { RevocationList } from './crl.ts';
 import type { SignatureChecks } from './signatures.ts';
-import { commonNameOf, nameText, type SignatureAlgorithm } from './x509.ts';
+import { attributesText, type Name, type SignatureAlgorithm } from './x509.ts';
 
 export interface ChainInput {
   /** The chain's certificates, in any order; others among them are passed over. */
@@ -65,7 +65,7 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
   const root = presented ?? trusted;
 
   const present = (kind: string, certificate: Certificate | undefined): void => {
-    const got = certificate === undefined ? listed(certificates) : nameText(certificate.subject);
+    const got = certificate === undefined ? listed(certificates) : certificate.subject.text;
     checks.add(
       `${kind}.present`,
       certificate !== undefined,
@@ -81,11 +81,11 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
     if (signed === undefined) return;
     checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
     if (issuer === undefined) {
-      checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${nameText(signed.issuer)}`);
+      checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${signed.issuer.text}`);
       return;
     }
     const slot = checks.list.length;
-    const want = `made by ${commonNameOf(issuer.subject)}, serial ${issuer.serial}`;
+    const want = `made by ${issuer.subject.commonName}, serial ${issuer.serial}`;
     checks.add(`${name}.signature`, false, 'wrong', want);
     signatures.push(
       input.signatures.pss(issuer.publicKey, signed.tbs, signed.signature).then((ok) => () => {
@@ -107,7 +107,7 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
     checkCertificate(checks, kind, certificate, product, at, now);
     if (issuer !== undefined) {
       const isIssuer = sameBytes(certificate.issuer.bytes, issuer.subject.bytes);
-      checks.add(`${kind}.issuer`, isIssuer, nameText(certificate.issuer), nameText(issuer.subject));
+      checks.add(`${kind}.issuer`, isIssuer, certificate.issuer.text, issuer.subject.text);
     }
     verified(kind, issuer, certificate);
   }
@@ -137,7 +137,7 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
 }
 
 function trustedRoot({ subject, serial }: Certificate): Check {
-  const text = `${commonNameOf(subject)}, serial ${serial}`;
+  const text = `${subject.commonName}, serial ${serial}`;
   return { name: 'ARK.trusted', ok: true, got: text, want: text };
 }
 
@@ -163,7 +163,7 @@ interface Signed {
 const listed = (certificates: readonly Certificate[]): string =>
   certificates.length === 0
     ? 'no certificate'
-    : certificates.map(({ subject }) => commonNameOf(subject)).join(', ');
+    : certificates.map(({ subject }) => subject.commonName).join(', ');
 
 const isAmdPss = ({ signatureAlgorithm: { pss }, namesOneAlgorithm }: Signed): boolean =>
   namesOneAlgorithm &&
@@ -207,8 +207,8 @@ function checkCertificate(
   checks.equal(`${kind}.version`, certificate.version, 3);
   if (product !== undefined) {
     const attributes = [...AMD_NAME, [OID.COMMON_NAME, commonName(kind, product)] as const];
-    const isSame = JSON.stringify(certificate.subject.attributes) === JSON.stringify(attributes);
-    checks.add(`${kind}.subject`, isSame, nameText(certificate.subject), nameText({ attributes }));
+    const isSame = sameAttributes(certificate.subject.attributes, attributes);
+    checks.add(`${kind}.subject`, isSame, certificate.subject.text, attributesText(attributes));
   }
   const { publicKey } = certificate;
   const key =
@@ -240,6 +240,9 @@ function checkCertificate(
     `${notBefore.toISOString()} to ${notAfter.toISOString()}`,
   );
 }
+
+const sameAttributes = (a: Name['attributes'], b: Name['attributes']): boolean =>
+  a.length === b.length && a.every(([oid, value], index) => oid === b[index]![0] && value === b[index]![1]);
 
 function describeConstraints({ isCa, pathLength }: Certificate): string {
   if (!isCa) return 'no CA';

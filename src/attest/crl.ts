@@ -1,7 +1,7 @@
 /** Certificate revocation lists (RFC 5280, section 5) as AMD's key distribution server has them: signed by the ARK, with serial numbers. */
 import { OID } from '../abi/amd-certificate.ts';
 import { DerReader, TAG } from '../abi/der.ts';
-import { toHex } from './bytes.ts';
+import { sameBytes, toHex } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import {
@@ -69,7 +69,7 @@ export function parseCrl(input: Uint8Array, name = 'CRL'): RevocationList {
     tbs: tbsBytes,
     signature,
     signatureAlgorithm,
-    namesOneAlgorithm: toHex(tbsAlgorithm.bytes) === toHex(signatureAlgorithm.bytes),
+    namesOneAlgorithm: sameBytes(tbsAlgorithm.bytes, signatureAlgorithm.bytes),
     issuer,
     thisUpdate,
     nextUpdate,

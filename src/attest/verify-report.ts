@@ -50,13 +50,19 @@ export interface Verdict {
 export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;
-  const roots = options.roots.flatMap((file, index) => readCertificates(file, `root ${index}`));
+  const report = read(checks, 'report', () => parseReport(bytes));
+  const signatures = new SignatureChecks();
+  const signed = new ReportSignature(report, signatures);
   const certificates = readAll(checks, 'certificates', options.certificates, (file, name) => {
-    const root = roots.find(({ bytes }) => sameBytes(bytes, file));
-    return root === undefined ? readCertificates(file, name) : [root];
+    const parsed = readCertificates(file, name);
+    for (const certificate of parsed) signed.begin(certificate);
+    return parsed;
   }).flat();
   const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
-  const report = read(checks, 'report', () => parseReport(bytes));
+  const roots = options.roots.flatMap((file, index) => {
+    const known = certificates.find((certificate) => sameBytes(certificate.bytes, file));
+    return known === undefined ? readCertificates(file, `root ${index}`) : [known];
+  });
   const verdict = (): Verdict => ({
     ok: checks.list.every(({ ok }) => ok),
     checks: checks.list,
@@ -67,12 +73,9 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   if (report === undefined) return verdict();
 
   checkForm(checks, report);
-  const leafKind = report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
+  const { leafKind } = signed;
   const leaf = findCertificate(certificates, leafKind, report.product);
   const product = leaf?.product ?? report.product;
-  // Begins before the chain, so that the platform works on all signatures at once.
-  const signatures = new SignatureChecks();
-  const isSigned = verifySignature(signatures, report, leaf);
   await checkChain(checks, {
     certificates,
     roots,
@@ -84,7 +87,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     signatures,
     product: report.product,
   });
-  checkSignature(checks, report, leaf, await isSigned);
+  checkSignature(checks, report, leaf, await signed.madeBy(leaf));
   if (leaf !== undefined) checkBinding(checks, report, leaf, product);
   checkTcbOrder(checks, report, product);
   checkPolicy(checks, report, policy, product, { at, obtainedAt: options.obtainedAt });
@@ -128,12 +131,31 @@ function checkForm(checks: Checks, report: AttestationReport): void {
   }
 }
 
-async function verifySignature(
-  signatures: SignatureChecks,
-  { signedBytes, p1363 }: AttestationReport,
-  leaf: Certificate | undefined,
-): Promise<boolean> {
-  return p1363 !== undefined && leaf !== undefined && signatures.ecdsa(leaf.publicKey, signedBytes, p1363);
+/**
+ * The report's signature against certificates whose kind fits. It takes longest, so it begins as soon as such a certificate is read, and the platform
+ * works on it beside the rest.
+ */
+class ReportSignature {
+  readonly leafKind: 'VCEK' | 'VLEK';
+  readonly #report: AttestationReport | undefined;
+  readonly #signatures: SignatureChecks;
+  readonly #begun = new Map<Certificate, Promise<boolean>>();
+
+  constructor(report: AttestationReport | undefined, signatures: SignatureChecks) {
+    this.#report = report;
+    this.#signatures = signatures;
+    this.leafKind = report?.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
+  }
+
+  begin(certificate: Certificate): void {
+    const { signedBytes, p1363 } = this.#report ?? {};
+    if (certificate.kind !== this.leafKind || signedBytes === undefined || p1363 === undefined) return;
+    this.#begun.set(certificate, this.#signatures.ecdsa(certificate.publicKey, signedBytes, p1363));
+  }
+
+  async madeBy(leaf: Certificate | undefined): Promise<boolean> {
+    return leaf !== undefined && (await this.#begun.get(leaf)) === true;
+  }
 }
 
 function checkSignature(

@@ -24,6 +24,9 @@ export interface Name {
   readonly bytes: Uint8Array;
   /** Attribute and value, in order. */
   readonly attributes: readonly (readonly [oid: string, value: string])[];
+  readonly commonName: string;
+  /** As openssl prints it. */
+  readonly text: string;
 }
 
 export interface Extension {
@@ -85,11 +88,13 @@ export function readName(reader: DerReader, field: string): Name {
       attribute.end();
     } while (!set.isAtEnd);
   }
-  return { bytes, attributes };
+  return {
+    bytes,
+    attributes,
+    commonName: attributes.find(([oid]) => oid === OID.COMMON_NAME)?.[1] ?? '',
+    text: attributesText(attributes),
+  };
 }
-
-export const commonNameOf = (name: Name): string =>
-  name.attributes.find(([oid]) => oid === OID.COMMON_NAME)?.[1] ?? '';
 
 const SHORT: Readonly<Record<string, string>> = {
   [OID.COMMON_NAME]: 'CN',
@@ -100,9 +105,12 @@ const SHORT: Readonly<Record<string, string>> = {
   [OID.ORGANIZATIONAL_UNIT]: 'OU',
 };
 
-/** As openssl prints it. */
-export const nameText = (name: Pick<Name, 'attributes'>): string =>
-  name.attributes.map(([oid, value]) => `${SHORT[oid] ?? oid} = ${value}`).join(', ');
+/** A name as openssl prints it. */
+export const attributesText = (attributes: Name['attributes']): string => {
+  let text = '';
+  for (const [oid, value] of attributes) text += `${text === '' ? '' : ', '}${SHORT[oid] ?? oid} = ${value}`;
+  return text;
+};
 
 /** The list inside [n] EXPLICIT Extensions. DerError: an extension twice. */
 export function readExtensions(wrapper: DerReader): Map<string, Extension> {
