@@ -210,9 +210,9 @@ export class Machine {
       this.vcpus = Array.from({ length: smp }, (_, index) => {
         const vcpu = this.kvm.vm.createVcpu(index);
         this.#cleanups.push(() => vcpu.close());
-        vcpu.setCpuid2(cpuidOf(cpuid, index, irqchip));
-        // With local APICs, the others wait for INIT and SIPI.
-        if (irqchip === 'split' && index > 0) return vcpu;
+        vcpu.setCpuid2(cpuidOf(isSnp ? withSevLeaf(cpuid, options.snp) : cpuid, index, irqchip));
+        // With local APICs, the others wait for INIT and SIPI; in an SNP guest with what is measured of them.
+        if (irqchip === 'split' && index > 0 && !isSnp) return vcpu;
         vcpu.setSregs(isSnp ? snpEntrySregs(vcpu.getSregs()) : entrySregs(bootBase, vcpu.getSregs()));
         vcpu.setRegs(isSnp ? snpEntryRegs(image.entry, index) : entryRegs(bootBase, index));
         return vcpu;
@@ -366,6 +366,15 @@ function splitIrqchip(kvm: KvmState): void {
 
 /** CPUID 1 ECX: what a local APIC in the kernel gives, X2APIC and TSC_DEADLINE. */
 const KERNEL_APIC_FEATURES = (1 << 21) | (1 << 24);
+
+/** CPUID 8000_001Fh as QEMU tells it (cpu_x86_cpuid): SEV, SEV-ES, SEV-SNP; C-bit and lost address bits as the guest object has them. */
+function withSevLeaf(supported: readonly CpuidEntry[], snp: SnpMachineOptions | undefined): CpuidEntry[] {
+  const lost = snp?.guest?.['reduced-phys-bits'] ?? 1;
+  const ebx = (snp?.cBit ?? C_BIT) | (lost << 6);
+  return supported.map((entry) =>
+    entry.function === 0x8000_001f ? { ...entry, eax: 0x1a, ebx, ecx: 0, edx: 0 } : entry,
+  );
+}
 
 /** The supported CPUID with the vCPU's own APIC id: leaf 1 EBX[31:24] and leaf Bh EDX. */
 function cpuidOf(supported: readonly CpuidEntry[], index: number, irqchip: 'split' | 'off'): CpuidEntry[] {
