@@ -189,8 +189,22 @@ const LEAF_1 = 1;
 const PHYSICAL_AND_LINEAR_BITS = 48 | (48 << 8) | (48 << 16);
 const NAME = 'SoftCVM virtual processor';
 
-/** KVM_GET_SUPPORTED_CPUID */
-export function supportedCpuid(): CpuidEntry[] {
+/** SEV, SEV-ES, SEV-SNP, SME_COHERENT: of those that the chip has (sev_set_cpu_caps). */
+const SEV_FEATURES = bitsOf(1, 3, 4, 10);
+const LEAF_SEV = 0x8000_001f;
+
+/** What a chip with SEV says of itself, as far as KVM passes it on. */
+export interface SevCpuid {
+  /** CPUID 1 EAX. */
+  readonly signature: number;
+  readonly cBit: number;
+  readonly maxAsid: number;
+  readonly minSevAsid: number;
+}
+
+/** KVM_GET_SUPPORTED_CPUID. `sev`: the machine's, if it has any. Reduction of the address width and VMPLs are not passed on. */
+export function supportedCpuid(sev?: SevCpuid): CpuidEntry[] {
+  const signature = sev?.signature ?? MILAN_SIGNATURE;
   const entry = (leaf: number, eax: number, ebx = 0, ecx = 0, edx = 0, index?: number): CpuidEntry => ({
     function: leaf,
     index: index ?? 0,
@@ -212,15 +226,16 @@ export function supportedCpuid(): CpuidEntry[] {
     );
   return [
     entry(0, 0xd, vendorB, vendorC, vendorD),
-    entry(LEAF_1, MILAN_SIGNATURE, 8 << 8, LEAF1_ECX | LEAF1_ECX_VECTORS, LEAF1_EDX),
+    entry(LEAF_1, signature, 8 << 8, LEAF1_ECX | LEAF1_ECX_VECTORS, LEAF1_EDX),
     entry(7, 0, LEAF7_EBX, LEAF7_ECX, 0, 0),
     entry(0xd, XCR0_X87_SSE, XSAVE_BYTES, XSAVE_BYTES, 0, 0),
     entry(0xd, XSAVE_VARIANTS, XSAVE_BYTES, 0, 0, 1),
-    entry(0x8000_0000, 0x8000_0008, vendorB, vendorC, vendorD),
-    entry(0x8000_0001, MILAN_SIGNATURE, 0, EXTENDED1_ECX, EXTENDED1_EDX),
+    entry(0x8000_0000, sev === undefined ? 0x8000_0008 : LEAF_SEV, vendorB, vendorC, vendorD),
+    entry(0x8000_0001, signature, 0, EXTENDED1_ECX, EXTENDED1_EDX),
     nameLeaf(0x8000_0002, 0),
     nameLeaf(0x8000_0003, 16),
     nameLeaf(0x8000_0004, 32),
     entry(0x8000_0008, PHYSICAL_AND_LINEAR_BITS, XSAVEERPTR),
+    ...(sev === undefined ? [] : [entry(LEAF_SEV, SEV_FEATURES, sev.cBit, sev.maxAsid, sev.minSevAsid)]),
   ];
 }

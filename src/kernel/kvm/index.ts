@@ -118,6 +118,7 @@ const sevMachine = ({ personality, firmware }: Chip): SevMachine => ({
   minSevAsid: MIN_SEV_ASID,
   policyBits: supportedPolicyBits({ personality, firmware }),
   cBit: personality.cBit,
+  signature: personality.signature,
 });
 
 export const createKernel = (options?: KernelOptions): Kernel => new Kernel(options);

@@ -40,7 +40,7 @@ export class Kvm implements KvmInterface {
   }
 
   getSupportedCpuid(): CpuidEntry[] {
-    return supportedCpuid();
+    return supportedCpuid(this.#host.sev?.machine);
   }
 
   getMsrIndexList(): number[] {

@@ -15,6 +15,8 @@ export interface SevMachine {
   readonly policyBits: bigint;
   /** Position of the C-bit. */
   readonly cBit: number;
+  /** CPUID 1 EAX. */
+  readonly signature: number;
 }
 
 export class SevHost {
