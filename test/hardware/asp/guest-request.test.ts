@@ -41,6 +41,7 @@ describe('GUEST_REQUEST', () => {
     expect(ask(context, host, response)).toBe(2);
     machine.launchFinish(context);
     expect(ask(context, host + 0xfa1, response)).toBe(0x16);
+    expect(ask(context, host + 0xfff, response)).toBe(0x16);
     expect(ask(context, 1 << 30, response)).toBe(9);
     expect(ask(context, host, response)).toBe(0x16);
   });
