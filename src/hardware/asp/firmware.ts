@@ -35,6 +35,8 @@ export interface CommandBuffer {
   readonly words: Uint32Array;
 }
 
+/** No memory is here, and a number still holds every address below. */
+const BEYOND = 1n << 52n;
 const NO_PAGE = new Uint8Array(PAGE_SIZE);
 
 export class Firmware {
@@ -91,15 +93,16 @@ export class Firmware {
     return id;
   }
 
-  /** A system physical address of a command buffer as a number, without the C-bit. What is no address stays beyond all memory. */
+  /** A system physical address of a command buffer as a number, without the C-bit. What is too big for one stays beyond all memory, with its bits 11:0. */
   address(value: bigint): Spa {
-    return Number(value & ~(1n << BigInt(this.chip.personality.cBit))) as Spa;
+    const plain = value & ~(1n << BigInt(this.chip.personality.cBit));
+    return (plain >= BEYOND ? Number(BEYOND | (plain & 0xfffn)) : Number(plain)) as Spa;
   }
 
   /** The same, of the two words of the address. */
   addressOfWords(low: number, high: number): Spa {
-    const cBit = this.chip.personality.cBit;
-    return (low + (high & ~(1 << (cBit - 32))) * 0x1_0000_0000) as Spa;
+    const plain = high & ~(1 << (this.chip.personality.cBit - 32));
+    return (plain >>> 20 === 0 ? low + plain * 0x1_0000_0000 : Number(BEYOND) + (low & 0xfff)) as Spa;
   }
 
   /** The state of the page that `address` is in. The machine's own frames below the RMP count as the RMP's. */

@@ -134,6 +134,30 @@ describe('the mailbox', () => {
     expect(machine.run(CMD.LAUNCH_UPDATE, update)).toBe(0);
   });
 
+  it.each([
+    ['bit 63', 1n << 63n],
+    ['bit 60', 1n << 60n],
+    ['bit 53', 1n << 53n],
+    ['all bits', 0xffff_ffff_ffff_f000n],
+  ])('takes an address with %s set for a page that the RMP does not cover', (_what, far) => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    const update = (gctx: bigint, page: bigint) =>
+      machine.run(CMD.LAUNCH_UPDATE, [
+        [0, 8, gctx],
+        [8, 4, 2],
+        [16, 8, page],
+      ]);
+    expect(update(far, far)).toBe(0x10);
+    expect(update(BigInt(context), far)).toBe(0x1a);
+    expect(update(BigInt(context), far | 1n)).toBe(0x16);
+    expect(update(far | 0x800n, far)).toBe(0x16);
+    expect(machine.run(CMD.GCTX_CREATE, [[0, 8, far]])).toBe(0x1a);
+    expect(machine.run(CMD.GCTX_CREATE, [[0, 8, far | 1n]])).toBe(0x16);
+    expect(machine.run(CMD.PLATFORM_STATUS, [[0, 8, far]])).toBe(9);
+    expect(machine.run(CMD.PLATFORM_STATUS, [[0, 8, far | 0xfffn]])).toBe(0x16);
+  });
+
   it('fails the nth execution of a command that a test names, which then does nothing', () => {
     machine = new Machine().init();
     machine.asp.inject({ command: CMD.GCTX_CREATE, nth: 2, status: 0x14 });
