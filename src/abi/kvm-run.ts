@@ -13,19 +13,28 @@ const PAGE = 0x1000;
 /** Accessors over the mmap of a vCPU: page 0 `struct kvm_run`, page 1 PIO data, page 2 the coalesced MMIO ring. */
 export class KvmRun {
   /** The whole mapping, 0x3000 bytes. */
-  readonly bytes: Uint8Array;
+  bytes!: Uint8Array;
   /** The PIO data page. */
-  readonly pio: Uint8Array;
+  pio!: Uint8Array;
   /** The 8 data bytes of an MMIO exit. */
-  readonly mmioData: Uint8Array;
-  readonly #words: Int32Array;
-  readonly #longs: BigUint64Array;
-  readonly #halves: Uint16Array;
-  readonly #pio: DataView;
+  mmioData!: Uint8Array;
+  #words!: Int32Array;
+  #longs!: BigUint64Array;
+  #halves!: Uint16Array;
+  #pio!: DataView;
 
   /** `bytes` is aligned to 8 (a mapping starts a page) and may lie in shared memory. */
   constructor(bytes: Uint8Array = new Uint8Array(SIZE)) {
     if (bytes.length < SIZE) throw new RangeError(`kvm_run: got ${bytes.length} bytes, want ${SIZE}`);
+    this.#map(bytes);
+  }
+
+  /** The mapping is gone: what is read and written from now on is nobody's. */
+  unmap(): void {
+    this.#map(new Uint8Array(SIZE));
+  }
+
+  #map(bytes: Uint8Array): void {
     this.bytes = bytes;
     this.pio = bytes.subarray(PIO_PAGE, PIO_PAGE + PAGE);
     this.mmioData = bytes.subarray(BYTE.mmioData, BYTE.mmioData + 8);

@@ -51,6 +51,7 @@ export class VcpuFrames {
     const memory = this.#memory;
     this.maps.free();
     memory.free(this.#vmcbPfn, 0);
+    this.kvmRun.unmap();
     memory.free(this.#runPfn, RUN_ORDER);
     if (this.ring === undefined) return;
     this.#dirtyTracking.rings.delete(this.ring);

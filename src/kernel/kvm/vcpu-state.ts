@@ -40,75 +40,102 @@ export abstract class VcpuState {
   abstract readonly sev: VcpuSev | undefined;
   #tscKhz = HOST_TSC_KHZ;
 
+  /** An ioctl on the vCPU's descriptor. Errors: EBADF, when it is closed. */
+  abstract checkOpen(): void;
+
   get tscKhz(): number {
     return this.#tscKhz;
   }
 
   getMpState(): number {
+    this.checkOpen();
     return this.mp.get();
   }
   setMpState(state: number): void {
+    this.checkOpen();
     this.mp.set(state);
   }
   getVcpuEvents(): VcpuEvents {
+    this.checkOpen();
     return getVcpuEvents(this);
   }
   setVcpuEvents(events: VcpuEvents): void {
+    this.checkOpen();
     setVcpuEvents(this, events);
   }
   getDebugRegs(): DebugRegisters {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_DEBUGREGS');
     return this.debug.getRegisters();
   }
   setDebugRegs(registers: DebugRegisters): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_DEBUGREGS');
     this.debug.setRegisters(registers);
   }
   setGuestDebug(request: GuestDebugRequest): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_GUEST_DEBUG');
     this.debug.set(request);
   }
   getFpu(): Fpu {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_FPU');
     return this.fpu.get();
   }
   setFpu(fpu: Fpu): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_FPU');
     this.fpu.set(fpu);
   }
   getXsave(): Uint8Array {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_XSAVE');
     return this.fpu.image();
   }
   getXsave2(): Uint8Array {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_XSAVE2');
     return this.fpu.image();
   }
   setXsave(image: Uint8Array): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_XSAVE');
     this.fpu.setImage(image);
   }
   getXcrs(): Xcrs {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_XCRS');
     return this.fpu.getXcrs();
   }
   setXcrs(xcrs: Xcrs): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_XCRS');
     this.fpu.setXcrs(xcrs);
   }
   getMsrs(indices: readonly number[]): MsrEntry[] {
-    return getMsrs(this.msrs, indices);
+    this.checkOpen();
+    return getMsrs(this.msrs, indices.slice(0, this.#reachable(indices)));
   }
   setMsrs(entries: readonly MsrEntry[]): number {
-    return setMsrs(this.msrs, entries);
+    this.checkOpen();
+    return setMsrs(this.msrs, entries.slice(0, this.#reachable(entries.map(({ index }) => index))));
+  }
+  /** How many MSRs of the list come before the first that is the guest's alone. */
+  #reachable(indices: readonly number[]): number {
+    const hidden = indices.findIndex((index) => this.sev?.hidesMsr(index) === true);
+    return hidden < 0 ? indices.length : hidden;
   }
   translate(linearAddress: bigint): Translation {
+    this.checkOpen();
     return translate(this, linearAddress);
   }
   getTscKhz(): number {
+    this.checkOpen();
     return this.#tscKhz;
   }
   setTscKhz(khz: number): void {
+    this.checkOpen();
     this.#tscKhz = guestTscKhz(khz);
   }
 }

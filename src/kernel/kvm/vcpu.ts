@@ -186,7 +186,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   get ready(): boolean {
     const { time } = this.vm;
     if (time.nextDue <= time.now()) time.expire();
-    return this.#waiting === WAITING.NOBODY && this.mp.ready;
+    return !this.#closed && this.#waiting === WAITING.NOBODY && this.mp.ready;
   }
 
   /** The core that runs this vCPU. */
@@ -196,7 +196,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   /** The dirty ring, as user space maps it at page 64 of the vCPU. */
   get dirtyRing(): Int32Array | undefined {
-    return this.#frames.ring?.entries;
+    return this.#closed ? undefined : this.#frames.ring?.entries;
   }
 
   /** Retired by the core, and those that KVM carried out for the guest. */
@@ -227,18 +227,21 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
 
   getRegs(): Regs {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_REGS');
     const regs = getRegs(this.vmcb, this.gpr);
     regs.rflags = this.debug.guestFlags(regs.rflags);
     return regs;
   }
   setRegs(regs: Regs): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_REGS');
     setRegs(this.vmcb, this.gpr, regs);
     this.debug.setGuestFlags(this.vmcb.save(SAVE.RFLAGS));
     this.events.exception.pending = false;
   }
   getSregs(): Sregs {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_GET_SREGS');
     const sregs = getSregs(this.vmcb, this.other);
     const { injected, soft, vector } = this.events.interrupt;
@@ -248,6 +251,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     return { ...sregs, interruptBitmap };
   }
   setSregs(sregs: Sregs): void {
+    this.checkOpen();
     this.sev?.checkUnprotected('KVM_SET_SREGS');
     const oldBase = this.other.apicBase;
     setSregs(this.vmcb, this.other, sregs, this.cpuid);
@@ -264,36 +268,47 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.events.queueInterrupt(word * 64 + (bits & -bits).toString(2).length - 1);
   }
   getCpuid2(): CpuidEntry[] {
+    this.checkOpen();
     return this.cpuid.entries;
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
+    this.checkOpen();
     this.cpuid.set(entries, { hasRun: this.#hasRun });
     this.apic?.lapic.setVersion();
   }
   getLapic(): Uint8Array {
+    this.checkOpen();
     return this.#inKernelApic('KVM_GET_LAPIC').getState();
   }
   setLapic(state: Uint8Array): void {
+    this.checkOpen();
     const apic = this.#inKernelApic('KVM_SET_LAPIC');
     apic.setState(state);
     this.setCr8(apic.lapic.cr8);
   }
   /** KVM_INTERRUPT. Errors: EINVAL (no such vector), ENXIO and EEXIST by the kernel's own interrupt controller. */
   interrupt(vector: number): void {
+    this.checkOpen();
     if (vector >= NR_INTERRUPTS)
       throw new LinuxError('EINVAL', `KVM_INTERRUPT ${vector}: vectors are below ${NR_INTERRUPTS}`);
     if (this.apic === undefined) this.events.queueInterrupt(vector);
     else this.apic.queueExternal(vector);
   }
   nmi(): void {
+    this.checkOpen();
     this.events.queueNmi();
     this.mp.wake();
   }
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
+    this.checkOpen();
     return preFaultMemory(this, range);
   }
 
-  /** close(2) of the descriptor. */
+  checkOpen(): void {
+    if (this.#closed) throw new LinuxError('EBADF', `vCPU ${this.id}: closed`);
+  }
+
+  /** close(2) of the descriptor, and munmap of what it shares. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

@@ -187,3 +187,70 @@ describe('KVM_CREATE_VCPU', () => {
     expect(failure(() => full.vm.createVcpu(0))).toBe('OK');
   });
 });
+
+describe('a vCPU that is closed', () => {
+  it('has no ioctls any more, whoever closed it', () => {
+    const host = startVm();
+    const { vcpu, process } = host;
+    const regs = vcpu.getRegs();
+    const [sregs, events, debug, fpu] = [
+      vcpu.getSregs(),
+      vcpu.getVcpuEvents(),
+      vcpu.getDebugRegs(),
+      vcpu.getFpu(),
+    ];
+    const xsave = vcpu.getXsave();
+    process.close(process.files.open().at(-1)!);
+    const calls: Record<string, () => unknown> = {
+      getRegs: () => vcpu.getRegs(),
+      setRegs: () => vcpu.setRegs(regs),
+      getSregs: () => vcpu.getSregs(),
+      setSregs: () => vcpu.setSregs(sregs),
+      getCpuid2: () => vcpu.getCpuid2(),
+      setCpuid2: () => vcpu.setCpuid2([]),
+      getLapic: () => vcpu.getLapic(),
+      setLapic: () => vcpu.setLapic(new Uint8Array(1024)),
+      interrupt: () => vcpu.interrupt(32),
+      nmi: () => vcpu.nmi(),
+      preFaultMemory: () => vcpu.preFaultMemory({ gpa: 0n, size: 4096n, flags: 0n }),
+      getMpState: () => vcpu.getMpState(),
+      setMpState: () => vcpu.setMpState(0),
+      getVcpuEvents: () => vcpu.getVcpuEvents(),
+      setVcpuEvents: () => vcpu.setVcpuEvents(events),
+      getDebugRegs: () => vcpu.getDebugRegs(),
+      setDebugRegs: () => vcpu.setDebugRegs(debug),
+      setGuestDebug: () => vcpu.setGuestDebug({ control: 0, debugreg: [] }),
+      getFpu: () => vcpu.getFpu(),
+      setFpu: () => vcpu.setFpu(fpu),
+      getXsave: () => vcpu.getXsave(),
+      getXsave2: () => vcpu.getXsave2(),
+      setXsave: () => vcpu.setXsave(xsave),
+      getXcrs: () => vcpu.getXcrs(),
+      setXcrs: () => vcpu.setXcrs({ flags: 0, xcrs: [] }),
+      getMsrs: () => vcpu.getMsrs([0x10]),
+      setMsrs: () => vcpu.setMsrs([]),
+      translate: () => vcpu.translate(0n),
+      getTscKhz: () => vcpu.getTscKhz(),
+      setTscKhz: () => vcpu.setTscKhz(0),
+    };
+    const results = Object.entries(calls).map(([name, call]) => [name, failure(call)]);
+    expect(results).toEqual(Object.keys(calls).map((name) => [name, 'EBADF']));
+    expect(vcpu.run()).toBe(-9);
+    expect([vcpu.ready, vcpu.dirtyRing]).toEqual([false, undefined]);
+  });
+
+  it('shares no memory with its VMM any more: what is written there reaches nobody', () => {
+    const host = startVm();
+    const { vcpu } = host;
+    const { kvmRun } = vcpu;
+    vcpu.close();
+    const next = host.vm.createVcpu(1);
+    kvmRun.bytes.fill(0x55);
+    kvmRun.exitReason = 7;
+    kvmRun.setHypercallArg(0, 7n);
+    kvmRun.pio.fill(0x55);
+    expect(next.kvmRun.exitReason).toBe(0);
+    expect(next.kvmRun.bytes.includes(0x55)).toBe(false);
+    expect(next.getRegs().rip).toBe(0xfff0n);
+  });
+});
