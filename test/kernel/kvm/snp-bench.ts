@@ -48,6 +48,9 @@ export interface SnpOptions {
   readonly early?: readonly EarlyForm[];
   readonly generation?: ChipGeneration;
   readonly memory?: number;
+  readonly gmemHuge?: boolean;
+  /** The test closes it itself. */
+  readonly keepOpen?: boolean;
 }
 
 export class SnpVm {
@@ -61,6 +64,7 @@ export class SnpVm {
   vcpu!: Vcpu;
   /** What the guest will find at its pages, before the launch. */
   readonly image = new Uint8Array(LAUNCHED);
+  #closed = false;
 
   constructor(options: SnpOptions = {}) {
     this.chip = new Chip({ generation: options.generation ?? 'milan', entropy: seededEntropy(3) });
@@ -70,9 +74,10 @@ export class SnpVm {
       entropy: seededEntropy(5),
       ...(options.kernel && { kernel: options.kernel }),
       ...(options.early && { early: options.early }),
+      ...(options.gmemHuge && { gmemHuge: true }),
     });
     this.process = this.kernel.newProcess('vmm');
-    open.push(this);
+    if (options.keepOpen !== true) open.push(this);
     this.sevFd = this.process.openSev();
     this.vm = this.process.openKvm().createVm(4) as Vm;
     this.vm.enableCap({ cap: 201, args: [1n << 12n] });
@@ -161,7 +166,10 @@ export class SnpVm {
     return new DataView(this.read(gpa, 8).buffer).getBigUint64(0, true);
   }
 
+  /** May be called by hand as well. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     this.process.exit();
     expect(this.kernel.psp!.leakedPages).toBe(0);
     const frames = this.kernel.memory.leaks().filter(({ owner }) => owner !== 'psp');
