@@ -7,10 +7,19 @@
  *
  * Exact ioctls are one level down: `host.process.openKvm()`, and `softcvm/kvm`.
  */
+import { createHash } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { type PrintedCertificate, printedEvidence } from './attest/console-evidence.ts';
+import {
+  type LaunchUpdate,
+  launchDigest,
+  PAGE_TYPE,
+  type PageType,
+  VMSA_GPA,
+} from './attest/launch-digest.ts';
 import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
 import { seededEntropy } from './base/entropy.ts';
@@ -34,6 +43,7 @@ export { RealKernelUnavailable } from './linux/koffi.ts';
 
 import { VmmError } from './vmm/error.ts';
 
+export type { PrintedCertificate } from './attest/console-evidence.ts';
 export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts';
 export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
@@ -123,6 +133,21 @@ export interface RunReport {
   readonly exits: ExitCounts;
   readonly memory: MemoryReport;
   readonly wallMs: number;
+  /** Of an SNP guest. */
+  readonly launch?: LaunchReport;
+  /** The attestation report that the guest printed (`SNP-REPORT <hex>`), not verified. */
+  readonly report?: Uint8Array;
+  /** The certificates that it printed (`SNP-CERTIFICATES <hex>`). */
+  readonly certificates?: readonly PrintedCertificate[];
+}
+
+export interface LaunchReport {
+  /** The launch digest that a report of this guest must show: computed from what the VMM gave to firmware, 48 bytes. */
+  readonly measurement: Uint8Array;
+  /** Pages that were added, VMSAs not counted. */
+  readonly pages: number;
+  /** The guest policy. */
+  readonly policy: bigint;
 }
 
 export interface MemoryReport {
@@ -144,6 +169,7 @@ export class Vm {
   readonly #host: Host;
   readonly #clock: Clock;
   readonly #console: Uint8Array[];
+  #launch: LaunchReport | undefined;
 
   /** Made by `Host.createVm`. */
   constructor(host: Host, options: VmOptions, clock: Clock) {
@@ -183,15 +209,17 @@ export class Vm {
 
   /** Runs the guest until it ends or time is up; never throws for what the guest does. */
   async run(options: RunOptions = {}): Promise<RunReport> {
+    this.#launch ??= await launchReport(this.machine, this.#host.process);
     const start = this.#clock.now();
     const end = await this.machine.run(options);
+    const console = Buffer.concat(this.#console).toString('utf8');
     return {
       exit: {
         reason: end.reason,
         code: end.code,
         ...(end.message === undefined ? {} : { message: end.message }),
       },
-      console: Buffer.concat(this.#console).toString('utf8'),
+      console,
       instructions: end.instructions,
       exits: end.exits,
       memory: {
@@ -202,6 +230,7 @@ export class Vm {
         conversions: end.conversions,
       },
       wallMs: (this.#clock.now() - start) / 1e6,
+      ...(this.#launch === undefined ? {} : { launch: this.#launch, ...printedEvidence(console) }),
     };
   }
 
@@ -217,6 +246,29 @@ export class Vm {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+const PAGE_TYPE_NAMES = new Map<number, PageType>(
+  Object.entries(PAGE_TYPE).map(([name, type]) => [type, name as PageType]),
+);
+
+/** Before the guest has run: its pages still lie in the VMM's memory as they were launched. Undefined: it is no SNP guest. */
+async function launchReport(
+  { snp, launchedPages }: Machine,
+  { memory }: Process,
+): Promise<LaunchReport | undefined> {
+  if (snp === undefined) return undefined;
+  const pages = snp.launched.map(({ gpa, hva, bytes: size, type }): LaunchUpdate => {
+    const bytes = new Uint8Array(size);
+    memory.read(hva, bytes);
+    return { type: PAGE_TYPE_NAMES.get(type)!, gpa, size, bytes, label: 'page' };
+  });
+  const vmsas = snp.vmsas.map(
+    (bytes): LaunchUpdate => ({ type: 'vmsa', gpa: VMSA_GPA, size: bytes.length, bytes, label: 'VMSA' }),
+  );
+  const sha384 = (bytes: Uint8Array): Uint8Array => createHash('sha384').update(bytes).digest();
+  const measurement = await launchDigest([...pages, ...vmsas], { sha384 });
+  return { measurement, pages: launchedPages, policy: snp.policy };
 }
 
 interface GmemFrames {

@@ -9,6 +9,7 @@ export { DerError } from '../abi/der.ts';
 export type { TcbVersion } from '../abi/tcb-version.ts';
 export { type Certificate, parseCertificate, readCertificates } from './certificate.ts';
 export type { Check } from './check.ts';
+export { type PrintedCertificate, type PrintedEvidence, printedEvidence } from './console-evidence.ts';
 export { parseCrl, type RevocationList } from './crl.ts';
 export { EvidenceError } from './evidence-error.ts';
 export {

@@ -299,6 +299,7 @@ export class Machine {
       if (bytes !== undefined) process.memory.write(source, bytes);
       snp.addPages(gpa, source, size, type);
     }
+    snp.expectVcpus(this.vcpus);
     const pages = snp.finishLaunch(process, this.kvm);
     for (const gpa of [SNP_BOOT.GHCB, SNP_BOOT.HOST_PAGE]) {
       const result = this.kvm.setMemoryAttributesShared(gpa, PAGE_SIZE);

@@ -9,9 +9,10 @@ import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
 import { type Hva, hva, PAGE_SIZE } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
-import type { KvmVm, Process, SevCommand, SnpLaunchUpdateCommand } from '../../kernel/interface.ts';
+import type { KvmVcpu, KvmVm, Process, SevCommand, SnpLaunchUpdateCommand } from '../../kernel/interface.ts';
 import { hex, VmmError } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
+import { expectedVmsa } from './expected-vmsa.ts';
 
 /** Properties by QEMU's names; binary ones are base64. */
 export interface SevSnpGuestProperties {
@@ -29,11 +30,13 @@ export interface SevSnpGuestProperties {
 }
 
 const DEFAULT_POLICY = 0x30000n;
+/** SEV_FEATURES of the VMSAs: what KVM adds to those asked for by INIT2, none. */
+const SNP_ACTIVE = 1n;
 const SIZES = { workarounds: 16, idBlock: 96, idAuth: 4096, hostData: 32 } as const;
 const TRIES_WHEN_BUSY = 1000;
 
-/** Pages of the VMM's memory that become the guest's. */
-interface LaunchPages {
+/** Pages of the VMM's memory that become the guest's. `type`: SNP_PAGE_TYPE. */
+export interface LaunchPages {
   readonly gpa: number;
   readonly hva: Hva;
   readonly bytes: number;
@@ -52,6 +55,8 @@ export class SevSnpGuest {
   readonly #reducedPhysBits: number;
   readonly #cbitpos: number | undefined;
   readonly #queue: LaunchPages[] = [];
+  /** VMSAs as KVM will have them measured, in the order of vCPUs, once `expectVcpus` was called. */
+  vmsas: readonly Uint8Array[] = [];
   #fd = -1;
   /** `launched` once LAUNCH_FINISH was done. */
   state: 'uninit' | 'launch' | 'launched' = 'uninit';
@@ -109,6 +114,16 @@ export class SevSnpGuest {
   /** Queues whole pages of the VMM's memory at `address` for the guest's `gpa`. `type`: SNP_PAGE_TYPE. */
   addPages(gpa: number, address: Hva, bytes: number, type: number): void {
     this.#queue.push({ gpa, hva: address, bytes, type });
+  }
+
+  /** What was queued, in order; measured in this order, the VMSAs last. */
+  get launched(): readonly LaunchPages[] {
+    return this.#queue;
+  }
+
+  /** Notes what the vCPUs start with; later nobody can ask them. */
+  expectVcpus(vcpus: readonly KvmVcpu[]): void {
+    this.vmsas = vcpus.map((vcpu) => expectedVmsa(vcpu, SNP_ACTIVE));
   }
 
   /** sev_snp_launch_finish: adds what is queued, in order, and finishes. Throws VmmError. Returns how many pages were added. */
