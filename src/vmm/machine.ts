@@ -17,7 +17,7 @@ import {
   KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../abi/kvm.ts';
-import { PAGE_SIZE } from '../base/address.ts';
+import { type Hva, PAGE_SIZE } from '../base/address.ts';
 import type { Entropy } from '../base/entropy.ts';
 import { LinuxError } from '../base/errors.ts';
 import { Trace } from '../base/trace.ts';
@@ -36,8 +36,17 @@ import { VmmError } from './error.ts';
 import { KvmState } from './kvm-state.ts';
 import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
 import { loadElf64 } from './loaders/elf64.ts';
+import {
+  addSnpFirmware,
+  type Firmware,
+  firmwareStart,
+  ISA_BIOS,
+  isFirmwareName,
+  loadFirmware,
+} from './loaders/firmware.ts';
 import { loadFlatBinary } from './loaders/flat-binary.ts';
 import type { LoadedImage } from './loaders/image.ts';
+import type { KernelFiles } from './loaders/kernel-hashes.ts';
 import {
   hostPage,
   SNP_BOOT,
@@ -46,12 +55,21 @@ import {
   snpEntrySregs,
   snpLaunchRanges,
 } from './loaders/snp-boot.ts';
+import type { VcpuStart } from './loaders/vcpu-start.ts';
 import { AddressSpace } from './memory/address-space.ts';
 import { convertMemory } from './memory/convert-memory.ts';
 import { DiscardRequirements } from './memory/discard-requirements.ts';
 import { IoDispatch } from './memory/io-dispatch.ts';
 import { KvmSlots } from './memory/kvm-slots.ts';
-import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
+import {
+  aliasRegion,
+  containerRegion,
+  ioRegion,
+  type MemoryRegion,
+  memoryRegionIsRam,
+  ramPointer,
+  romRegion,
+} from './memory/memory-region.ts';
 import { MemoryTopology } from './memory/memory-topology.ts';
 import { RamList } from './memory/ram-list.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
@@ -75,7 +93,7 @@ export interface MachineOptions {
   /** Number of vCPUs. */
   readonly smp: number;
   readonly image: Uint8Array;
-  /** For messages; a name that ends in `.bin` says that the image is a flat binary. */
+  /** For messages; a name that ends in `.bin` says that the image is a flat binary, one in `.fd` that it is firmware. */
   readonly imageName: string;
   /** guests/prebuilt/boot.bin */
   readonly bootStub: Uint8Array;
@@ -100,6 +118,8 @@ export interface SnpMachineOptions {
   readonly certificates?: CertificateOptions;
   /** At most 64 bytes, which the guest finds in a page that is not measured. */
   readonly guestData?: Uint8Array;
+  /** With kernel-hashes: what firmware is told the hashes of. */
+  readonly kernel?: KernelFiles;
 }
 
 export interface RunResult extends RunEnd {
@@ -150,10 +170,8 @@ export class Machine {
       );
     }
     if (!Number.isSafeInteger(smp) || smp < 1) throw new VmmError(`smp: got ${smp}, want at least 1`);
-    const image = options.imageName.endsWith('.bin')
-      ? loadFlatBinary(options.image, options.imageName, memory)
-      : loadElf64(options.image, options.imageName, memory);
     const isSnp = options.type === 'sev-snp';
+    const payload = loadPayload(options);
     const isPrivate = options.type === 'sw-protected' || isSnp;
     const trace = options.trace ?? new Trace();
     const report = (message: string): void => {
@@ -192,7 +210,7 @@ export class Machine {
         }),
       );
       const cpuid = this.kvm.kvm.getSupportedCpuid();
-      const bootBase = isSnp ? 0 : this.#addBootArea(process, image, options, cpuid);
+      const boot = this.#place(process, payload, options, cpuid);
 
       const output = new ConsoleBuffer(options.console);
       const debugExit = new DebugExit();
@@ -213,11 +231,11 @@ export class Machine {
         vcpu.setCpuid2(cpuidOf(isSnp ? withSevLeaf(cpuid, options.snp) : cpuid, index, irqchip));
         // With local APICs, the others wait for INIT and SIPI; in an SNP guest with what is measured of them.
         if (irqchip === 'split' && index > 0 && !isSnp) return vcpu;
-        vcpu.setSregs(isSnp ? snpEntrySregs(vcpu.getSregs()) : entrySregs(bootBase, vcpu.getSregs()));
-        vcpu.setRegs(isSnp ? snpEntryRegs(image.entry, index) : entryRegs(bootBase, index));
+        vcpu.setSregs(boot.start.sregs(index, vcpu.getSregs()));
+        vcpu.setRegs(boot.start.regs(index));
         return vcpu;
       });
-      this.launchedPages = this.snp === undefined ? 0 : this.#launch(process, this.snp, image, options);
+      this.launchedPages = this.snp === undefined ? 0 : this.#launch(process, this.snp, boot, options);
       const { certificates } = options.snp ?? {};
       this.certificates =
         certificates === undefined
@@ -291,17 +309,85 @@ export class Machine {
     return boot.base;
   }
 
-  /** Boot pages and image become the guest's; GHCB and host's page stay shared. Returns how many pages. */
-  #launch(process: Process, snp: SevSnpGuest, image: LoadedImage, options: MachineOptions): number {
-    const cpuid = snpCpuidTable(this.vcpus[0]!.getCpuid2());
-    for (const { gpa, type, size, bytes } of snpLaunchRanges(image, cpuid)) {
-      const source = ramPointer(this.ram, gpa);
-      if (bytes !== undefined) process.memory.write(source, bytes);
-      snp.addPages(gpa, source, size, type);
+  /** Puts what is started where it belongs. */
+  #place(process: Process, payload: Payload, options: MachineOptions, cpuid: readonly CpuidEntry[]): Placed {
+    const isSnp = options.type === 'sev-snp';
+    if (payload.kind === 'firmware') {
+      const { firmware } = payload;
+      const region = this.#addFirmware(process, firmware, isSnp);
+      const kernel = options.snp?.kernel;
+      return {
+        start: firmwareStart(firmware, signatureOf(cpuid), isSnp ? 'protected' : 'plain'),
+        queue: (snp, table) =>
+          addSnpFirmware(firmware, {
+            process,
+            image: ramPointer(region, 0),
+            ram: (gpa, size) => this.#ramAt(gpa, size),
+            cpuid: table,
+            kernel,
+            add: (...pages) => snp.addPages(...pages),
+          }),
+        shared: [],
+      };
     }
+    const { image } = payload;
+    if (isSnp) {
+      return {
+        start: {
+          regs: (index) => snpEntryRegs(image.entry, index),
+          sregs: (_, current) => snpEntrySregs(current),
+        },
+        queue: (snp, table) => {
+          for (const { gpa, type, size, bytes } of snpLaunchRanges(image, table)) {
+            const source = ramPointer(this.ram, gpa);
+            if (bytes !== undefined) process.memory.write(source, bytes);
+            snp.addPages(gpa, source, size, type);
+          }
+        },
+        shared: [SNP_BOOT.GHCB, SNP_BOOT.HOST_PAGE],
+      };
+    }
+    const base = this.#addBootArea(process, image, options, cpuid);
+    return {
+      start: { regs: (index) => entryRegs(base, index), sregs: (_, current) => entrySregs(base, current) },
+      queue: () => {},
+      shared: [],
+    };
+  }
+
+  /** x86_bios_rom_init */
+  #addFirmware(process: Process, { bytes, address }: Firmware, isSnp: boolean): MemoryRegion {
+    const size = bytes.length;
+    const region = isSnp
+      ? anonymousBackend(
+          { process, ramList: this.ramList },
+          { name: 'pc.bios', size, sharing: 'private', guestMemfd: 'required' },
+        )
+      : romRegion(this.ramList, 'pc.bios', size);
+    process.memory.write(ramPointer(region, 0), bytes);
+    this.#addRam(address, region);
+    if (isSnp) return region;
+    const low = Math.min(size, ISA_BIOS.LARGEST);
+    const alias = aliasRegion('isa-bios', region, size - low, low);
+    const { root } = this.systemMemory;
+    this.topology.addSubregionOverlap(root, ISA_BIOS.END - low, alias, 1);
+    this.#cleanups.push(() => this.topology.delSubregion(root, alias));
+    return region;
+  }
+
+  /** gpa2hva: undefined unless all of the range lies in one region of RAM. */
+  #ramAt(gpa: number, size: number): Hva | undefined {
+    const section = this.systemMemory.find(gpa, size);
+    if (section === undefined || section.start !== gpa || section.size !== size) return undefined;
+    return memoryRegionIsRam(section.region) ? ramPointer(section.region, section.offsetInRegion) : undefined;
+  }
+
+  /** What is queued becomes the guest's; GHCB and host's page stay shared, but for firmware, which asks for pages itself. Returns how many pages. */
+  #launch(process: Process, snp: SevSnpGuest, boot: Placed, options: MachineOptions): number {
+    boot.queue(snp, snpCpuidTable(this.vcpus[0]!.getCpuid2()));
     snp.expectVcpus(this.vcpus);
     const pages = snp.finishLaunch(process, this.kvm);
-    for (const gpa of [SNP_BOOT.GHCB, SNP_BOOT.HOST_PAGE]) {
+    for (const gpa of boot.shared) {
       const result = this.kvm.setMemoryAttributesShared(gpa, PAGE_SIZE);
       if (result !== 0) throw new VmmError(`sev-snp-guest: page ${gpa} cannot be shared`, -result);
     }
@@ -323,6 +409,48 @@ export class Machine {
     return region;
   }
 }
+
+/** What a machine starts. */
+type Payload =
+  | { readonly kind: 'image'; readonly image: LoadedImage }
+  | { readonly kind: 'firmware'; readonly firmware: Firmware };
+
+/** What was put where it belongs. */
+interface Placed {
+  readonly start: VcpuStart;
+  /** Queues the pages that an SNP guest is launched with. `cpuid`: its CPUID page. */
+  queue(snp: SevSnpGuest, cpuid: Uint8Array): void;
+  /** Pages that are shared with an SNP guest from the start. */
+  readonly shared: readonly number[];
+}
+
+/** Throws VmmError. */
+function loadPayload({ image, imageName, memory, smp, type, irqchip, snp }: MachineOptions): Payload {
+  const hashes = snp?.guest?.['kernel-hashes'] === true;
+  if (hashes !== (snp?.kernel !== undefined))
+    throw new VmmError(
+      `kernel-hashes: got ${hashes ? 'on without a kernel' : 'a kernel, but off'}, want both`,
+    );
+  if (!isFirmwareName(imageName)) {
+    if (hashes) throw new VmmError(`kernel-hashes: got ${imageName}, want firmware (.fd)`);
+    const load = imageName.endsWith('.bin') ? loadFlatBinary : loadElf64;
+    return { kind: 'image', image: load(image, imageName, memory) };
+  }
+  const firmware = loadFirmware(image, imageName);
+  if (memory > firmware.address)
+    throw new VmmError(
+      `memory: got ${memory} bytes, want at most ${firmware.address}, where firmware begins`,
+    );
+  if (smp > 1 && type !== 'sev-snp' && irqchip !== 'split')
+    throw new VmmError(
+      `smp: got ${smp}, want irqchip split, by which firmware starts all vCPUs but the first`,
+    );
+  return { kind: 'firmware', firmware };
+}
+
+/** CPUID 1 EAX */
+const signatureOf = (entries: readonly CpuidEntry[]): number =>
+  entries.find((entry) => entry.function === 1)?.eax ?? 0;
 
 function ramFromBackend(
   backend: NonNullable<MachineOptions['backend']>,
