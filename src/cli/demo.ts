@@ -1,4 +1,7 @@
-/** `softcvm demo` (npm start): two guests in private memory, and a table of what happened. */
+/** `softcvm demo` (npm start): two guests in private memory, a table of what happened, and an SNP guest that proves itself. */
+import { randomBytes } from 'node:crypto';
+import { verifyReport } from '../attest/index.ts';
+import { Authority } from '../authority/authority.ts';
 import { createHost, GiB, MiB, type RunReport, readImage } from '../index.ts';
 
 const GUESTS = ['hello', 'conversions'] as const;
@@ -44,5 +47,49 @@ export async function demo(): Promise<number> {
       row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!))).join('  '),
     );
   }
-  return reports.every(({ exit }) => exit.code === 0) ? 0 : 1;
+  const attested = await attest();
+  return attested && reports.every(({ exit }) => exit.code === 0) ? 0 : 1;
 }
+
+const CERTIFICATES = '/run/certificates';
+const NONCE_BYTES = 64;
+
+/** An SNP guest asks firmware for a report with our nonce in it; a relying party, who knows what should have been launched, judges it. */
+async function attest(): Promise<boolean> {
+  console.log('\n--- softcvm run --type sev-snp attester');
+  const authority = Authority.seeded(1);
+  const chip = authority.chip('milan');
+  const nonce = randomBytes(NONCE_BYTES);
+  using host = createHost({ memory: GiB, chip });
+  const fd = host.process.open(CERTIFICATES);
+  host.process.pwrite(fd, await authority.certificateTable(chip), 0n);
+  host.process.close(fd);
+  using vm = host.createVm({
+    type: 'sev-snp',
+    memory: 64 * MiB,
+    ...(await readImage('attester')),
+    snp: { certificates: { path: CERTIFICATES }, guestData: nonce },
+  });
+  const { report, certificates = [], launch, exit } = await vm.run({ timeoutMs: TIMEOUT_MS });
+  if (report === undefined || launch === undefined) {
+    console.log(exit.message ?? 'the guest printed no report');
+    return false;
+  }
+  console.log(
+    `a report of ${report.length} bytes and ${certificates.length} certificates; now the relying party:\n`,
+  );
+  const verdict = await verifyReport(report, {
+    certificates: certificates.filter(({ kind }) => kind !== 'CRL').map(({ pem }) => Buffer.from(pem)),
+    crls: certificates.filter(({ kind }) => kind === 'CRL').map(({ pem }) => Buffer.from(pem)),
+    roots: [await authority.ark('Milan')],
+    policy: { measurement: launch.measurement, reportData: nonce, vmpl: 0, product: 'Milan' },
+  });
+  for (const { ok, name, got } of verdict.checks)
+    console.log(`${ok ? ' ok ' : 'FAIL'}  ${name}: ${shorten(got)}`);
+  const whose = verdict.isSoftware ? ' (SoftCVM’s own root: nobody else trusts it)' : '';
+  console.log(`\nverdict: ${verdict.ok ? 'the guest is what it says it is' : 'not accepted'}${whose}`);
+  return verdict.ok;
+}
+
+const LONGEST = 72;
+const shorten = (text: string): string => (text.length <= LONGEST ? text : `${text.slice(0, LONGEST)}…`);
