@@ -163,7 +163,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.kvmRun.apicBase = this.other.apicBase;
     this.#initControl();
     this.sev = vm.sev?.active === true ? new VcpuSev(vm.sev, this) : undefined;
-    if (vm.msrFilter !== undefined) this.msrFilterChanged();
+    if (vm.msrFilter !== undefined || this.sev !== undefined) this.msrFilterChanged();
     resetRegisters(this.vmcb, this.gpr, { kind: 'power-on' });
     this.vmcb.setLong(VMCB.TSC_OFFSET, BigInt.asUintN(64, -BigInt(vm.time.now())));
     this.apic = vm.interrupts === undefined ? undefined : new VcpuApic(this, vm.interrupts);
@@ -369,7 +369,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   /** The MSR filter of the VM changed. */
   msrFilterChanged(): void {
-    this.#frames.maps.apply(this.vm.msrFilter);
+    this.#frames.maps.apply(this.vm.msrFilter, this.sev === undefined ? 'plain' : 'protected');
   }
   /** Takes instructions from the slice that the vCPU did not run. */
   spendSlice(instructions: number): void {

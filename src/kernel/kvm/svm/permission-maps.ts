@@ -27,6 +27,8 @@ const PASSED_THROUGH = [
   // An SEV-ES guest's alone; elsewhere the core refuses it.
   MSR.GHCB,
 ];
+/** A guest whose state is protected: those that are in its VMSA, out of KVM's reach (sev_es_recalc_msr_intercepts). */
+const PASSED_PROTECTED = [MSR.EFER, MSR.PAT, MSR.SYSENTER_ESP, MSR.SYSENTER_EIP];
 /** Read without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
 const READ_ONLY = [MSR.TSC];
 
@@ -56,18 +58,18 @@ export class PermissionMaps {
     this.ports = pfn(ports);
     this.msrs = pfn(msrs);
     memory.write(spaOf(this.ports), new Uint8Array(PORTS_BYTES).fill(0xff));
-    this.apply(undefined);
+    this.apply(undefined, 'plain');
   }
 
   /** Intercepts what is not passed through, and of that what the filter denies (svm_recalc_msr_intercepts). */
-  apply(filter: MsrPermissions | undefined): void {
+  apply(filter: MsrPermissions | undefined, state: 'plain' | 'protected'): void {
     const map = new Uint8Array(MSRS_BYTES).fill(0xff);
     const pass = (msr: number, access: 'read' | 'write'): void => {
       if (!msrAllowed(filter, msr, access)) return;
       const bit = msrPermissionBit(msr)! + (access === 'read' ? 0 : 1);
       map[bit >>> 3]! &= ~(1 << (bit & 7));
     };
-    for (const msr of PASSED_THROUGH) {
+    for (const msr of state === 'plain' ? PASSED_THROUGH : [...PASSED_THROUGH, ...PASSED_PROTECTED]) {
       pass(msr, 'read');
       pass(msr, 'write');
     }
