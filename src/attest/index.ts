@@ -18,6 +18,7 @@ export {
   imageUpdate,
   sectionUpdates,
 } from './firmware-launch.ts';
+export { type ImageLaunch, imageUpdates, isElfImage } from './image-launch.ts';
 export { fetchEvidence, KdsError, type KdsEvidence, type KdsOptions } from './kds-client.ts';
 export type { KernelFiles } from './kernel-hashes.ts';
 export { type LaunchDifference, launchDifference } from './launch-difference.ts';

@@ -64,14 +64,7 @@ export interface VmsaOptions {
 
 /** The page's 4096 bytes. */
 export function resetVmsa({ vmm, eip, guestFeatures, vcpuSignature }: VmsaOptions): Uint8Array {
-  const page = new Uint8Array(4096);
-  const view = new DataView(page.buffer);
-  const set = (name: string, value: number | bigint): void => {
-    const { offset, size } = FIELD.get(name)!;
-    if (size === 8) view.setBigUint64(offset, BigInt(value), true);
-    else if (size === 4) view.setUint32(offset, Number(value), true);
-    else view.setUint16(offset, Number(value), true);
-  };
+  const { page, set } = emptyVmsa();
   const isQemu = vmm === 'qemu';
   const isEc2 = vmm === 'ec2';
   const attributes: Record<string, number> = {
@@ -106,6 +99,58 @@ export function resetVmsa({ vmm, eip, guestFeatures, vcpuSignature }: VmsaOption
   set('mxcsr', isQemu ? 0x1f80 : 0);
   set('x87_fcw', isQemu ? 0x37f : 0);
   return page;
+}
+
+export interface EntryVmsaOptions {
+  readonly entry: bigint;
+  /** Number of the vCPU. */
+  readonly index: number;
+  readonly guestFeatures: bigint;
+  /** Addresses of the GDT and of the page tables. */
+  readonly gdt: number;
+  readonly tables: number;
+}
+
+/** The page of a vCPU that SoftCVM's VMM starts in 64-bit mode, without a firmware. */
+export function entryVmsa({ entry, index, guestFeatures, gdt, tables }: EntryVmsaOptions): Uint8Array {
+  const { page, set } = emptyVmsa();
+  for (const name of ['es', 'cs', 'ss', 'ds', 'fs', 'gs']) {
+    set(`${name}.selector`, name === 'cs' ? 8 : 16);
+    set(`${name}.attributes`, name === 'cs' ? 0xa9b : 0xc93);
+    set(`${name}.limit`, 0xffff_ffff);
+  }
+  set('gdtr.base', gdt);
+  set('gdtr.limit', 23);
+  set('ldtr.attributes', 0x82);
+  set('ldtr.limit', 0xffff);
+  set('tr.attributes', 0x8b);
+  set('tr.limit', 0xffff);
+  set('efer', 0x1d01);
+  set('cr4', 0x660);
+  set('cr3', tables);
+  set('cr0', 0x8001_0033);
+  set('dr7', 0x400);
+  set('dr6', 0xffff_0ff0);
+  set('rflags', 2);
+  set('rip', entry);
+  set('g_pat', 0x0007_0406_0007_0406n);
+  set('rdi', index);
+  set('sev_features', guestFeatures);
+  set('xcr0', 1);
+  set('x87_fcw', 0x37f);
+  return page;
+}
+
+function emptyVmsa(): { page: Uint8Array; set(name: string, value: number | bigint): void } {
+  const page = new Uint8Array(4096);
+  const view = new DataView(page.buffer);
+  const set = (name: string, value: number | bigint): void => {
+    const { offset, size } = FIELD.get(name)!;
+    if (size === 8) view.setBigUint64(offset, BigInt(value), true);
+    else if (size === 4) view.setUint32(offset, Number(value), true);
+    else view.setUint16(offset, Number(value), true);
+  };
+  return { page, set };
 }
 
 /** The field that holds byte `offset` of the page; undefined: a reserved one, or part of a register file. */

@@ -9,6 +9,8 @@ import {
   type FirmwareLaunch,
   firmwareUpdates,
   imageUpdate,
+  imageUpdates,
+  isElfImage,
   isFirmware,
   type LaunchStep,
   type LaunchUpdate,
@@ -111,6 +113,13 @@ async function launchOf(
   options: MeasureCommandOptions,
 ): Promise<LaunchUpdate[]> {
   const bytes = readInput(path, 'image');
+  if (!asPeer && isElfImage(bytes)) {
+    return imageUpdates({
+      image: bytes,
+      vcpus: vcpusOf(options, asPeer),
+      guestFeatures: featuresOf(options.guestFeatures),
+    });
+  }
   if (!asPeer && !isFirmware(bytes)) {
     throw new NotImplementedError(`measure ${basename(path)}: an image without a firmware's GUIDed table`);
   }
