@@ -29,7 +29,9 @@ program
     '<image>',
     'path of a static ELF64 or flat binary (.bin), or the name of a guest that comes along',
   )
-  .addOption(new Option('--type <type>', 'kind of VM: sw-protected or default').default('sw-protected'))
+  .addOption(
+    new Option('--type <type>', 'kind of VM: sw-protected, default or sev-snp').default('sw-protected'),
+  )
   .addOption(new Option('--memory <size>', 'RAM; K, M, G are powers of 1024').default('64M'))
   .addOption(new Option('--smp <n>', 'number of vCPUs').default('1'))
   .addOption(
@@ -44,7 +46,7 @@ program
     ),
   )
   .addOption(new Option('--kernel <version>', 'kernel personality: 7.2 or 6.12').default('7.2'))
-  .addOption(new Option('--early <list>', 'interfaces in their first form, by comma: private-fault'))
+  .addOption(new Option('--early <list>', 'interfaces in their first form, by comma: private-fault, certs'))
   .addOption(new Option('--seed <n>', 'repeat byte for byte'))
   .addOption(new Option('--gmem-huge', 'guest_memfd in folios of 2 MiB'))
   .addOption(
@@ -53,6 +55,25 @@ program
   .addOption(new Option('--trace <file>', 'write every state change, one JSON object a line'))
   .addOption(new Option('--json', 'print one JSON object at the end in place of the console'))
   .addOption(new Option('--timeout <seconds>', 'end the run after that time'))
+  .addOption(
+    new Option('--chip <generation>', 'of an SNP guest: milan, genoa or turin').default(undefined, 'milan'),
+  )
+  .addOption(new Option('--tcb <version>', 'TCB_VERSION of what the chip runs, as 0xdb18000000000004'))
+  .addOption(new Option('--policy <number>', 'guest policy').default(undefined, '0x30000'))
+  .addOption(new Option('--host-data <hex>', '32 bytes that the report shows'))
+  .addOption(new Option('--id-block <file>', '96 bytes, binary or base64; with --id-auth'))
+  .addOption(new Option('--id-auth <file>', 'at most 4096 bytes, binary or base64'))
+  .addOption(new Option('--author-key', 'the author key of --id-auth counts'))
+  .addOption(
+    new Option('--certs <file>', 'certificate table for the guest').default(undefined, "the authority's own"),
+  )
+  .addOption(new Option('--guest-data <hex>', '64 bytes for the guest, which its report shows'))
+  .addOption(
+    new Option('--state <dir>', "directory of the chip's authority").default(
+      undefined,
+      'with --seed one that follows from it, else ~/.local/state/softcvm',
+    ),
+  )
   .action(async (image: string, options) => {
     const { run } = await import('./run.ts');
     // Leaves at once: Node would wait for code that V8 still optimises, and the host would be scrubbed for nobody.

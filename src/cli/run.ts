@@ -6,17 +6,20 @@ import {
   GiB,
   IRQCHIPS,
   KERNELS,
+  type LaunchReport,
   MiB,
   type RunReport,
   readImage,
   Trace,
+  VM_TYPES,
   VmmError,
 } from '../index.ts';
 import { InputError, parseChoice, parseInteger, parseNumber, parseSize } from './size.ts';
+import { refuseSnpOptions, type SnpCommandOptions, snpSetup } from './snp-options.ts';
 import { TraceFile } from './trace-file.ts';
 
 /** Options as commander has them. */
-export interface RunCommandOptions {
+export interface RunCommandOptions extends SnpCommandOptions {
   readonly type: string;
   readonly memory: string;
   readonly smp: string;
@@ -51,7 +54,8 @@ export async function run(
   options: RunCommandOptions,
   atEnd: (status: number) => void = () => {},
 ): Promise<number> {
-  const type = parseChoice(options.type, '--type', ['sw-protected', 'default']);
+  const type = parseChoice(options.type, '--type', VM_TYPES);
+  if (type !== 'sev-snp') refuseSnpOptions(options, type);
   const memory = parseSize(options.memory, '--memory');
   if (memory === 0 || memory % PAGE !== 0) {
     throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
@@ -65,6 +69,8 @@ export async function run(
   const seed = options.seed === undefined ? undefined : parseInteger(options.seed, '--seed', 0, 2 ** 32 - 1);
   const accel = parseChoice(options.accel ?? ACCELERATORS[0], '--accel', ACCELERATORS);
   if (accel === 'kvm') refuseOptionsOfOurKernel(options);
+  if (accel === 'kvm' && type === 'sev-snp')
+    throw new InputError('--accel: got kvm with --type sev-snp, want softcvm: our chips are our own');
   const timeout = options.timeout ?? (accel === 'kvm' ? REAL_KERNEL_TIMEOUT : undefined);
   const timeoutMs = timeout === undefined ? undefined : parseNumber(timeout, '--timeout', 0.001, 1e6) * 1000;
   const hostMemory =
@@ -77,6 +83,7 @@ export async function run(
     throw new InputError(`${image}: ${why}`);
   });
 
+  const snp = type === 'sev-snp' ? await snpSetup(options) : undefined;
   const trace = new Trace();
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
   try {
@@ -88,7 +95,9 @@ export async function run(
       trace,
       ...(seed === undefined ? {} : { seed }),
       ...(options.gmemHuge === true ? { gmemFolio: '2M' } : {}),
+      ...(snp === undefined ? {} : { chip: snp.chip }),
     });
+    snp?.prepare(host);
     const json = options.json === true;
     using vm = createVm(() =>
       host.createVm({
@@ -97,6 +106,7 @@ export async function run(
         smp,
         irqchip,
         ...loaded,
+        ...(snp === undefined ? {} : { snp: snp.machine }),
         ...(json ? {} : { onConsole: (bytes: Uint8Array) => process.stdout.write(bytes) }),
       }),
     );
@@ -161,5 +171,15 @@ export function reportAsJson(report: RunReport): object {
       conversions: report.memory.conversions,
     },
     wall_ms: Math.round(report.wallMs * 1000) / 1000,
+    ...(report.launch === undefined ? {} : { launch: launchAsJson(report.launch) }),
+    ...(report.report === undefined ? {} : { report: hex(report.report) }),
+    ...(report.certificates === undefined ? {} : { certificates: report.certificates }),
   };
 }
+
+const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
+const launchAsJson = ({ measurement, pages, policy }: LaunchReport): object => ({
+  measurement: hex(measurement),
+  pages,
+  policy: `0x${policy.toString(16)}`,
+});
