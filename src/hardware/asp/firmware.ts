@@ -63,8 +63,11 @@ export class Firmware {
   readonly contexts = new Map<number, GuestContext>();
   /** Under this key of the memory controller lie context pages. */
   readonly #contextKey: number;
+  /** What of an address's high word is not the C-bit. */
+  readonly #highMask: number;
   /** Where memory starts that the host has. */
   readonly #firstByte: number;
+  readonly #endByte: number;
 
   constructor(options: MachineOptions) {
     this.memory = options.memory;
@@ -75,6 +78,8 @@ export class Firmware {
     this.sockets = options.sockets ?? 1;
     this.asids = new Asids(options.chip.personality.maxAsid);
     this.cpuidRules = new CpuidRules(options.chip.personality);
+    this.#highMask = ~(1 << (options.chip.personality.cBit - 32));
+    this.#endByte = this.memory.frameCount * PAGE_SIZE;
     this.#firstByte = this.memory.rmp?.end ?? 0;
     this.#contextKey = this.newMemoryKey(32);
   }
@@ -101,7 +106,7 @@ export class Firmware {
 
   /** The same, of the two words of the address. */
   addressOfWords(low: number, high: number): Spa {
-    const plain = high & ~(1 << (this.chip.personality.cBit - 32));
+    const plain = high & this.#highMask;
     return (plain >>> 20 === 0 ? low + plain * 0x1_0000_0000 : Number(BEYOND) + (low & 0xfff)) as Spa;
   }
 
@@ -121,13 +126,10 @@ export class Firmware {
   /** Whether `size` bytes from `address` on are memory that firmware may touch for the host: not the RMP, nor the machine's own frames below it. */
   isMemory(address: Spa, size: number): boolean {
     const end = address + size;
-    if (
-      !(Number.isInteger(address) && address >= this.#firstByte && end <= this.memory.frameCount * PAGE_SIZE)
-    )
-      return false;
-    const last = Math.floor((end - 1) / PAGE_SIZE);
-    for (let frame = Math.floor(address / PAGE_SIZE); frame <= last; frame++)
-      if (!this.hasFrame(frame)) return false;
+    if (!(Number.isInteger(address) && address >= this.#firstByte && end <= this.#endByte)) return false;
+    // Host memory ends at 4 GiB at the latest.
+    const last = (end - 1) >>> 12;
+    for (let frame = address >>> 12; frame <= last; frame++) if (!this.hasFrame(frame)) return false;
     return true;
   }
 

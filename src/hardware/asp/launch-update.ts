@@ -10,7 +10,7 @@ import { SEV_STATUS } from '../../abi/sev-status.ts';
 import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
 import { RMP_WORD0, RMP_WORD1 } from '../memory/rmp.ts';
 import { correctCpuidPage } from './cpuid-page.ts';
-import { type CommandBuffer, type Firmware, isPage } from './firmware.ts';
+import type { CommandBuffer, Firmware } from './firmware.ts';
 import type { GuestContext } from './guest-context.ts';
 import { TSC_FACTOR, tscScale } from './tsc.ts';
 
@@ -33,7 +33,7 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
   const address = firmware.addressOfWords(words[4]!, words[5]!);
   const type = (flags >>> 1) & 7;
   const isImage = (flags & 16) !== 0;
-  if (!isPage(contextAddress) || !isPage(address)) return SEV_STATUS.INVALID_PARAM;
+  if (((words[0]! | words[4]!) & (PAGE_SIZE - 1)) !== 0) return SEV_STATUS.INVALID_PARAM;
   if (flags >>> 5 !== 0 || words[3] !== 0 || (permissions & 0xff) !== 0 || words[7] !== 0)
     return SEV_STATUS.INVALID_PARAM;
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
@@ -41,8 +41,8 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
   if (typeof context === 'number') return context;
   const { rmp } = firmware;
   if (address < rmp.end) return SEV_STATUS.INVALID_PARAM;
-  const frame = address / PAGE_SIZE;
-  if (!firmware.hasFrame(frame)) return SEV_STATUS.INVALID_PAGE_STATE;
+  if (!firmware.isMemory(address, PAGE_SIZE)) return SEV_STATUS.INVALID_PAGE_STATE;
+  const frame = address >>> 12;
   const at = rmp.indexOf(frame);
   const low = rmp.words[at]!;
   const high = rmp.words[at + 1]!;
