@@ -52,8 +52,7 @@ export function launchStart(firmware: Firmware, command: CommandBuffer): number 
 
 /** Whether this machine can keep a guest's policy. */
 function allowsPolicy(firmware: Firmware, policy: bigint, agent: GuestContext | undefined): boolean {
-  const { firmware: version, personality } = firmware.chip;
-  const { features } = personality;
+  const { firmware: version } = firmware.chip;
   const has = (bit: bigint): boolean => (policy & bit) !== 0n;
   const major = Number((policy >> 8n) & 0xffn);
   const minor = Number(policy & 0xffn);
@@ -65,7 +64,6 @@ function allowsPolicy(firmware: Firmware, policy: bigint, agent: GuestContext | 
   if ((policy & ~supportedPolicyBits(firmware.chip)) !== 0n) return false;
   if (has(SNP_POLICY.RAPL_DIS) && !firmware.isRaplDisabled) return false;
   if (has(SNP_POLICY.CIPHERTEXT_HIDING) && !firmware.isCiphertextHidden) return false;
-  if (has(SNP_POLICY.MEM_AES_256_XTS) && !features.aes256Xts) return false;
   return (
     agent === undefined || !has(SNP_POLICY.SINGLE_SOCKET) || (agent.policy & SNP_POLICY.SINGLE_SOCKET) !== 0n
   );
