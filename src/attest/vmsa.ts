@@ -137,6 +137,7 @@ export function entryVmsa({ entry, index, guestFeatures, gdt, tables }: EntryVms
   set('rdi', index);
   set('sev_features', guestFeatures);
   set('xcr0', 1);
+  set('mxcsr', 0x1f80);
   set('x87_fcw', 0x37f);
   return page;
 }

@@ -22,6 +22,9 @@ const GENERAL = [
 ] as const;
 
 /** The page's 4096 bytes. `features`: SEV_FEATURES of the guest. */
+/** Of the XSAVE image. */
+const MXCSR_IN_XSAVE = 24;
+
 export function expectedVmsa(vcpu: KvmVcpu, features: bigint): Uint8Array {
   const page = new Uint8Array(4096);
   const view = new DataView(page.buffer);
@@ -60,7 +63,8 @@ export function expectedVmsa(vcpu: KvmVcpu, features: bigint): Uint8Array {
   for (const [name, offset] of GENERAL) put(offset, regs[name as keyof typeof regs]);
   put(VMSA.SEV_FEATURES, features);
   put(VMSA.XCR0, vcpu.getXcrs().xcrs[0]?.value ?? 1n);
-  view.setUint32(VMSA.MXCSR, fpu.mxcsr, true);
+  // KVM_GET_FPU leaves it out.
+  view.setUint32(VMSA.MXCSR, new DataView(vcpu.getXsave().buffer).getUint32(MXCSR_IN_XSAVE, true), true);
   view.setUint16(VMSA.X87_FCW, fpu.fcw, true);
   return page;
 }

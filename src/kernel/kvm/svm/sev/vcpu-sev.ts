@@ -4,7 +4,7 @@
  *
  * Left out: write traps of CR0, CR4, CR8 and EFER (KVM follows the guest's modes by them and nothing here asks), DebugSwap, LBR virtualisation.
  */
-import { GHCB, GHCB_ANSWER } from '../../../../abi/ghcb.ts';
+import { GHCB, GHCB_ANSWER, GHCB_MSR } from '../../../../abi/ghcb.ts';
 import { KVM_EXIT_AP_RESET_HOLD } from '../../../../abi/kvm.ts';
 import { SevExits } from '../../../../abi/kvm-run-sev.ts';
 import { EVENT, INTERCEPT, SAVE, VMCB } from '../../../../abi/vmcb.ts';
@@ -28,6 +28,8 @@ const LARGE_FRAMES = 512;
 const CR4_MCE = 1n << 6n;
 const DR7_FIXED = 0x400n;
 const NO_VMSA = -1n;
+/** Bits 63:12 of the answer to a reset hold. */
+const RESET_HOLD_ENDED = 1n << 12n;
 const CS_LONG = 1 << 25;
 const INTERRUPT_MASK = 2;
 const RFLAGS_IF = 0x200n;
@@ -91,6 +93,9 @@ export class VcpuSev {
   resetHold: 'none' | 'event' | 'msr' = 'none';
   readonly #frame: Pfn;
   readonly #page = new Page();
+  #hadSipi = false;
+  /** VMSA_PA, once it was the guest's own (snp_has_guest_vmsa), or none. */
+  #guestVmsa: bigint | undefined;
 
   /** Errors: ENOMEM. */
   constructor(sev: SevVm, vcpu: Vcpu) {
@@ -131,7 +136,8 @@ export class VcpuSev {
     for (const [number, field] of VMSA_GPRS) view.setBigUint64(field, vcpu.gpr[number]!, true);
     view.setBigUint64(VMSA.XCR0, vcpu.getXcrs().xcrs[0]?.value ?? 1n, true);
     view.setBigUint64(VMSA.SEV_FEATURES, sev.vmsaFeatures, true);
-    putFpu(vcpu.getFpu(), view);
+    // KVM_GET_FPU leaves MXCSR out.
+    putFpu({ ...vcpu.getFpu(), mxcsr: vcpu.core.mxcsr }, view);
     memory.write(spaOf(this.#frame), bytes);
     return { frame: this.#frame, protect: () => this.#protect() };
   }
@@ -211,16 +217,39 @@ export class VcpuSev {
     this.completion = completion;
   }
 
-  /** AP reset hold: the vCPU waits until it is woken (INIT and SIPI, or user space). A run result. */
+  /** AP reset hold: the vCPU waits for INIT and SIPI, or for user space where local APICs are its business. A run result. */
   holdReset(by: 'event' | 'msr'): number {
     this.resetHold = by;
+    if (this.vcpu.apic !== undefined) {
+      this.vcpu.mp.holdForReset();
+      return GUEST_AGAIN;
+    }
     this.vcpu.kvmRun.exitReason = KVM_EXIT_AP_RESET_HOLD;
     return TO_USER_SPACE;
   }
 
-  /** INIT: a VMSA that was to wait for it is taken up. */
-  initReceived(): void {
+  /**
+   * SIPI (sev_vcpu_deliver_sipi_vector). The first starts the vCPU as the VMM made it: false, where its registers are not protected; a later one ends its reset hold with a
+   * number that is not 0.
+   */
+  sipiReceived(): boolean {
+    if (!this.#hadSipi) {
+      this.#hadSipi = true;
+      return this.isProtected;
+    }
+    if (this.resetHold === 'event') this.answer(GHCB_ANSWER.OK, 1);
+    else if (this.resetHold === 'msr')
+      this.vcpu.vmcb.setLong(VMCB.GHCB_GPA, RESET_HOLD_ENDED | BigInt(GHCB_MSR.AP_RESET_HOLD_RESPONSE));
+    return true;
+  }
+
+  /** INIT: a VMSA that was to wait for it is taken up. `ghcbMsr`: the MSR stays as it was. */
+  initReceived(ghcbMsr: bigint): void {
+    const { vmcb } = this.vcpu;
     this.initControl();
+    vmcb.setLong(VMCB.GHCB_GPA, ghcbMsr);
+    if (this.#guestVmsa !== undefined) vmcb.setLong(VMCB.VMSA_PA, this.#guestVmsa);
+    if (this.isProtected) this.#protect();
     if (!this.resetOnInit) return;
     this.resetOnInit = false;
     this.resetRequested = true;
@@ -269,13 +298,15 @@ export class VcpuSev {
     const { vmcb } = this.vcpu;
     const address = this.nextVmsa;
     this.nextVmsa = -1;
-    vmcb.setLong(VMCB.VMSA_PA, BigInt.asUintN(64, NO_VMSA));
+    this.#guestVmsa = BigInt.asUintN(64, NO_VMSA);
+    vmcb.setLong(VMCB.VMSA_PA, this.#guestVmsa);
     this.vcpu.mp.halt();
     if (address < 0) return;
     const gfn: Gfn = gfnOf(gpa(address));
     const slot = this.sev.vm.slots.find(gfn);
     if (slot === undefined || this.sev.vm.gmemGetUnprepared(slot, gfn, this.#page) !== 0) return;
-    vmcb.setLong(VMCB.VMSA_PA, BigInt(spaOf(this.#page.pfn)));
+    this.#guestVmsa = BigInt(spaOf(this.#page.pfn));
+    vmcb.setLong(VMCB.VMSA_PA, this.#guestVmsa);
     this.vcpu.mp.makeRunnable();
   }
 }
