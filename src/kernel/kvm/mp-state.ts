@@ -2,7 +2,7 @@
  * Whether a vCPU runs, is halted, or waits to be started (Linux arch/x86/kvm/x86.c: kvm_arch_vcpu_ioctl_get/set_mpstate, vcpu_block,
  * kvm_vcpu_has_events, __kvm_emulate_halt; lapic.c: kvm_apic_accept_events). Without a local APIC in the kernel a vCPU is always RUNNABLE.
  *
- * A vCPU that blocks leaves KVM_RUN with RUN_PENDING; `wake` settles its promise. Left out: AP_RESET_HOLD by the guest (SEV-ES), SMM.
+ * A vCPU that blocks leaves KVM_RUN with RUN_PENDING; `wake` settles its promise. Left out: SMM.
  */
 
 import { APIC_BASE } from '../../abi/apic.ts';
@@ -86,6 +86,11 @@ export class MpState {
   /** HLT: RIP is behind it. What waits already keeps the vCPU running. */
   halt(): void {
     if (!this.#hasEvents()) this.#state = KVM_MP_STATE_HALTED;
+  }
+
+  /** AP reset hold, asked for by the guest (SEV-ES). What waits already keeps the vCPU running. */
+  holdForReset(): void {
+    if (!this.#hasEvents()) this.#state = KVM_MP_STATE_AP_RESET_HOLD;
   }
 
   /** Whether the vCPU would go on: kvm_arch_vcpu_runnable, or its timer has expired. */

@@ -396,12 +396,13 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     const oldCr0 = this.vmcb.save(SAVE.CR0);
     const pat = this.vmcb.save(SAVE.G_PAT);
     const tscOffset = this.vmcb.long(VMCB.TSC_OFFSET);
+    const ghcbMsr = this.vmcb.long(VMCB.GHCB_GPA);
     this.vm.memory.clear(this.vmcb.spa, 4096);
     this.#initControl();
     this.vmcb.setSave(SAVE.G_PAT, pat);
     this.vmcb.setLong(VMCB.TSC_OFFSET, tscOffset);
     resetRegisters(this.vmcb, this.gpr, { kind: 'init', oldCr0, signature: this.cpuid.signature });
-    this.sev?.initReceived();
+    this.sev?.initReceived(ghcbMsr);
     this.setCr8(0);
     this.#tlbGeneration = -1;
     this.events.reset();
@@ -411,6 +412,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   /** SIPI: real mode at vector:0 (kvm_vcpu_deliver_sipi_vector). */
   startAt(vector: number): void {
+    if (this.sev?.sipiReceived() === true) return;
     this.vmcb.setSaveWord(SAVE.CS, (this.vmcb.saveWord(SAVE.CS) & ~0xffff) | (vector << 8));
     this.vmcb.setSave(SAVE.CS + 8, BigInt(vector << 12));
     this.vmcb.setSave(SAVE.RIP, 0n);
