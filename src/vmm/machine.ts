@@ -33,6 +33,7 @@ import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-ex
 import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioapic.ts';
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
 import { VmmError } from './error.ts';
+import { cpuidOf, hasGigabytePages, signatureOf, snpCpuid } from './guest-cpuid.ts';
 import { KvmState } from './kvm-state.ts';
 import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
 import { loadElf64 } from './loaders/elf64.ts';
@@ -225,10 +226,14 @@ export class Machine {
       this.ports.add(ioRegion('serial', SERIAL_PORTS, this.serial), SERIAL_PORT);
       this.ports.add(ioRegion('debug-exit', DEBUG_EXIT_PORTS, debugExit), DEBUG_EXIT_PORT);
 
+      const sevLeaf = {
+        cBit: options.snp?.cBit ?? C_BIT,
+        reducedPhysBits: options.snp?.guest?.['reduced-phys-bits'] ?? 1,
+      };
       this.vcpus = Array.from({ length: smp }, (_, index) => {
         const vcpu = this.kvm.vm.createVcpu(index);
         this.#cleanups.push(() => vcpu.close());
-        vcpu.setCpuid2(cpuidOf(isSnp ? withSevLeaf(cpuid, options.snp) : cpuid, index, irqchip));
+        vcpu.setCpuid2(cpuidOf(isSnp ? snpCpuid(cpuid, sevLeaf) : cpuid, index, irqchip));
         // With local APICs, the others wait for INIT and SIPI; in an SNP guest with what is measured of them.
         if (irqchip === 'split' && index > 0 && !isSnp) return vcpu;
         vcpu.setSregs(boot.start.sregs(index, vcpu.getSregs()));
@@ -448,10 +453,6 @@ function loadPayload({ image, imageName, memory, smp, type, irqchip, snp }: Mach
   return { kind: 'firmware', firmware };
 }
 
-/** CPUID 1 EAX */
-const signatureOf = (entries: readonly CpuidEntry[]): number =>
-  entries.find((entry) => entry.function === 1)?.eax ?? 0;
-
 function ramFromBackend(
   backend: NonNullable<MachineOptions['backend']>,
   process: Process,
@@ -480,10 +481,6 @@ function enableMapGpaRange(kvm: KvmState): void {
   }
 }
 
-/** CPUID 8000_0001h EDX bit 26: Page1GB. */
-const hasGigabytePages = (entries: readonly CpuidEntry[]): boolean =>
-  entries.some((entry) => entry.function === 0x8000_0001 && (entry.edx & (1 << 26)) !== 0);
-
 function splitIrqchip(kvm: KvmState): void {
   try {
     kvm.vm.enableCap({ cap: KVM_CAP_SPLIT_IRQCHIP, args: [BigInt(IOAPIC_PINS)] });
@@ -491,31 +488,4 @@ function splitIrqchip(kvm: KvmState): void {
     if (!(error instanceof LinuxError)) throw error;
     throw VmmError.because('irqchip split: KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP) failed', error);
   }
-}
-
-/** CPUID 1 ECX: what a local APIC in the kernel gives, X2APIC and TSC_DEADLINE. */
-const KERNEL_APIC_FEATURES = (1 << 21) | (1 << 24);
-
-/** CPUID 8000_001Fh as QEMU tells it (cpu_x86_cpuid): SEV, SEV-ES, SEV-SNP; C-bit and lost address bits as the guest object has them. */
-function withSevLeaf(supported: readonly CpuidEntry[], snp: SnpMachineOptions | undefined): CpuidEntry[] {
-  const lost = snp?.guest?.['reduced-phys-bits'] ?? 1;
-  const ebx = (snp?.cBit ?? C_BIT) | (lost << 6);
-  return supported.map((entry) =>
-    entry.function === 0x8000_001f ? { ...entry, eax: 0x1a, ebx, ecx: 0, edx: 0 } : entry,
-  );
-}
-
-/** The supported CPUID with the vCPU's own APIC id: leaf 1 EBX[31:24] and leaf Bh EDX. */
-function cpuidOf(supported: readonly CpuidEntry[], index: number, irqchip: 'split' | 'off'): CpuidEntry[] {
-  const absent = irqchip === 'split' ? 0 : KERNEL_APIC_FEATURES;
-  return supported.map((entry) => {
-    if (entry.function === 1)
-      return {
-        ...entry,
-        ebx: ((entry.ebx & 0x00ff_ffff) | (index << 24)) >>> 0,
-        ecx: (entry.ecx & ~absent) >>> 0,
-      };
-    if (entry.function === 0xb) return { ...entry, edx: index };
-    return entry;
-  });
 }

@@ -1,0 +1,145 @@
+/** The guest attester: what it gets from firmware holds before a relying party that knows the authority's root and the image. */
+import { afterEach, describe, expect, it } from 'vitest';
+import { type Verdict, verifyReport } from '../../src/attest/index.ts';
+import { Authority } from '../../src/authority/authority.ts';
+import {
+  createHost,
+  type Host,
+  MiB,
+  type RunReport,
+  readImage,
+  type SnpMachineOptions,
+} from '../../src/index.ts';
+
+const CERTIFICATES = '/run/certificates';
+const guestData = Uint8Array.from({ length: 64 }, (_, i) => 3 * i + 1);
+
+let host: Host | undefined;
+afterEach(() => host?.close());
+
+interface Options {
+  readonly generation?: 'milan' | 'genoa' | 'turin';
+  readonly key?: 'VCEK' | 'none';
+  readonly kernel?: '7.2' | '6.12';
+  readonly early?: readonly ['certs'];
+  readonly snp?: SnpMachineOptions;
+  readonly busy?: () => boolean;
+  /** Bytes behind the certificates' end. */
+  readonly padding?: number;
+}
+
+async function attester(options: Options = {}): Promise<{ run: RunReport; root: Uint8Array }> {
+  const { generation = 'milan', key = 'VCEK', kernel = '7.2', early = [], padding = 0 } = options;
+  const authority = Authority.seeded(5);
+  const chip = authority.chip(generation);
+  host = createHost({ memory: 128 * MiB, chip, kernel, early, seed: 2 });
+  if (key !== 'none') {
+    const fd = host.process.open(CERTIFICATES);
+    const table = await authority.certificateTable(chip, key);
+    host.process.pwrite(fd, table, 0n);
+    host.process.ftruncate(fd, BigInt(table.length + padding));
+    host.process.close(fd);
+  }
+  const vm = host.createVm({
+    type: 'sev-snp',
+    memory: 16 * MiB,
+    ...(await readImage('attester')),
+    snp: {
+      guestData,
+      ...(key === 'none'
+        ? {}
+        : {
+            certificates: {
+              path: CERTIFICATES,
+              ...(options.busy === undefined ? {} : { busy: options.busy }),
+            },
+          }),
+      ...options.snp,
+    },
+  });
+  const root = await authority.ark(chip.personality.product);
+  return { run: await vm.run({ timeoutMs: 60_000 }), root };
+}
+
+async function judge({ run, root }: Awaited<ReturnType<typeof attester>>): Promise<Verdict> {
+  const pem = (run.certificates ?? []).filter(({ kind }) => kind !== 'CRL').map(({ pem }) => pem);
+  return verifyReport(run.report!, {
+    certificates: pem.map((text) => new TextEncoder().encode(text)),
+    roots: [root],
+    policy: { measurement: run.launch!.measurement, reportData: guestData },
+  });
+}
+
+describe('the guest attester', () => {
+  it.each(['milan', 'genoa', 'turin'] as const)('proves itself on a %s', async (generation) => {
+    const result = await attester({ generation });
+    const { run } = result;
+    expect(run.exit).toEqual({ reason: 'debug-exit', code: 0 });
+    expect(run.certificates!.map(({ kind }) => kind)).toEqual(['VCEK', 'ASK', 'ARK', 'CRL']);
+    expect(run.exits.req_certs).toBe(2);
+    expect(run.instructions).toBeLessThan(5_000_000);
+    const verdict = await judge(result);
+    expect(verdict.failures).toEqual([]);
+    expect(verdict.ok).toBe(true);
+  });
+
+  it('shows what it was launched with', async () => {
+    const hostData = new Uint8Array(32).fill(9);
+    const { run } = await attester({
+      snp: {
+        guestData,
+        guest: { policy: 0xb0000n, 'host-data': Buffer.from(hostData).toString('base64') },
+      },
+    });
+    const report = run.report!;
+    expect(report.subarray(0xc0, 0xe0)).toEqual(hostData);
+    expect(new DataView(report.buffer, report.byteOffset).getBigUint64(8, true)).toBe(0xb0000n);
+    expect(run.launch!.policy).toBe(0xb0000n);
+    expect(report.subarray(0x90, 0xc0)).toEqual(run.launch!.measurement);
+    expect(report.subarray(0x50, 0x90)).toEqual(guestData);
+  });
+
+  it('is refused where one bit of what it says differs', async () => {
+    const result = await attester();
+    result.run.report![0x52]! ^= 1;
+    expect((await judge(result)).ok).toBe(false);
+  });
+
+  it('asks again while the host is busy', async () => {
+    let asked = 0;
+    const { run } = await attester({ busy: () => asked++ % 3 !== 0 });
+    expect(run.exit.code).toBe(0);
+    expect(run.exits.req_certs).toBe(4);
+  });
+
+  it('gives as much room as the certificates need', async () => {
+    const { run } = await attester({ padding: 60 * 4096 });
+    expect(run.exit.code).toBe(0);
+    expect(run.certificates).toHaveLength(4);
+  });
+
+  it('says so where they need more than it has', async () => {
+    const { run } = await attester({ padding: 80 * 4096 });
+    expect(run.console).toContain('attester: pages of certificates: ');
+    expect(run.exit.code).toBe(1);
+    expect(run.report).toBeUndefined();
+  });
+
+  it.each(['7.2', '6.12'] as const)(
+    'gets a report without certificates where the host has none, kernel %s',
+    async (kernel) => {
+      const { run } = await attester({ key: 'none', kernel });
+      expect(run.exit.code).toBe(0);
+      expect(run.certificates).toBeUndefined();
+      expect(run.report).toHaveLength(1184);
+    },
+  );
+
+  it('gets certificates by the early form too, which says when the report is made', async () => {
+    const result = await attester({ early: ['certs'] });
+    expect(result.run.exit.code).toBe(0);
+    // Too small; certificates; done.
+    expect(result.run.exits.req_certs).toBe(3);
+    expect((await judge(result)).ok).toBe(true);
+  });
+});
