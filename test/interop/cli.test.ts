@@ -70,12 +70,18 @@ describe('softcvm', () => {
     child.kill();
   });
 
-  it('demo runs two guests and ends with a table', () => {
+  it('demo runs two guests and an SNP guest, and ends with a verdict', () => {
     const { status, stdout } = softcvm('demo');
     expect(status).toBe(0);
     expect(stdout).toContain('Hello from a guest');
     expect(stdout).toContain('conversions: all as they should be');
     expect(stdout).toMatch(/pages converted, there or back +0 +2054\n/);
+    expect(stdout).toContain(' ok   report.signature: made by the key of the VCEK');
+    expect(stdout).toContain(' ok   measurement: ');
+    expect(stdout).not.toContain('FAIL');
+    expect(stdout).toMatch(
+      /verdict: the guest is what it says it is \(SoftCVM’s own root: nobody else trusts it\)\n$/,
+    );
   });
 });
 
