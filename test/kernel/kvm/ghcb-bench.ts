@@ -38,6 +38,8 @@ export interface GhcbOptions extends SnpOptions {
   /** Further vCPUs, by id. */
   readonly others?: readonly number[];
   readonly prepare?: (snp: SnpVm) => void;
+  /** Adds pages to the launch. */
+  readonly launch?: (snp: SnpVm) => void;
 }
 
 export class GhcbBench {
@@ -48,7 +50,7 @@ export class GhcbBench {
   msr = 0n;
 
   constructor(options: GhcbOptions = {}) {
-    const { certs, ghcbVersion, others = [], prepare, ...rest } = options;
+    const { certs, ghcbVersion, others = [], prepare, launch, ...rest } = options;
     const snp = new SnpVm({ memory: 8 << 20, ...rest });
     this.snp = snp;
     Object.assign(snp.vm, {
@@ -58,7 +60,9 @@ export class GhcbBench {
     prepare?.(snp);
     snp.init({ ...(certs !== undefined && { certs }), ...(ghcbVersion !== undefined && { ghcbVersion }) });
     for (const id of others) snp.vm.createVcpu(id);
-    snp.start().finish();
+    snp.start();
+    launch?.(snp);
+    snp.finish();
   }
 
   /** VMGEXIT with this in the GHCB MSR. */
