@@ -319,7 +319,7 @@ export class Machine {
     const isSnp = options.type === 'sev-snp';
     if (payload.kind === 'firmware') {
       const { firmware } = payload;
-      const region = this.#addFirmware(process, firmware, isSnp);
+      const region = this.#addFirmware(process, firmware, options.type);
       const kernel = options.snp?.kernel;
       return {
         start: firmwareStart(firmware, signatureOf(cpuid), isSnp ? 'protected' : 'plain'),
@@ -361,17 +361,18 @@ export class Machine {
   }
 
   /** x86_bios_rom_init */
-  #addFirmware(process: Process, { bytes, address }: Firmware, isSnp: boolean): MemoryRegion {
+  #addFirmware(process: Process, { bytes, address }: Firmware, type: MachineOptions['type']): MemoryRegion {
     const size = bytes.length;
-    const region = isSnp
-      ? anonymousBackend(
-          { process, ramList: this.ramList },
-          { name: 'pc.bios', size, sharing: 'private', guestMemfd: 'required' },
-        )
-      : romRegion(this.ramList, 'pc.bios', size);
+    const region =
+      type === 'sev-snp'
+        ? anonymousBackend(
+            { process, ramList: this.ramList },
+            { name: 'pc.bios', size, sharing: 'private', guestMemfd: 'required' },
+          )
+        : romRegion(this.ramList, 'pc.bios', size);
     process.memory.write(ramPointer(region, 0), bytes);
     this.#addRam(address, region);
-    if (isSnp) return region;
+    if (type !== 'default') return region;
     const low = Math.min(size, ISA_BIOS.LARGEST);
     const alias = aliasRegion('isa-bios', region, size - low, low);
     const { root } = this.systemMemory;

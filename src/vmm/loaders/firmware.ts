@@ -2,8 +2,8 @@
  * A firmware image: it lies at the end of the first 4 GiB, and vCPUs start as after a reset (QEMU hw/i386/x86-common.c: x86_bios_rom_init,
  * x86_isa_bios_init; hw/i386/pc_sysfw.c: x86_firmware_configure; target/i386/cpu.c: x86_cpu_reset_hold; target/i386/sev.c: snp_populate_metadata_pages).
  *
- * A plain guest, and one whose memory is private by software alone, has it as ROM, with the last 128 KiB below 1 MiB as well. An SNP guest has it as RAM with a
- * guest_memfd, at its place alone: all of it is launched, then what its metadata lists, in that order.
+ * A plain guest has it as ROM, with its last 128 KiB below 1 MiB as well. Guests with private RAM have it at its place alone: a software-protected one as shared ROM,
+ * since no host call fills private memory for it; an SNP guest as RAM with a guest_memfd, all of which is launched, then what its metadata lists, in that order.
  */
 import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { GiB, type Hva, KiB, MiB } from '../../base/address.ts';
