@@ -52,6 +52,8 @@ export function preFaultMemory(
 /** kvm_tdp_map_page: undefined, and `fault` tells the level; or why not. */
 function mapPage(vcpu: Vcpu, fault: PageFault, gpa: Gpa): ErrnoName | undefined {
   const { vm, faults, kvmRun } = vcpu;
+  // pre_fault_allowed: an encrypted guest's pages are measured first.
+  if (vm.sev !== undefined && !vm.sev.launched) return 'EOPNOTSUPP';
   fault.begin(gpa, 0, vm.attributes.isPrivate(gfnOf(gpa)) ? 'private' : 'shared');
   let outcome: number;
   try {

@@ -126,3 +126,22 @@ describe('an SNP guest', () => {
     expect(snp.read(SECRETS, 4096)).toEqual(new Uint8Array(4096));
   });
 });
+
+describe('a VM of SNP’s type before KVM_SEV_INIT2', () => {
+  it('has no private pages: a shared access to a private gfn leaves with MEMORY_FAULT, and no page is the guest’s by the RMP', () => {
+    const snp = new SnpVm();
+    const vcpu = snp.vm.createVcpu(0);
+    snp.attributes(0, 0x10000, 8n);
+    vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x1000n });
+    vcpu.setSregs({ ...vcpu.getSregs(), cs: { ...vcpu.getSregs().cs, base: 0n, selector: 0 } });
+    expect(vcpu.run()).toBe(-14);
+    expect([vcpu.kvmRun.exitReason, vcpu.kvmRun.memoryFaultFlags, vcpu.kvmRun.memoryFaultGpa]).toEqual([
+      39,
+      0n,
+      0x1000n,
+    ]);
+    expect(() => vcpu.preFaultMemory({ gpa: 0x1000n, size: 0x1000n, flags: 0n })).toThrow('EOPNOTSUPP');
+    expect(snp.kernel.memory.rmp!.assigned((snp.vm.mmu.lookup(1 as never)?.pfn ?? 0) as never)).toBe(false);
+    vcpu.close();
+  });
+});

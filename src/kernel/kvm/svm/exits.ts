@@ -95,10 +95,10 @@ export function handleExit(vcpu: Vcpu, code: number): number {
 function handleNestedFault(vcpu: Vcpu): number {
   const { vmcb, vm, fault } = vcpu;
   const gpa = vmcb.number(VMCB.EXITINFO2) as Gpa;
-  // A software-protected VM has no C-bit: what the attribute says is what the guest means.
+  // A software-protected VM has no C-bit: what the attribute says is what the guest means. Before KVM_SEV_INIT2 there is none either, and all is shared.
   const isPrivate =
     vcpu.sev === undefined
-      ? vm.attributes.isPrivate(gfnOf(gpa))
+      ? vm.sev === undefined && vm.attributes.isPrivate(gfnOf(gpa))
       : (vmcb.word(VMCB.EXITINFO1 + 4) & NPF.HIGH_ENC) !== 0;
   const error = vmcb.word(VMCB.EXITINFO1);
   fault.begin(gpa, error, isPrivate ? 'private' : 'shared');
@@ -113,13 +113,13 @@ export function finishFault(vcpu: Vcpu, outcome: number): number {
   if (outcome < 0) return outcome;
   switch (outcome) {
     case RET_PF.PENDING:
-      return vcpu.waitFor(vcpu.fault.pending!);
+      return vcpu.cycle.waitFor(vcpu.fault.pending!);
     case RET_PF.EMULATE:
       return emulate(vcpu);
     case RET_PF.RETRY:
       if (++vcpu.retries < RETRIES_BEFORE_WAITING) return GUEST_AGAIN;
       vcpu.retries = 0;
-      return vcpu.waitFor(vcpu.vm.invalidation.idle());
+      return vcpu.cycle.waitFor(vcpu.vm.invalidation.idle());
     default:
       vcpu.retries = 0;
       return GUEST_AGAIN;
@@ -154,7 +154,7 @@ function handleIo(vcpu: Vcpu): number {
   kvmRun.ioCount = 1;
   kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   if (direction === 1) kvmRun.setIoValue(vmcb.word(RAX));
-  if (!skipped) vcpu.awaitIo(direction === 0 ? 'in' : 'out');
+  if (!skipped) vcpu.cycle.awaitIo(direction === 0 ? 'in' : 'out');
   return TO_USER_SPACE;
 }
 
@@ -221,7 +221,7 @@ function handleIret(vcpu: Vcpu): number {
 }
 
 function handlePause(vcpu: Vcpu): number {
-  vcpu.spendSlice(PAUSE_COST);
+  vcpu.cycle.spendSlice(PAUSE_COST);
   return skip(vcpu);
 }
 
