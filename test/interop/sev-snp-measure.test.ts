@@ -1,5 +1,6 @@
 /**
- * sev-snp-measure of PyPI computes the same launch digests: of Debian's OVMF.fd, and of a synthetic image with a page of kernel hashes, which
+ * sev-snp-measure of PyPI computes the same launch digests: of Debian's OVMF.fd, of our guests as firmware images (test/vmm/firmware-guest.test.ts: their reports show
+ * them), and of a synthetic image with a page of kernel hashes, which
  * Debian's has not.
  */
 import { spawnSync } from 'node:child_process';
@@ -96,6 +97,12 @@ describe.skipIf(missing !== undefined)('sev-snp-measure gives the same digest', 
 
   it.skipIf(noOvmf !== undefined).each(Object.keys(VCPU_TYPES))('for OVMF.fd and vCPU type %s', (type) =>
     compare(OVMF, { vmm: 'qemu', vcpus: 1, type, features: 1 }),
+  );
+
+  const OURS = ['snp-hello.fd', 'attester.fd'];
+  it.each(OURS.flatMap((image) => rows.map((row) => ({ image, ...row }))))(
+    'for our $image: $vmm, $vcpus vCPUs, $type',
+    ({ image, ...row }) => compare(new URL(`../../guests/prebuilt/${image}`, import.meta.url).pathname, row),
   );
 
   it.each(rows.map(name))('for a synthetic image: $vmm, $vcpus vCPUs, $type', async (row) => {
