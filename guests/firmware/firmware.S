@@ -10,7 +10,7 @@
  *     start_64     the GHCB and the host's page become shared; the rest of the tables; the payload is copied
  *     hold         16-bit: where the other vCPUs start, to wait until the guest makes them anew
  *
- * Memory that the launch leaves to the firmware is what its metadata lists below.
+ * Memory that the launch leaves to the firmware is what its metadata lists below, with a page for the hashes of a kernel, which it does not load.
  */
 #define BASE (0x100000000 - SIZE)
 #define AT(label) (BASE + (label) - image)
@@ -24,6 +24,7 @@
 #define SECRETS 0x9000
 #define GHCB 0xa000
 #define HOST_PAGE 0xb000
+#define KERNEL_HASHES 0xc000
 #define CPUID_PAGE 0xd000
 
 #define EFER 0xc0000080
@@ -254,6 +255,12 @@ start_64:
         movl    $PML4, %eax
         movq    %rax, %cr3
 
+        # Hashes of a kernel are of no use here: that page is the guest's to validate, as in a direct start.
+        movl    $KERNEL_HASHES, %eax
+        xorl    %ecx, %ecx
+        xorl    %edx, %edx
+        pvalidate
+
         leaq    payload(%rip), %rsi
         movl    $START, %edi
         movl    $payload_end - payload, %ecx
@@ -285,13 +292,19 @@ metadata:
 sections:
         .long   GDT, SECRETS - GDT, 1
         .long   SECRETS, 0x1000, 2
+        .long   KERNEL_HASHES, 0x1000, 0x10
         .long   CPUID_PAGE, 0x1000, 3
         .long   (START) & ~0xfff, (((END) + 0xfff) & ~0xfff) - ((START) & ~0xfff), 1
 metadata_end:
 
         # Entries of the GUIDed table: data, length, GUID; the last one says how long it is.
-        .org    SIZE - 32 - 62
+        .org    SIZE - 32 - 88
 table:
+        .long   KERNEL_HASHES + 0x400, 0x400
+        .word   26
+        .long   0x7255371f
+        .word   0x3a3b, 0x4b04
+        .byte   0x92, 0x7b, 0x1d, 0xa6, 0xef, 0xa8, 0xd4, 0x54
         .long   SIZE - (metadata - image)
         .word   22
         .long   0xdc886566

@@ -11,6 +11,11 @@
 #define GHCBS (6 * MIB)
 #define STACK 16384ul
 
+#define APIC_PAGE 0xfee00000ul
+#define APIC_ID 0x20
+#define APIC_VERSION 0x30
+#define APIC_TASK_PRIORITY 0x80
+#define IOAPIC_PAGE 0xfec00000ul
 #define APIC_BASE 0x1b
 #define X2APIC_ENABLE 0xc00
 #define X2APIC_ICR 0x830
@@ -104,7 +109,8 @@ static void refusals(u32 count) {
         u64 request, processor, vmsa, features;
     } requests[] = {
         {"a processor that does not exist", CREATE, count, vmsa, features},
-        {"other features", CREATE, 1, vmsa, features | 4},
+        /* Restricted injection: of the features that older kernels compare. */
+        {"other features", CREATE, 1, vmsa, features | 8},
         {"a VMSA that is no page", CREATE, 1, vmsa + 8, features},
         {"a VMSA at 2 MiB", CREATE, 1, 4 * MIB, features},
         {"a VMSA beyond all memory", CREATE_ON_INIT, 1, 1ul << 60, features},
@@ -140,6 +146,33 @@ static void destroy(u32 i) {
     memset(vmsas[i][0], 0, PAGE);
 }
 
+/* MMIO by the GHCB: the local APIC's page, which the host's kernel serves, and the IOAPIC, which its VMM does. */
+static void mmio(void) {
+    map_shared(APIC_PAGE, 1);
+    map_shared(IOAPIC_PAGE, 1);
+    u32 version = *(volatile u32 *)(APIC_PAGE + APIC_VERSION);
+    expect("its APIC id", 0, *(volatile u32 *)(APIC_PAGE + APIC_ID) == 0);
+    *(volatile u32 *)(APIC_PAGE + APIC_TASK_PRIORITY) = 0x30;
+    expect("its task priority", 0, *(volatile u32 *)(APIC_PAGE + APIC_TASK_PRIORITY) == 0x30);
+    *(volatile u32 *)(APIC_PAGE + APIC_TASK_PRIORITY) = 0;
+    volatile u32 *select = (volatile u32 *)IOAPIC_PAGE, *window = (volatile u32 *)(IOAPIC_PAGE + 0x10);
+    *select = 1;
+    u32 pins = *window >> 16;
+    *select = 0x10;
+    u32 before = *window;
+    *window = before ^ 0x55;
+    expect("an IOAPIC register", 0, *window == (before ^ 0x55));
+    *window = before;
+    /* The same register by other instructions. */
+    u64 wide = 0xffffffff00000000ul;
+    u8 byte = 0;
+    __asm__ volatile("movl (%2), %k0\n\tmovb 1(%2), %1" : "+r"(wide), "+q"(byte) : "r"(IOAPIC_PAGE) : "memory");
+    expect("a load of 32 bits clears the rest", 0, wide == 0x10);
+    __asm__ volatile("movb $0x01, (%0)" : : "r"(IOAPIC_PAGE) : "memory");
+    expect("a store of a constant", 0, (u8)*select == 1);
+    printf("local APIC version 0x%x, IOAPIC with %u pins\n", version & 0xff, (pins & 0xff) + 1);
+}
+
 int main(void) {
     u32 count = HOST_PAGE->vcpus < MAX_PROCESSORS ? (u32)HOST_PAGE->vcpus : MAX_PROCESSORS;
     u64 reason;
@@ -154,6 +187,7 @@ int main(void) {
         puts("no local APIC with x2APIC: run with --irqchip split");
         return 2;
     }
+    mmio();
     wrmsr(APIC_BASE, rdmsr(APIC_BASE) | X2APIC_ENABLE);
     printf("snp-smp: %u processors, host features 0x%lx\n", count, ghcb_msr(0x80) >> 12);
     if (count > 1) refusals((u32)HOST_PAGE->vcpus);

@@ -198,7 +198,7 @@ static const u8 *operand(const struct frame *frame, struct instruction in, const
     return at;
 }
 
-/* MMIO by MOV between register and memory, MOV of an immediate, MOVZX. Memory is mapped one to one, so addresses are the host's. */
+/* MMIO by MOV between register and memory, MOV of an immediate, MOVZX, and MOV between RAX and an absolute address. Memory is mapped one to one, so addresses are the host's. */
 static void vc_mmio(struct frame *frame) {
     struct instruction in = prefixes(frame);
     u8 opcode = *in.at++;
@@ -206,14 +206,15 @@ static void vc_mmio(struct frame *frame) {
     if (is_extended) opcode = *in.at++;
     u32 size = !(opcode & 1) ? 1 : in.rex & 8 ? 8 : in.is_word ? 2 : 4;
     int is_zero_extension = is_extended && (opcode == 0xb6 || opcode == 0xb7);
-    int is_store = !is_extended && (opcode == 0x88 || opcode == 0x89), is_immediate = !is_extended && (opcode == 0xc6 || opcode == 0xc7);
-    int is_load = (!is_extended && (opcode == 0x8a || opcode == 0x8b)) || is_zero_extension;
+    int is_absolute = !is_extended && opcode >= 0xa0 && opcode <= 0xa3;
+    int is_store = !is_extended && (opcode == 0x88 || opcode == 0x89 || (is_absolute && opcode >= 0xa2)), is_immediate = !is_extended && (opcode == 0xc6 || opcode == 0xc7);
+    int is_load = (!is_extended && (opcode == 0x8a || opcode == 0x8b || (is_absolute && opcode < 0xa2))) || is_zero_extension;
     if (!is_store && !is_immediate && !is_load) terminate(0, 0);
     if (is_zero_extension) size = opcode & 1 ? 2 : 1;
     const u8 *modrm = in.at;
-    unsigned number = (*modrm >> 3 & 7) | (in.rex & 4 ? 8 : 0);
-    u64 address;
-    const u8 *end = operand(frame, in, modrm, &address);
+    unsigned number = is_absolute ? RAX : (*modrm >> 3 & 7) | (in.rex & 4 ? 8 : 0);
+    u64 address = is_absolute ? *(const u64 *)in.at : 0;
+    const u8 *end = is_absolute ? in.at + 8 : operand(frame, in, modrm, &address);
     volatile u8 *buffer = this_vcpu()->ghcb + GHCB_BUFFER;
     /* AH to BH: bytes 1 of registers 0 to 3 where there is no REX. */
     int is_high = size == 1 && !is_zero_extension && !in.rex && number >= 4;
