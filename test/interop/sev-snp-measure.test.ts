@@ -43,6 +43,8 @@ function theirs(...args: string[]): string {
   return stdout.trim();
 }
 
+const ours = (image: string): string => new URL(`../../guests/prebuilt/${image}`, import.meta.url).pathname;
+
 interface Row {
   readonly vmm: VmmType;
   readonly vcpus: number;
@@ -99,10 +101,10 @@ describe.skipIf(missing !== undefined)('sev-snp-measure gives the same digest', 
     compare(OVMF, { vmm: 'qemu', vcpus: 1, type, features: 1 }),
   );
 
-  const OURS = ['snp-hello.fd', 'attester.fd'];
+  const OURS = ['snp-hello.fd', 'attester.fd', 'snp-smp.fd'];
   it.each(OURS.flatMap((image) => rows.map((row) => ({ image, ...row }))))(
     'for our $image: $vmm, $vcpus vCPUs, $type',
-    ({ image, ...row }) => compare(new URL(`../../guests/prebuilt/${image}`, import.meta.url).pathname, row),
+    ({ image, ...row }) => compare(ours(image), row),
   );
 
   it.each(rows.map(name))('for a synthetic image: $vmm, $vcpus vCPUs, $type', async (row) => {
@@ -121,5 +123,6 @@ describe.skipIf(missing !== undefined)('sev-snp-measure gives the same digest', 
     await compare(path, row, { kernel });
     await compare(path, row, { kernel, initrd });
     await compare(path, row, { kernel, initrd, append: 'console=ttyS0 quiet' });
+    await compare(ours('attester.fd'), row, { kernel, initrd, append: 'console=ttyS0 quiet' });
   });
 });

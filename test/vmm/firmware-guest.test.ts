@@ -102,6 +102,15 @@ describe('firmware of an SNP guest', () => {
     expect(instructions).toBeLessThan(1_000_000);
   });
 
+  it('starts the other vCPUs where the guest creates them anew', async () => {
+    const { exit: end, console } = await run(
+      { type: 'sev-snp', image: prebuilt('snp-smp.fd'), imageName: 'snp-smp.fd', irqchip: 'split', smp: 3 },
+      'genoa',
+    );
+    expect(console).toMatch(/snp-smp: all as it should be\n$/);
+    expect(end).toEqual({ reason: 'debug-exit', code: 0 });
+  });
+
   it('of a section without RAM is refused, and nothing is left', async () => {
     const image = firmwareImage({ size: 65536, sections: [[0x200_0000, 0x1000, 1]] });
     await expect(run({ type: 'sev-snp', image, imageName: 'x.fd' }, 'milan')).rejects.toThrow(
@@ -112,6 +121,8 @@ describe('firmware of an SNP guest', () => {
   it('takes a kernel with kernel-hashes, and neither alone', async () => {
     const image = firmwareImage({ size: 65536 });
     const kernel = { kernel: new Uint8Array(1) };
+    const withoutHashTable = prebuilt('attester.fd');
+    withoutHashTable[withoutHashTable.indexOf('1f3755723b3a044b', 'hex')]! ^= 1;
     await expect(
       run({ type: 'sev-snp', image, imageName: 'x.fd', snp: { kernel } }, 'milan'),
     ).rejects.toThrow('kernel-hashes: got a kernel, but off, want both');
@@ -122,13 +133,23 @@ describe('firmware of an SNP guest', () => {
       run(
         {
           type: 'sev-snp',
-          image: prebuilt('attester.fd'),
+          image: withoutHashTable,
           imageName: 'attester.fd',
           snp: { guest: { 'kernel-hashes': true }, kernel },
         },
         'milan',
       ),
     ).rejects.toThrow('SEV: kernel specified but guest firmware has no hashes table GUID');
+    await expect(
+      run(
+        {
+          type: 'sev-snp',
+          image: prebuilt('attester.elf'),
+          snp: { guest: { 'kernel-hashes': true }, kernel },
+        },
+        'milan',
+      ),
+    ).rejects.toThrow('kernel-hashes: got image, want firmware (.fd)');
   });
 });
 
@@ -150,6 +171,23 @@ describe('the measurement in an SNP guest’s report is the expected one', () =>
     );
     const updates = await firmwareUpdates({ firmware: parseFirmware(image), vcpus, vcpuSignature });
     expect(measured(console)).toBe(hex(await launchDigest(updates)));
+  });
+
+  it('with a kernel’s hashes', async () => {
+    const image = prebuilt('attester.fd');
+    const kernel = {
+      kernel: Buffer.from('a kernel'),
+      initrd: Buffer.from('a disk'),
+      append: 'console=ttyS0',
+    };
+    const { console } = await run(
+      { type: 'sev-snp', image, imageName: 'attester.fd', snp: { guest: { 'kernel-hashes': true }, kernel } },
+      'milan',
+    );
+    const launch = { firmware: parseFirmware(image), vcpus: 1, vcpuSignature: 0xa00f11 };
+    const digest = hex(await launchDigest(await firmwareUpdates({ ...launch, kernel })));
+    expect(measured(console)).toBe(digest);
+    expect(digest).not.toBe(hex(await launchDigest(await firmwareUpdates(launch))));
   });
 
   it.each(rows)('from an ELF image: %s, signature %i, %i vCPUs', async (generation, _, vcpus) => {
