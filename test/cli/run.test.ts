@@ -159,8 +159,8 @@ describe('softcvm run: bad input is refused by name', () => {
     [
       'an unknown type',
       () => 'hello',
-      { type: 'sev-snp' },
-      '--type: got sev-snp, want sw-protected or default',
+      { type: 'tdx' },
+      '--type: got tdx, want sw-protected or default or sev-snp',
     ],
     ['an unknown kernel', () => 'hello', { kernel: '5.4' }, '--kernel: got 5.4, want 7.2 or 6.12'],
     [
