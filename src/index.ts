@@ -120,7 +120,7 @@ export interface VmOptions {
 /** Why a run ended, and what happened until then. */
 export interface RunReport {
   readonly exit: {
-    /** `shutdown`: a triple fault. `error`: `message` says which. */
+    /** `shutdown`: a triple fault, or a reset of a machine that cannot be reset. `error`: `message` says which. */
     readonly reason: 'debug-exit' | 'hlt' | 'shutdown' | 'timeout' | 'error';
     /** The guest's byte; 0 after hlt, 124 after a timeout, 125 after shutdown or error. */
     readonly code: number;

@@ -19,7 +19,7 @@ import {
 } from '../abi/kvm.ts';
 import { type Hva, PAGE_SIZE } from '../base/address.ts';
 import type { Entropy } from '../base/entropy.ts';
-import { LinuxError } from '../base/errors.ts';
+import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import { Trace } from '../base/trace.ts';
 import type { CpuidEntry, KvmVcpu, Process } from '../kernel/interface.ts';
 import { anonymousBackend } from './backends/anonymous.ts';
@@ -31,6 +31,7 @@ import { SevSnpGuest, type SevSnpGuestProperties } from './confidential-guest/se
 import { ConsoleBuffer } from './devices/console-buffer.ts';
 import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-exit.ts';
 import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioapic.ts';
+import { RESET_CONTROL_PORT, RESET_CONTROL_PORTS, ResetControl } from './devices/reset-control.ts';
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
 import { VmmError } from './error.ts';
 import { cpuidOf, hasGigabytePages, signatureOf, snpCpuid } from './guest-cpuid.ts';
@@ -225,6 +226,8 @@ export class Machine {
       this.ports = new AddressSpace(this.topology, 'I/O', containerRegion('io', 0x10000));
       this.ports.add(ioRegion('serial', SERIAL_PORTS, this.serial), SERIAL_PORT);
       this.ports.add(ioRegion('debug-exit', DEBUG_EXIT_PORTS, debugExit), DEBUG_EXIT_PORT);
+      const resetControl = new ResetControl();
+      this.ports.add(ioRegion('reset-control', RESET_CONTROL_PORTS, resetControl), RESET_CONTROL_PORT);
 
       const sevLeaf = {
         cBit: options.snp?.cBit ?? C_BIT,
@@ -256,6 +259,8 @@ export class Machine {
         ports: new IoDispatch(this.ports, { unassigned: 0xff }),
         memory: new IoDispatch(this.systemMemory, { unassigned: 0, process: process.memory }),
         debugExit,
+        resetControl,
+        reset: () => this.reset(),
         endOfInterrupt: (vector) => ioapic?.endOfInterrupt(vector),
         convert: (start, size, to) => convertMemory(context, start, size, to),
         preFaultSupported: this.kvm.preFaultSupported,
@@ -281,6 +286,12 @@ export class Machine {
       conversions: attributes?.changedPages ?? 0,
       privatePages: attributes === undefined ? 0 : this.ram.size / PAGE_SIZE - attributes.populatedPages,
     };
+  }
+
+  /** qemu_system_reset_request. Throws VmmError: registers of vCPUs whose state is protected cannot be set anew (kvm_cpus_are_resettable). */
+  reset(): void {
+    if (this.snp !== undefined) throw new VmmError('cpus are not resettable, terminating');
+    throw new NotImplementedError('system reset');
   }
 
   /** Gives back everything that the machine holds. */

@@ -31,7 +31,7 @@ export interface ExitCounts {
 }
 
 export interface RunEnd {
-  /** `shutdown`: a triple fault. */
+  /** `shutdown`: a triple fault, or a reset of a machine that cannot be reset. */
   readonly reason: 'debug-exit' | 'hlt' | 'shutdown' | 'timeout' | 'error';
   /** The guest's byte; 0 after hlt, 124 after a timeout, 125 after shutdown or error. */
   readonly code: number;

@@ -29,12 +29,13 @@ import type { KvmRun } from '../abi/kvm-run.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { type Clock, platformClock } from '../base/clock.ts';
 import type { Entropy } from '../base/entropy.ts';
-import { ERRNO } from '../base/errors.ts';
+import { ERRNO, NotImplementedError } from '../base/errors.ts';
 import type { Trace, TraceEvent } from '../base/trace.ts';
 import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
 import type { CertificateSource } from './confidential-guest/certificate-source.ts';
 import type { DebugExit } from './devices/debug-exit.ts';
-import { hex, nameOfResult } from './error.ts';
+import type { ResetControl } from './devices/reset-control.ts';
+import { hex, nameOfResult, VmmError } from './error.ts';
 import type { Conversion } from './memory/convert-memory.ts';
 import type { IoDispatch } from './memory/io-dispatch.ts';
 import { preFault } from './pre-fault.ts';
@@ -73,6 +74,9 @@ export interface RunLoopOptions {
   readonly ports: IoDispatch;
   readonly memory: IoDispatch;
   readonly debugExit: DebugExit;
+  readonly resetControl: ResetControl;
+  /** Resets the machine. Throws VmmError or NotImplementedError: it cannot be, and the run ends. */
+  readonly reset: () => void;
   /** KVM_EXIT_IOAPIC_EOI: the machine's IOAPIC hears of an EOI. */
   readonly endOfInterrupt: (vector: number) => void;
   readonly convert: (start: number, size: number, to: 'private' | 'shared') => Conversion;
@@ -319,7 +323,7 @@ export class RunLoop {
     const port = run.ioPort;
     const count = run.ioCount;
     const into = run.ioDirection === KVM_EXIT_IO_IN;
-    const { ports, debugExit } = this.#options;
+    const { ports, debugExit, resetControl } = this.#options;
     if (this.#trace.on) {
       this.#trace.emit({
         kind: 'exit',
@@ -339,6 +343,22 @@ export class RunLoop {
         this.#end = { reason: 'debug-exit', code: debugExit.code };
         return;
       }
+      if (resetControl.requested) {
+        this.#reset(turn);
+        return;
+      }
+    }
+  }
+
+  /** qemu_system_reset_request */
+  #reset(turn: Turn): void {
+    this.#options.resetControl.requested = false;
+    try {
+      this.#options.reset();
+    } catch (error) {
+      if (!(error instanceof VmmError || error instanceof NotImplementedError)) throw error;
+      const message = `vCPU ${turn.vcpu.id}: ${error.message}`;
+      this.#end = { reason: 'shutdown', code: EXIT_CODE_FAILED, message };
     }
   }
 

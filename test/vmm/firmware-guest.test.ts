@@ -78,6 +78,17 @@ describe('firmware of a guest that is no SNP guest', () => {
     expect(end.code).toBe(1);
   });
 
+  it('asks for a reset, which a machine with a plain guest does not have yet', async () => {
+    // mov dx,cf9h; mov al,6; out dx,al
+    const image = romOf(0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, ...exit(0));
+    const { exit: end } = await run({ type: 'default', image, imageName: 'x.fd' });
+    expect(end).toMatchObject({
+      reason: 'shutdown',
+      code: 125,
+      message: expect.stringMatching('system reset'),
+    });
+  });
+
   it('starts more than one vCPU with local APICs alone', async () => {
     const image = romOf(0xf4);
     await expect(run({ type: 'default', image, imageName: 'x.fd', smp: 2 })).rejects.toThrow(
@@ -109,6 +120,18 @@ describe('firmware of an SNP guest', () => {
     );
     expect(console).toMatch(/snp-smp: all as it should be\n$/);
     expect(end).toEqual({ reason: 'debug-exit', code: 0 });
+  });
+
+  it('cannot be reset', async () => {
+    const chip = new Chip({ generation: 'milan', entropy: seededEntropy(5) });
+    using host = createHost({ memory: 256 * MiB, chip });
+    using vm = host.createVm({
+      type: 'sev-snp',
+      memory: 16 * MiB,
+      image: prebuilt('snp-hello.fd'),
+      imageName: 'snp-hello.fd',
+    });
+    expect(() => vm.machine.reset()).toThrow('cpus are not resettable, terminating');
   });
 
   it('of a section without RAM is refused, and nothing is left', async () => {

@@ -3,6 +3,8 @@ import type { KvmRun } from '../../src/abi/kvm-run.ts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { Trace, type TraceEvent } from '../../src/base/trace.ts';
 import { DebugExit } from '../../src/vmm/devices/debug-exit.ts';
+import { ResetControl } from '../../src/vmm/devices/reset-control.ts';
+import { VmmError } from '../../src/vmm/error.ts';
 import { AddressSpace } from '../../src/vmm/memory/address-space.ts';
 import type { Conversion } from '../../src/vmm/memory/convert-memory.ts';
 import { IoDispatch } from '../../src/vmm/memory/io-dispatch.ts';
@@ -82,6 +84,8 @@ function setUp(
   const topology = new MemoryTopology();
   const ports = new AddressSpace(topology, 'ports', containerRegion('ports', 0x10000));
   ports.add(ioRegion('debug-exit', 4, debugExit), 0xf4);
+  const resetControl = new ResetControl();
+  ports.add(ioRegion('reset-control', 1, resetControl), 0xcf9);
   const writes: [number, number, number][] = [];
   const device = {
     maxAccessSize: 4 as const,
@@ -99,6 +103,10 @@ function setUp(
     ports: new IoDispatch(ports, { unassigned: 0xff }),
     memory: new IoDispatch(memory, { unassigned: 0 }),
     debugExit,
+    resetControl,
+    reset: () => {
+      throw new VmmError('cpus are not resettable, terminating');
+    },
     endOfInterrupt: (vector) => void ends.push(vector),
     convert,
     preFaultSupported: options.preFaultSupported ?? true,
@@ -115,6 +123,11 @@ afterEach(() => vi.useRealTimers());
 describe('a run ends', () => {
   it.each([
     ['by the byte that the guest writes to port 0xf4', out(0xf4, 7), { reason: 'debug-exit', code: 7 }],
+    [
+      'by a reset that cannot be',
+      out(0xcf9, 6),
+      { reason: 'shutdown', code: 125, message: 'vCPU 0: cpus are not resettable, terminating' },
+    ],
     [
       'by the lowest byte of a wider write',
       io(1, 0xf4, 4, [0x12345678]),
