@@ -21,10 +21,10 @@ const GENERAL = [
   ...([8, 9, 10, 11, 12, 13, 14, 15] as const).map((n) => [`r${n}`, VMSA.R8 + 8 * (n - 8)] as const),
 ] as const;
 
-/** The page's 4096 bytes. `features`: SEV_FEATURES of the guest. */
 /** Of the XSAVE image. */
 const MXCSR_IN_XSAVE = 24;
 
+/** The page's 4096 bytes. `features`: SEV_FEATURES of the guest. */
 export function expectedVmsa(vcpu: KvmVcpu, features: bigint): Uint8Array {
   const page = new Uint8Array(4096);
   const view = new DataView(page.buffer);
