@@ -3,9 +3,15 @@
  */
 import { bytes, pad, struct, u8, u16, u32, u64 } from './layout.ts';
 
-/** Command numbers. Those of SEV without SNP that this house lacks have no name here. */
+/** Command numbers. Of SEV without SNP those that /dev/sev can ask for. */
 export const SEV_CMD = {
+  PLATFORM_RESET: 0x03,
   PLATFORM_STATUS: 0x04,
+  PEK_GEN: 0x05,
+  PEK_CSR: 0x06,
+  PEK_CERT_IMPORT: 0x07,
+  PDH_CERT_EXPORT: 0x08,
+  PDH_GEN: 0x09,
   GET_ID: 0x0c,
   SNP_INIT: 0x81,
   SNP_SHUTDOWN: 0x82,

@@ -12,8 +12,10 @@ export interface Process {
   readonly memory: ProcessMemory;
   /** `open("/dev/kvm")`. */
   openKvm(): Kvm;
-  /** `open("/dev/sev")`. Returns its file descriptor. */
-  openSev(): number;
+  /** `open("/dev/sev")`, O_RDWR or (`readOnly`) O_RDONLY. Returns its file descriptor. */
+  openSev(options?: { readOnly?: boolean }): number;
+  /** SEV_ISSUE_CMD of such a descriptor. Errors: EBADF, ENOTTY, ENODEV, EINVAL, EPERM, EIO (`error` is firmware's status then). */
+  sevIssueCommand(fd: number, command: SevIssueCommand): void;
   /** `memfd_create`: a shared memory object of size 0. Returns its file descriptor. */
   memfdCreate(name: string): number;
   /** `open(path, O_RDWR | O_CREAT)` on the host's tmpfs (`readOnly`: O_RDONLY, ENOENT when absent). */
@@ -142,6 +144,14 @@ export interface KvmVm {
   memoryEncryptOp(command: SevCommand | undefined): void;
   /** Closes the VM's descriptor; the VM lives on while vCPUs or guest_memfd files hold it. */
   close(): void;
+}
+
+/** struct sev_issue_cmd with what `data` points to: `data`, and `blob`, to which an address in `data` points. Both are written to by commands that answer there. */
+export interface SevIssueCommand {
+  readonly cmd: number;
+  readonly data?: Uint8Array;
+  readonly blob?: Uint8Array;
+  error?: number;
 }
 
 /** struct kvm_sev_cmd with what `data` points to. `error`: firmware's status, whatever came of the call. */

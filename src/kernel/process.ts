@@ -5,9 +5,9 @@
 import { LinuxError } from '../base/errors.ts';
 import type { HostMemory } from '../hardware/memory/host-memory.ts';
 import type { Psp } from './ccp/psp.ts';
-import { openSevDevice } from './ccp/sev-device.ts';
+import { isSevDevice, openSevDevice, sevIssueCommand } from './ccp/sev-device.ts';
 import { FileTable, OpenFile } from './files.ts';
-import type { Kvm, Process as ProcessInterface } from './interface.ts';
+import type { Kvm, Process as ProcessInterface, SevIssueCommand } from './interface.ts';
 import { AddressSpace } from './mm/address-space.ts';
 import { SharedMemory } from './mm/shared-memory.ts';
 import { Tmpfs } from './tmpfs.ts';
@@ -54,8 +54,16 @@ export class Process implements ProcessInterface {
   }
 
   /** Errors: ENODEV, EMFILE. */
-  openSev(): number {
-    return openSevDevice(this.files, this.#psp);
+  openSev(options: { readOnly?: boolean } = {}): number {
+    return openSevDevice(this.files, this.#psp, options.readOnly === true ? 'read' : 'write');
+  }
+
+  /** Errors in order: EBADF, ENOTTY (not /dev/sev), those of the commands. */
+  sevIssueCommand(fd: number, command: SevIssueCommand): void {
+    const file = this.files.get(fd);
+    if (this.#psp === undefined || !isSevDevice(this.files, fd))
+      throw new LinuxError('ENOTTY', `SEV_ISSUE_CMD: descriptor ${fd} is not /dev/sev`);
+    sevIssueCommand(this.#psp, command, file.writable ? 'write' : 'read');
   }
 
   /** Errors: EINVAL (name longer than 249 bytes), EMFILE. */

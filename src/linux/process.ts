@@ -50,6 +50,10 @@ export class LinuxProcess implements Process {
     return this.open('/dev/sev', { readOnly: false, create: false });
   }
 
+  sevIssueCommand(): void {
+    throw new NotImplementedError('SEV_ISSUE_CMD of the real /dev/sev');
+  }
+
   memfdCreate(name: string): number {
     return this.adopt(
       this.libc.call(`memfd_create ${name}`, 'memfd_create', ['str', 'uint32_t'], name, MFD_CLOEXEC),

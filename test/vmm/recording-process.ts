@@ -262,6 +262,9 @@ export class RecordingProcess implements Process {
     this.#call('openSev');
     return 99;
   }
+  sevIssueCommand(): void {
+    throw new Error('no /dev/sev');
+  }
   openKvm(): Kvm {
     this.#call('openKvm');
     this.kvmOpen = true;

@@ -98,6 +98,33 @@ export class Psp {
     return status;
   }
 
+  /** Issues a command that answers in its own buffer: `bytes` become the answer, whatever the status. */
+  exchange(command: number, bytes: Uint8Array): number {
+    const frame = this.memory.allocate(0, this.memory.owner('psp'));
+    if (frame < 0) return SEV_STATUS.RESOURCE_LIMIT;
+    const page = frame as Pfn;
+    this.memory.write(spaOf(page), bytes);
+    if (makeFirmware(this.memory, page) !== 0) {
+      this.memory.free(page, 0);
+      return SEV_STATUS.RESOURCE_LIMIT;
+    }
+    const status = this.#mailbox.execute(command, spaOf(page));
+    if (!this.reclaim(page)) return status;
+    this.memory.read(spaOf(page), bytes);
+    this.memory.free(page, 0);
+    return status;
+  }
+
+  /** Issues a command that takes the address of bytes to read. `build` makes the command buffer. */
+  tell(command: number, bytes: Uint8Array, build: (at: bigint) => Uint8Array): number {
+    const frame = this.memory.allocate(0, this.memory.owner('psp'));
+    if (frame < 0) return SEV_STATUS.RESOURCE_LIMIT;
+    this.memory.write(spaOf(frame as Pfn), bytes);
+    const status = this.command(command, build(BigInt(spaOf(frame as Pfn))));
+    this.memory.free(frame as Pfn, 0);
+    return status;
+  }
+
   /** A page that is firmware's (snp_alloc_firmware_page); NO_PFN when there is none. */
   allocatePage(): Pfn {
     const frame = this.memory.allocate(0, this.memory.owner('psp'));
@@ -110,6 +137,13 @@ export class Psp {
   /** Gives a firmware page back to the kernel's allocator (snp_free_firmware_page). */
   freePage(frame: Pfn): void {
     if (this.reclaim(frame)) this.memory.free(frame, 0);
+  }
+
+  /** What firmware wrote to a page of its own, which goes back to the kernel's allocator. */
+  takePage(frame: Pfn, into: Uint8Array): void {
+    if (!this.reclaim(frame)) return;
+    this.memory.read(spaOf(frame), into);
+    this.memory.free(frame, 0);
   }
 
   /** Takes a page back from firmware: SNP_PAGE_RECLAIM, then RMPUPDATE. False: it is leaked. */
