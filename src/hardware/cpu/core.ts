@@ -100,12 +100,12 @@ export class Core {
   /** What kept `#nextFrame` from an answer: a LEAVE code. */
   #fetchFailure = 0;
 
-  /** Errors: throws when host memory has no room for the state block. */
+  /** Throws RangeError when host memory has no room for the state block and some decoded code. */
   constructor(options: CoreOptions) {
     const { id, memory, trace } = options;
     const owner = options.owner ?? memory.owner('core');
     const block = memory.allocateSilicon(STATE_ORDER, owner);
-    if (block === NO_FRAME) throw new Error('no host memory is left for a core');
+    if (block === NO_FRAME) throw new RangeError('no host memory is left for a core');
     this.#state = block * 4096;
     this.#retired = (this.#state + STATE.RETIRED) >>> 2;
     const registers = new Registers(memory, this.#state);
@@ -155,20 +155,25 @@ export class Core {
     this.#entry = new GuestEntry(this.#parts, encrypted);
     this.#exit = new GuestExit(this.#parts, encrypted);
     this.#stepping = new Stepping(this.#parts, () => this.#stepOnce());
-    this.interpreter = new Interpreter({
-      memory,
-      owner,
-      state: this.#state,
-      slowPath: {
-        load: (_state, size) => access.load(size, access.privilege),
-        store: (_state, size) => access.store(size, access.privilege),
-        probe: (_state, size) => access.probe(size, access.privilege),
-        system: (_state, record) => system.execute(record),
-      },
-      onCodeFrame: (frame) => this.#protectCode(frame),
-      onUndefined: (mnemonic, rip) => this.#traceUndefined(mnemonic, rip),
-      ...(options.codeBytes === undefined ? {} : { codeBytes: options.codeBytes }),
-    });
+    try {
+      this.interpreter = new Interpreter({
+        memory,
+        owner,
+        state: this.#state,
+        slowPath: {
+          load: (_state, size) => access.load(size, access.privilege),
+          store: (_state, size) => access.store(size, access.privilege),
+          probe: (_state, size) => access.probe(size, access.privilege),
+          system: (_state, record) => system.execute(record),
+        },
+        onCodeFrame: (frame) => this.#protectCode(frame),
+        onUndefined: (mnemonic, rip) => this.#traceUndefined(mnemonic, rip),
+        ...(options.codeBytes === undefined ? {} : { codeBytes: options.codeBytes }),
+      });
+    } catch (error) {
+      memory.free(pfnOf(this.#state as Spa), STATE_ORDER);
+      throw error;
+    }
     this.#legacy = new LegacyExecution({
       parts: this.#parts,
       segments,

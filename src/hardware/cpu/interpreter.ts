@@ -210,7 +210,7 @@ export class Interpreter {
 
   /** Gives page maps and records back to host memory. */
   close(): void {
-    this.flush();
+    this.#pages.close();
   }
 
   #emptyFetchTlb(): void {

@@ -20,6 +20,8 @@ export interface CodeMemory {
 const MAP_ORDER = 2;
 const BLOCK_ORDER = 4;
 const BLOCK_BYTES = 4096 << BLOCK_ORDER;
+/** An instruction lies in two pages at most. */
+const KEPT_MAPS = 2;
 const NO_FRAME = -1;
 
 /** Decoded code of one frame in one mode. */
@@ -48,12 +50,24 @@ export class CodePages {
   readonly #options: CodePagesOptions;
   /** By mode, then frame. */
   readonly #pages = Array.from({ length: VECTOR_MODES }, () => new Map<number, CodePage>());
-  #blocks: number[] = [];
-  #blockUsed = BLOCK_BYTES;
+  /** Kept from the beginning to the end, so that an instruction and its straddler always have room: page maps, which may be in use, and the first block. */
+  readonly #kept: readonly number[];
+  #unused: number[];
+  #blocks: number[];
+  #blockUsed = 0;
 
+  /** Throws RangeError when there is no memory for an instruction at all. */
   constructor(memory: CodeMemory, options: CodePagesOptions) {
     this.#memory = memory;
     this.#options = options;
+    const block = memory.allocateSilicon(BLOCK_ORDER, options.owner);
+    this.#blocks = block === NO_FRAME ? [] : [block];
+    const maps = Array.from({ length: KEPT_MAPS }, () => memory.allocateSilicon(MAP_ORDER, options.owner));
+    this.#kept = maps.filter((pfn) => pfn !== NO_FRAME);
+    this.#unused = [...this.#kept];
+    if (this.#blocks.length === 1 && this.#kept.length === KEPT_MAPS) return;
+    this.close();
+    throw new RangeError('no host memory is left for decoded code');
   }
 
   get(frame: number, mode: number): CodePage | undefined {
@@ -62,7 +76,7 @@ export class CodePages {
 
   /** A new page for a frame that has none; undefined when there is no room: flush, then ask again. */
   create(frame: number, mode: number): CodePage | undefined {
-    const pfn = this.#allocate(MAP_ORDER);
+    const pfn = this.#unused.pop() ?? this.#allocate(MAP_ORDER);
     if (pfn === NO_FRAME) return undefined;
     const page = { frame, mode, map: pfn * 4096, decoded: new Int32Array(128), first: [] };
     this.#pages[mode]!.set(frame, page);
@@ -95,15 +109,27 @@ export class CodePages {
     page.decoded.fill(0);
   }
 
-  /** Gives everything back. No record or page map may be in use. */
+  /** Forgets everything. No record or page map may be in use. */
   flush(): void {
+    const { words } = this.#memory;
     for (const pages of this.#pages) {
-      for (const page of pages.values()) this.#memory.free(page.map / 4096, MAP_ORDER);
+      for (const { map } of pages.values()) {
+        const pfn = map / 4096;
+        if (!this.#kept.includes(pfn)) this.#memory.free(pfn, MAP_ORDER);
+        else words.fill(0, map >>> 2, (map >>> 2) + 4096);
+      }
       pages.clear();
     }
-    for (const pfn of this.#blocks) this.#memory.free(pfn, BLOCK_ORDER);
-    this.#blocks = [];
-    this.#blockUsed = BLOCK_BYTES;
+    this.#unused = [...this.#kept];
+    for (const pfn of this.#blocks.splice(1)) this.#memory.free(pfn, BLOCK_ORDER);
+    this.#blockUsed = 0;
+  }
+
+  /** Gives all memory back, for good. */
+  close(): void {
+    this.flush();
+    for (const pfn of this.#kept) this.#memory.free(pfn, MAP_ORDER);
+    for (const pfn of this.#blocks.splice(0)) this.#memory.free(pfn, BLOCK_ORDER);
   }
 
   #allocate(order: number): number {

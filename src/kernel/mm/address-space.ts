@@ -163,6 +163,9 @@ export class AddressSpace implements ProcessMemory {
         `madvise ${advice}: address 0x${address.toString(16)}, length ${length}`,
       );
     }
+    // A negative length that is rounded up to 0 is none.
+    if (bytes === 0 && length !== 0) throw new LinuxError('EINVAL', `madvise ${advice}: length ${length}`);
+    if (bytes === 0) return;
     const end = address + bytes;
     let reached: number = address;
     let holes = false;

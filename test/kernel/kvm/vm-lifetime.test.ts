@@ -1,6 +1,7 @@
 /** How long a VM lives: while its descriptor, a vCPU or a guest_memfd file of it is open. */
 import { describe, expect, it } from 'vitest';
 import type { TraceEvent } from '../../../src/base/trace.ts';
+import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { failure } from '../process-fixture.ts';
 import { startVm, type TestVm } from './vm-fixture.ts';
 
@@ -252,5 +253,42 @@ describe('a vCPU that is closed', () => {
     expect(next.kvmRun.exitReason).toBe(0);
     expect(next.kvmRun.bytes.includes(0x55)).toBe(false);
     expect(next.getRegs().rip).toBe(0xfff0n);
+  });
+});
+
+describe('a vCPU whose core finds no host memory', () => {
+  it('says ENOMEM, runs when there is some, and then never lacks room for an instruction', () => {
+    const kernel = createKernel({ memory: 1 << 20 });
+    const process = kernel.newProcess();
+    const vm = process.openKvm().createVm(0);
+    const at = process.memory.mmap({ length: 0x10000, protection: 3, flags: 0x22 });
+    vm.setUserMemoryRegion({
+      slot: 0,
+      flags: 0,
+      guestPhysAddr: 0n,
+      memorySize: 0x10000n,
+      userspaceAddr: BigInt(at),
+    });
+    // inc ax, three times, and hlt: over the end of a page
+    process.memory.write((at + 0xffe) as never, Uint8Array.of(0x40, 0x40, 0x40, 0xf4));
+    const vcpu = vm.createVcpu(0);
+    const sregs = vcpu.getSregs();
+    vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, base: 0n, selector: 0 } });
+    vcpu.setRegs({ ...vcpu.getRegs(), rip: 0xffen });
+    // The guest's pages are mapped; then everything else goes.
+    vcpu.preFaultMemory({ gpa: 0n, size: 0x2000n, flags: 0n });
+    const owner = kernel.memory.owner('hog');
+    const hog: number[] = [];
+    for (let pfn = kernel.memory.allocate(0, owner); pfn >= 0; pfn = kernel.memory.allocate(0, owner))
+      hog.push(pfn);
+    expect(vcpu.run()).toBe(-12);
+    expect(() => vcpu.getFpu()).toThrow('ENOMEM');
+    const before = kernel.memory.freeFrames;
+    for (const pfn of hog) kernel.memory.free(pfn as never, 0);
+    vcpu.getFpu();
+    for (let pfn = kernel.memory.allocate(0, owner); pfn >= 0; pfn = kernel.memory.allocate(0, owner));
+    expect(kernel.memory.freeFrames).toBe(before);
+    expect([vcpu.run(), vcpu.kvmRun.exitReason, vcpu.getRegs().rax]).toEqual([0, 5, 3n]);
+    kernel.close();
   });
 });

@@ -293,6 +293,11 @@ describe('madvise', () => {
     ['DONTNEED of anonymous memory', 'OK', (f) => f.process.memory.madvise(mapped(f, RW, ANON), 16384, 4)],
     ['DONTNEED of length 0', 'OK', (f) => f.process.memory.madvise(hva(0x100000), 0, 4)],
     [
+      'DONTNEED of a length that is 0 only when rounded up',
+      'EINVAL',
+      (f) => f.process.memory.madvise(mapped(f, RW, ANON), -1, 4),
+    ],
+    [
       'DONTNEED of a misaligned address',
       'EINVAL',
       (f) => f.process.memory.madvise(hva(mapped(f, RW, ANON) + 1), 1, 4),
