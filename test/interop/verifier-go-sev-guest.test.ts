@@ -10,9 +10,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { CERTIFICATE_GUID, encodeCertificateTable } from '../../src/abi/certificate-table.ts';
+import { writePem } from '../../src/attest/pem.ts';
 import { KeyServer } from '../../src/authority/kds.ts';
 import { CASES, evidenceFor, type PeerEvidence, peerAuthority } from './peers/evidence.ts';
 import { goPeer, run } from './peers/install.ts';
+import { runAttester } from './peers/real-run.ts';
 
 const peer = await goPeer('go-sev-guest');
 if (peer.missing !== undefined) console.log(`skipped: ${peer.missing}`);
@@ -123,6 +125,21 @@ describe.skipIf(peer.missing !== undefined)('go-sev-guest', () => {
       expect(await judge(report, options)).toContain('status 429');
       await server.close();
     });
+  });
+
+  it.each(['Milan', 'Genoa', 'Turin'] as const)('verifies what a guest on a %s printed', async (product) => {
+    const { report, table, measurement, guestData } = await runAttester(product, 7);
+    const { intermediate, ark } = await peerAuthority().chain('vcek', product);
+    const options = {
+      product,
+      table,
+      measurement,
+      roots: bytesOf(writePem('CERTIFICATE', intermediate) + writePem('CERTIFICATE', ark)),
+      'report-data': guestData,
+      ...(product === 'Turin' && { parts: 'true' }),
+    };
+    expect(await judge(report, options)).toBe('verified');
+    expect(await judge(report, { ...options, roots: undefined })).toContain('unknown authority');
   });
 
   const amd = new URL('../../../shared/data/evidence/', import.meta.url).pathname;

@@ -3,16 +3,19 @@
  * computed by it and by us.
  *
  * Its limits, in 0.11.0: it does not compare a report's chip id with the certificate's (a subject of SEV-VCEK counts as an ASK's for it), reads no
- * revocation list, and has to be told the generation of a report of version 2. It fetches from AMD's server alone, so our server is not asked.
+ * revocation list, and has to be told the generation of a report of version 2. It fetches from AMD's server alone, so ours is not asked. It expects 0 in
+ * RDX of a vCPU that EC2 starts, where sev-snp-measure and we have 0x600, and knows no GCE: digests are compared for QEMU.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { generateKeyPairSync } from 'node:crypto';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { writePem } from '../../src/attest/pem.ts';
+import { firmwareImage } from '../attest/firmware-image.ts';
 import { CASES, type Case, evidenceFor, type PeerEvidence, peerAuthority } from './peers/evidence.ts';
 import { cratePeer, type Outcome, run } from './peers/install.ts';
-import { runAttester } from './peers/real-run.ts';
+import { runAttester, softcvm } from './peers/real-run.ts';
 
 const peer = await cratePeer('snpguest', '0.11.0');
 if (peer.missing !== undefined) console.log(`skipped: ${peer.missing}`);
@@ -159,5 +162,91 @@ describe.skipIf(peer.missing !== undefined)('snpguest', () => {
     expect(await verifyReport(certs, report, ...model, ...expected)).toMatchObject({ status: 0, errors: '' });
     const otherNonce = ['--measurement', `0x${measurement}`, '--report-data', `0x${'00'.repeat(64)}`];
     expect((await verifyReport(certs, report, ...model, ...otherNonce)).errors).toContain('did not match');
+  });
+
+  describe('computes the launch digest', () => {
+    const ovmf = '/usr/share/ovmf/OVMF.fd';
+    const noOvmf = existsSync(ovmf) ? undefined : `${ovmf} is missing (Debian: ovmf)`;
+    if (noOvmf !== undefined) console.log(`skipped: ${noOvmf}`);
+    const compare = async (...args: readonly string[]): Promise<void> => {
+      const ours = await softcvm('measure', '--mode', 'snp', ...args);
+      expect(await snpguest('generate', 'measurement', ...args)).toEqual({
+        status: 0,
+        output: `0x${ours}`,
+        errors: '',
+      });
+    };
+    const image = (path: string, vcpus: number, type: string, features: string): readonly string[] => [
+      ...['--ovmf', path, '--vcpus', String(vcpus), '--vcpu-type', type],
+      ...['--guest-features', features, '--vmm-type', 'qemu'],
+    ];
+    const rows = [
+      [1, 'EPYC-Milan', '0x1'],
+      [2, 'EPYC-Genoa-v1', '0x21'],
+      [17, 'EPYC-Turin', '0x1'],
+      [4, 'EPYC-Rome-v3', '0x3'],
+    ] as const;
+
+    it.skipIf(noOvmf !== undefined).each(rows)('of OVMF.fd as we do: %i vCPUs, %s, features %s', (...row) =>
+      compare(...image(ovmf, ...row)),
+    );
+
+    it.each(rows)('of our guest as a firmware image as we do: %i vCPUs, %s, features %s', (...row) =>
+      compare(...image(new URL('../../guests/prebuilt/attester.fd', import.meta.url).pathname, ...row)),
+    );
+
+    it('with kernel, initial RAM disk and command line as we do', async () => {
+      const path = join(folder, 'firmware.fd');
+      writeFileSync(path, firmwareImage());
+      const [kernel, initrd] = [join(folder, 'kernel'), join(folder, 'initrd')];
+      writeFileSync(kernel, 'a kernel');
+      writeFileSync(initrd, 'a disk');
+      const args = [...image(path, 2, 'EPYC-Milan', '0x1'), '--kernel', kernel];
+      await compare(...args);
+      await compare(...args, '--initrd', initrd, '--append', 'console=ttyS0 quiet');
+    });
+  });
+
+  describe('signs an ID block', () => {
+    const key = (name: string): string => {
+      const path = join(folder, `${name}.pem`);
+      const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-384' });
+      writeFileSync(path, privateKey.export({ format: 'pem', type: 'pkcs8' }));
+      return path;
+    };
+    const [idKey, authorKey] = [key('id'), key('author')];
+    const idBlock = async (digest: string, policy: string): Promise<readonly string[]> => {
+      const files = [join(folder, 'id-block'), join(folder, 'id-auth')] as const;
+      const { status } = await snpguest(
+        ...['generate', 'id-block', idKey, authorKey, `0x${digest}`, '--svn', '7', '--policy', policy],
+        ...['--family-id', 'aa'.repeat(16), '--image-id', 'bb'.repeat(16)],
+        ...['--id-file', files[0], '--auth-file', files[1]],
+      );
+      expect(status).toBe(0);
+      return ['--policy', '0x30000', '--id-block', files[0], '--id-auth', files[1], '--author-key'];
+    };
+    const digestOf = async (path: string): Promise<string> =>
+      (await snpguest('generate', 'key-digest', path)).output.replace('0x', '');
+
+    it('that our firmware accepts and reports show', async () => {
+      const { measurement } = await runAttester('Milan', 7);
+      const options = await idBlock(measurement, '0x30000');
+      const { report } = await runAttester('Milan', 7, options);
+      const field = (at: number, size: number): string => Buffer.from(report).toString('hex', at, at + size);
+      expect(field(0x04, 4)).toBe('07000000');
+      expect(field(0x10, 16)).toBe('aa'.repeat(16));
+      expect(field(0x20, 16)).toBe('bb'.repeat(16));
+      expect(field(0x48, 4)).toBe('01000000');
+      expect(field(0xe0, 48)).toBe(await digestOf(idKey));
+      expect(field(0x110, 48)).toBe(await digestOf(authorKey));
+    });
+
+    it('of another digest or policy, which our firmware refuses', async () => {
+      const other = await idBlock('11'.repeat(48), '0x30000');
+      await expect(runAttester('Milan', 7, other)).rejects.toThrow('BAD_MEASUREMENT');
+      const { measurement } = await runAttester('Milan', 7);
+      const policy = await idBlock(measurement, '0xb0000');
+      await expect(runAttester('Milan', 7, policy)).rejects.toThrow('POLICY_FAILURE');
+    });
   });
 });

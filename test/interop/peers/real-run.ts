@@ -16,14 +16,19 @@ export interface RunEvidence {
   readonly table: Uint8Array;
 }
 
-async function softcvm(...args: readonly string[]): Promise<string> {
+/** Its standard output. Throws with what it says on standard error, where it ends with another status than 0. */
+export async function softcvm(...args: readonly string[]): Promise<string> {
   const { status, output, errors } = await run(process.execPath, [cli, ...args], { timeoutMs: 120_000 });
   if (status !== 0) throw new Error(`softcvm ${args.join(' ')}: ${errors}`);
   return output;
 }
 
-/** An SNP guest on a chip of that generation, of the authority with `seed`. */
-export async function runAttester(product: string, seed: number): Promise<RunEvidence> {
+/** An SNP guest on a chip of that generation, of the authority with `seed`; `options` are more of `softcvm run`'s. */
+export async function runAttester(
+  product: string,
+  seed: number,
+  options: readonly string[] = [],
+): Promise<RunEvidence> {
   const folder = mkdtempSync(join(tmpdir(), 'softcvm-attester-'));
   try {
     const certs = join(folder, 'certificates');
@@ -31,7 +36,7 @@ export async function runAttester(product: string, seed: number): Promise<RunEvi
     const guestData = Buffer.from(`nonce for a ${product}`.padEnd(64, '.')).toString('hex');
     const printed = await softcvm(
       ...['run', 'attester', '--type', 'sev-snp', '--chip', product.toLowerCase(), '--seed', String(seed)],
-      ...['--certs', certs, '--guest-data', guestData, '--json'],
+      ...['--certs', certs, '--guest-data', guestData, '--json', ...options],
     );
     const { report, certificates, launch } = JSON.parse(printed) as {
       report: string;

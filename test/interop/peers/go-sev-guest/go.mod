@@ -1,6 +1,6 @@
 module softcvm/peers/go-sev-guest
 
-go 1.21
+go 1.19
 
 require github.com/google/go-sev-guest v0.15.0
 
