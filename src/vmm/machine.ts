@@ -17,11 +17,11 @@ import {
   KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../abi/kvm.ts';
-import { type Hva, PAGE_SIZE } from '../base/address.ts';
+import { PAGE_SIZE } from '../base/address.ts';
 import type { Entropy } from '../base/entropy.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import { Trace } from '../base/trace.ts';
-import type { CpuidEntry, KvmVcpu, Process } from '../kernel/interface.ts';
+import type { KvmVcpu, Process } from '../kernel/interface.ts';
 import { anonymousBackend } from './backends/anonymous.ts';
 import { fileBackend } from './backends/file.ts';
 import { memfdBackend } from './backends/memfd.ts';
@@ -34,46 +34,19 @@ import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioa
 import { RESET_CONTROL_PORT, RESET_CONTROL_PORTS, ResetControl } from './devices/reset-control.ts';
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
 import { VmmError } from './error.ts';
-import { cpuidOf, hasGigabytePages, signatureOf, snpCpuid } from './guest-cpuid.ts';
+import { cpuidOf, snpCpuid } from './guest-cpuid.ts';
 import { KvmState } from './kvm-state.ts';
-import { buildBootArea, entryRegs, entrySregs } from './loaders/boot-area.ts';
-import { loadElf64 } from './loaders/elf64.ts';
-import {
-  addSnpFirmware,
-  type Firmware,
-  firmwareStart,
-  ISA_BIOS,
-  isFirmwareName,
-  loadFirmware,
-} from './loaders/firmware.ts';
-import { loadFlatBinary } from './loaders/flat-binary.ts';
-import type { LoadedImage } from './loaders/image.ts';
 import type { KernelFiles } from './loaders/kernel-hashes.ts';
-import {
-  hostPage,
-  SNP_BOOT,
-  snpCpuidTable,
-  snpEntryRegs,
-  snpEntrySregs,
-  snpLaunchRanges,
-} from './loaders/snp-boot.ts';
-import type { VcpuStart } from './loaders/vcpu-start.ts';
+import { hostPage, SNP_BOOT, snpCpuidTable } from './loaders/snp-boot.ts';
 import { AddressSpace } from './memory/address-space.ts';
 import { convertMemory } from './memory/convert-memory.ts';
 import { DiscardRequirements } from './memory/discard-requirements.ts';
 import { IoDispatch } from './memory/io-dispatch.ts';
 import { KvmSlots } from './memory/kvm-slots.ts';
-import {
-  aliasRegion,
-  containerRegion,
-  ioRegion,
-  type MemoryRegion,
-  memoryRegionIsRam,
-  ramPointer,
-  romRegion,
-} from './memory/memory-region.ts';
+import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
 import { MemoryTopology } from './memory/memory-topology.ts';
 import { RamList } from './memory/ram-list.ts';
+import { type Board, loadPayload, type Placed, placePayload } from './payload.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
 
 /** ISA's interrupt of the first serial port. */
@@ -212,7 +185,16 @@ export class Machine {
         }),
       );
       const cpuid = this.kvm.kvm.getSupportedCpuid();
-      const boot = this.#place(process, payload, options, cpuid);
+      const board: Board = {
+        process,
+        topology: this.topology,
+        systemMemory: this.systemMemory,
+        ramList: this.ramList,
+        ram: this.ram,
+        addRam: (at, region) => this.#addRam(at, region),
+        atClose: (undo) => void this.#cleanups.push(undo),
+      };
+      const boot = placePayload(board, payload, options, cpuid);
 
       const output = new ConsoleBuffer(options.console);
       const debugExit = new DebugExit();
@@ -301,104 +283,6 @@ export class Machine {
     for (const cleanup of this.#cleanups.reverse()) cleanup();
   }
 
-  /** The image in shared memory, with the stub that copies it in. Returns the area's address. */
-  #addBootArea(
-    process: Process,
-    image: LoadedImage,
-    { memory, bootStub, irqchip }: MachineOptions,
-    cpuid: readonly CpuidEntry[],
-  ): number {
-    const largestPage = hasGigabytePages(cpuid) ? '1G' : '2M';
-    const boot = buildBootArea({ memory, image, stub: bootStub, largestPage });
-    if (irqchip === 'split' && boot.base + boot.bytes.length > IOAPIC_ADDRESS)
-      throw new VmmError(
-        `memory: got ${memory} bytes, with irqchip split want less than what ends at the IOAPIC, 0xfec00000`,
-      );
-    const bootRam = this.#addRam(
-      boot.base,
-      anonymousBackend(
-        { process, ramList: this.ramList },
-        { name: 'boot', size: boot.bytes.length, sharing: 'private', guestMemfd: 'none' },
-      ),
-    );
-    process.memory.write(ramPointer(bootRam, 0), boot.bytes);
-    return boot.base;
-  }
-
-  /** Puts what is started where it belongs. */
-  #place(process: Process, payload: Payload, options: MachineOptions, cpuid: readonly CpuidEntry[]): Placed {
-    const isSnp = options.type === 'sev-snp';
-    if (payload.kind === 'firmware') {
-      const { firmware } = payload;
-      const region = this.#addFirmware(process, firmware, options.type);
-      const kernel = options.snp?.kernel;
-      return {
-        start: firmwareStart(firmware, signatureOf(cpuid), isSnp ? 'protected' : 'plain'),
-        queue: (snp, table) =>
-          addSnpFirmware(firmware, {
-            process,
-            image: ramPointer(region, 0),
-            ram: (gpa, size) => this.#ramAt(gpa, size),
-            cpuid: table,
-            kernel,
-            add: (...pages) => snp.addPages(...pages),
-          }),
-        shared: [],
-      };
-    }
-    const { image } = payload;
-    if (isSnp) {
-      return {
-        start: {
-          regs: (index) => snpEntryRegs(image.entry, index),
-          sregs: (_, current) => snpEntrySregs(current),
-        },
-        queue: (snp, table) => {
-          for (const { gpa, type, size, bytes } of snpLaunchRanges(image, table)) {
-            const source = ramPointer(this.ram, gpa);
-            if (bytes !== undefined) process.memory.write(source, bytes);
-            snp.addPages(gpa, source, size, type);
-          }
-        },
-        shared: [SNP_BOOT.GHCB, SNP_BOOT.HOST_PAGE],
-      };
-    }
-    const base = this.#addBootArea(process, image, options, cpuid);
-    return {
-      start: { regs: (index) => entryRegs(base, index), sregs: (_, current) => entrySregs(base, current) },
-      queue: () => {},
-      shared: [],
-    };
-  }
-
-  /** x86_bios_rom_init */
-  #addFirmware(process: Process, { bytes, address }: Firmware, type: MachineOptions['type']): MemoryRegion {
-    const size = bytes.length;
-    const region =
-      type === 'sev-snp'
-        ? anonymousBackend(
-            { process, ramList: this.ramList },
-            { name: 'pc.bios', size, sharing: 'private', guestMemfd: 'required' },
-          )
-        : romRegion(this.ramList, 'pc.bios', size);
-    process.memory.write(ramPointer(region, 0), bytes);
-    this.#addRam(address, region);
-    if (type !== 'default') return region;
-    const low = Math.min(size, ISA_BIOS.LARGEST);
-    const alias = aliasRegion('isa-bios', region, size - low, low);
-    const { root } = this.systemMemory;
-    this.topology.addSubregionOverlap(root, ISA_BIOS.END - low, alias, 1);
-    this.#cleanups.push(() => this.topology.delSubregion(root, alias));
-    return region;
-  }
-
-  /** gpa2hva: undefined unless all of the range lies in one region of RAM. */
-  #ramAt(gpa: number, size: number): Hva | undefined {
-    const section = this.systemMemory.find(gpa, size);
-    if (section === undefined || section.start !== gpa || section.size !== size) return undefined;
-    return memoryRegionIsRam(section.region) ? ramPointer(section.region, section.offsetInRegion) : undefined;
-  }
-
   /** What is queued becomes the guest's; GHCB and host's page stay shared, but for firmware, which asks for pages itself. Returns how many pages. */
   #launch(process: Process, snp: SevSnpGuest, boot: Placed, options: MachineOptions): number {
     boot.queue(snp, snpCpuidTable(this.vcpus[0]!.getCpuid2()));
@@ -425,44 +309,6 @@ export class Machine {
     this.#cleanups.push(() => this.systemMemory.remove(region));
     return region;
   }
-}
-
-/** What a machine starts. */
-type Payload =
-  | { readonly kind: 'image'; readonly image: LoadedImage }
-  | { readonly kind: 'firmware'; readonly firmware: Firmware };
-
-/** What was put where it belongs. */
-interface Placed {
-  readonly start: VcpuStart;
-  /** Queues the pages that an SNP guest is launched with. `cpuid`: its CPUID page. */
-  queue(snp: SevSnpGuest, cpuid: Uint8Array): void;
-  /** Pages that are shared with an SNP guest from the start. */
-  readonly shared: readonly number[];
-}
-
-/** Throws VmmError. */
-function loadPayload({ image, imageName, memory, smp, type, irqchip, snp }: MachineOptions): Payload {
-  const hashes = snp?.guest?.['kernel-hashes'] === true;
-  if (hashes !== (snp?.kernel !== undefined))
-    throw new VmmError(
-      `kernel-hashes: got ${hashes ? 'on without a kernel' : 'a kernel, but off'}, want both`,
-    );
-  if (!isFirmwareName(imageName)) {
-    if (hashes) throw new VmmError(`kernel-hashes: got ${imageName}, want firmware (.fd)`);
-    const load = imageName.endsWith('.bin') ? loadFlatBinary : loadElf64;
-    return { kind: 'image', image: load(image, imageName, memory) };
-  }
-  const firmware = loadFirmware(image, imageName);
-  if (memory > firmware.address)
-    throw new VmmError(
-      `memory: got ${memory} bytes, want at most ${firmware.address}, where firmware begins`,
-    );
-  if (smp > 1 && type !== 'sev-snp' && irqchip !== 'split')
-    throw new VmmError(
-      `smp: got ${smp}, want irqchip split, by which firmware starts all vCPUs but the first`,
-    );
-  return { kind: 'firmware', firmware };
 }
 
 function ramFromBackend(
