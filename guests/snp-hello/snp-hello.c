@@ -3,7 +3,6 @@
  */
 #include "snp/snp.h"
 
-#define SEV_STATUS 0xc0010131
 #define AREA (8 * MIB)
 #define SECRET 0x5ec4e75ec4e7ul
 #define PUBLIC 0x0be10be10be1ul

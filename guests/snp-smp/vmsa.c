@@ -4,8 +4,6 @@
  */
 #include "vmsa.h"
 
-#define SEV_STATUS 0xc0010131
-
 static void put(u8 *page, unsigned offset, u64 value) { *(u64 *)(page + offset) = value; }
 
 static void segment(u8 *page, unsigned offset, u16 selector, u16 attributes, u32 limit, u64 base) {

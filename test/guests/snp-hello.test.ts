@@ -56,4 +56,15 @@ describe('the guest snp-hello', () => {
     expect(report.console).toContain('3 vCPUs');
     expect(report.exit).toEqual({ reason: 'debug-exit', code: 0 });
   });
+
+  it.each(['default', 'sw-protected'] as const)(
+    'says so where it is none, in a VM of type %s',
+    async (type) => {
+      host = createHost({ memory: 64 * MiB });
+      const vm = host.createVm({ type, memory: 16 * MiB, ...(await readImage('snp-hello')) });
+      const report = await vm.run({ timeoutMs: 20_000 });
+      expect(report.console).toBe('no SNP guest: run with --type sev-snp\n');
+      expect(report.exit).toEqual({ reason: 'debug-exit', code: 2 });
+    },
+  );
 });

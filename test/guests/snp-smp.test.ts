@@ -54,6 +54,17 @@ describe('the guest snp-smp', () => {
     expect(report.instructions).toBeLessThan(5_000_000);
   });
 
+  it('leaves no frame behind when it is closed, VMSAs of its own making included', async () => {
+    const chip = new Chip({ generation: 'milan', entropy: seededEntropy(3) });
+    host = createHost({ memory: 128 * MiB, chip });
+    const before = [...host.usage()];
+    const image = await readImage('snp-smp');
+    const vm = host.createVm({ type: 'sev-snp', memory: 16 * MiB, smp: 3, irqchip: 'split', ...image });
+    expect((await vm.run({ timeoutMs: 60_000 })).exit.code).toBe(0);
+    vm.close();
+    expect([...host.usage()]).toEqual(before);
+  });
+
   it('runs the same each time', async () => {
     const first = await smp({ smp: 2 });
     host.close();

@@ -33,11 +33,16 @@ void load_gates(void) {
     __asm__ volatile("lidt %0" : : "m"(pointer));
 }
 
-/* Before main: exceptions, then the GHCB. Ends the run where the host does not speak version 2 or is no host of SNP guests. */
+/* Before main: exceptions, then the GHCB. SEV_STATUS is the hardware's own word. Ends the run where the host does not speak version 2 or is no host of SNP guests. */
 void snp_start(void) {
     set_gates();
     load_gates();
     set_this_vcpu(&first);
+    u64 status;
+    if (rdmsr_safe(SEV_STATUS, &status) != 0 || !(status & SEV_STATUS_SNP)) {
+        puts("no SNP guest: run with --type sev-snp");
+        exit(2);
+    }
     u64 info = ghcb_msr(2);
     if ((info & 0xfff) != 1 || info >> 48 < 2 || (info >> 32 & 0xffff) > 2) terminate(0, 1);
     u64 features = ghcb_msr(0x80);

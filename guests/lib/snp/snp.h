@@ -87,6 +87,9 @@ void set_this_vcpu(struct vcpu *vcpu);
 #define EVENT_AP_CREATION 0x80000013ul
 #define EVENT_HYPERVISOR_FEATURES 0x8000fffdul
 
+#define SEV_STATUS 0xc0010131
+#define SEV_STATUS_SNP 4
+
 /* Reasons of a termination request: set 1, Linux'. */
 enum { END_REGISTER, END_PAGE_STATE, END_PVALIDATE, END_NOT_VMPL0, END_CPUID };
 void terminate(unsigned set, unsigned code) __attribute__((noreturn));
