@@ -49,7 +49,7 @@ function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefin
   run.setHypercallArg(2, gpr[RDX]! & mask);
   if (vcpu.vm.policy.hypercallRetPreset) run.hypercallRet = 0n;
   run.hypercallFlags = mask === U32_MASK ? 0n : 1n;
-  vcpu.awaitHypercall();
+  vcpu.cycle.awaitHypercall();
   return undefined;
 }
 

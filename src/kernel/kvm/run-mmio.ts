@@ -108,7 +108,7 @@ export class MmioEmulation implements MmioBus {
     kvmRun.mmioLen = Math.min(into.length - have, FRAGMENT);
     kvmRun.mmioIsWrite = 0;
     kvmRun.mmioData.fill(0);
-    this.#vcpu.awaitMmio('read');
+    this.#vcpu.cycle.awaitMmio('read');
     this.#stopped = TO_USER_SPACE;
     return false;
   }
@@ -132,7 +132,7 @@ export class MmioEmulation implements MmioBus {
     if (this.#answered(into)) return true;
     this.#asked = 'port';
     this.#exitIo(port, into.length, KVM_EXIT_IO_IN, this.#readAhead(into.length));
-    this.#vcpu.awaitMmio('read');
+    this.#vcpu.cycle.awaitMmio('read');
     this.#stopped = TO_USER_SPACE;
     return false;
   }
@@ -202,7 +202,7 @@ export class MmioEmulation implements MmioBus {
     if (write.space === 'port') {
       this.#exitIo(write.at, write.data.length, KVM_EXIT_IO_OUT, 1);
       kvmRun.setIoValue(write.data.reduceRight((value, byte) => (value << 8) | byte, 0));
-      this.#vcpu.awaitMmio('write');
+      this.#vcpu.cycle.awaitMmio('write');
       return TO_USER_SPACE;
     }
     kvmRun.exitReason = KVM_EXIT_MMIO;
@@ -211,7 +211,7 @@ export class MmioEmulation implements MmioBus {
     kvmRun.mmioIsWrite = 1;
     kvmRun.mmioData.fill(0);
     kvmRun.mmioData.set(write.data);
-    this.#vcpu.awaitMmio('write');
+    this.#vcpu.cycle.awaitMmio('write');
     return TO_USER_SPACE;
   }
 
@@ -244,7 +244,7 @@ export class MmioEmulation implements MmioBus {
       this.#fault.begin(gpa, error, vm.attributes.isPrivate(gfnOf(gpa)) ? 'private' : 'shared');
       const outcome = faults.handle(this.#fault, kvmRun);
       if (outcome < 0) return outcome;
-      if (outcome === RET_PF.PENDING) return this.#vcpu.waitForMmio(this.#fault.pending!);
+      if (outcome === RET_PF.PENDING) return this.#vcpu.cycle.waitForMmio(this.#fault.pending!);
       if (outcome === RET_PF.FIXED || outcome === RET_PF.SPURIOUS) return GUEST_AGAIN;
       if (outcome === RET_PF.RETRY) continue;
       throw new NotImplementedError('an emulated access to a read-only slot');

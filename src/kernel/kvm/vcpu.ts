@@ -1,38 +1,22 @@
 /**
- * A vCPU: KVM_RUN and the register ioctls (Linux virt/kvm/kvm_main.c, kvm_vcpu_ioctl; arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run,
- * vcpu_run). Each vCPU has a core of its own, made at its first KVM_RUN; between runs the VMCB and `gpr` hold its state.
- *
- * KVM_RUN: exit_reason becomes 0, the last exit is completed with what the VMM answered, then the guest runs until an exit is due for user
- * space. `run` returns 0, −errno, or RUN_PENDING. With `vm.timeslice` the VMM's thread gets a signal after that many instructions: −EINTR,
- * exit INTR; a VMM that runs several vCPUs on one thread takes turns by it, and time-outs work.
+ * A vCPU and the ioctls on its registers (Linux virt/kvm/kvm_main.c, kvm_vcpu_ioctl; arch/x86/kvm/x86.c). Each vCPU has a core of its own, made at its first
+ * KVM_RUN (run-cycle.ts); between runs the VMCB and `gpr` hold its state.
  *
  * Left out: sync regs.
  */
-import {
-  KVM_EXIT_DIRTY_RING_FULL,
-  KVM_EXIT_INTR,
-  KVM_EXIT_IOAPIC_EOI,
-  KVM_EXIT_IRQ_WINDOW_OPEN,
-  KVM_EXIT_SHUTDOWN,
-  KVM_EXIT_UNKNOWN,
-} from '../../abi/kvm.ts';
 import type { KvmRun } from '../../abi/kvm-run.ts';
-import { SAVE, TLB_CONTROL, VMCB, VMEXIT } from '../../abi/vmcb.ts';
-import { RFLAGS } from '../../abi/x86.ts';
+import { SAVE, VMCB } from '../../abi/vmcb.ts';
 import { spaOf } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
 import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
-import { RUN_PENDING } from '../interface.ts';
 import { type CpuidResult, GuestCpuid } from './cpuid.ts';
 import type { DirtyTracking } from './dirty-log.ts';
-import { ENTRY, EventInjection } from './event-injection.ts';
-import { traceExit } from './exit-trace.ts';
+import { EventInjection } from './event-injection.ts';
 import { GuestFpu } from './fpu.ts';
 import { GuestDebug } from './guest-debug.ts';
 import type { HostTime } from './host-time.ts';
-import { completeHypercall } from './hypercall.ts';
 import type { InterruptController } from './lapic/interrupt-controller.ts';
 import { setApicBase, VcpuApic } from './lapic/vcpu-apic.ts';
 import type { GuestMemory, InvalidationChecks } from './mmu/guest-memory.ts';
@@ -43,15 +27,12 @@ import type { MsrPermissions } from './msr-filter.ts';
 import { GuestMsrs, type MsrAccess } from './msrs.ts';
 import { preFaultMemory } from './pre-fault.ts';
 import { getRegs, getSregs, type OtherRegisters, resetRegisters, setRegs, setSregs } from './registers.ts';
+import { RunCycle } from './run-cycle.ts';
 import { MmioEmulation } from './run-mmio.ts';
-import { GUEST_AGAIN, TO_USER_SPACE, WAIT } from './run-result.ts';
-import { completeIn, finishFault, handleExit } from './svm/exits.ts';
 import type { GuestCore } from './svm/guest-core.ts';
-import { completeMsr } from './svm/msr.ts';
 import type { SevVm } from './svm/sev/sev-vm.ts';
 import { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import type { Vmcb } from './svm/vmcb.ts';
-import { nextTimeslice } from './timeslice.ts';
 import { VcpuFrames } from './vcpu-frames.ts';
 import { VcpuState } from './vcpu-state.ts';
 import type { VmCapabilities } from './vm-capabilities.ts';
@@ -82,26 +63,10 @@ export interface VcpuVm extends GuestMemory {
 
 /** Each vCPU's core is its own, so they all use the same tag. */
 const ASID = 1;
-const UNLIMITED = 0x7fff_ffff;
-const RIP = VMCB.SAVE_AREA + SAVE.RIP;
 const APIC_BASE = 0xfee0_0800n;
 const APIC_BASE_BSP = 0x100n;
 const V_TPR = 0xf;
 const NR_INTERRUPTS = 256;
-
-/** What the next KVM_RUN has to finish first (vcpu->arch.complete_userspace_io). */
-const COMPLETE = {
-  NOTHING: 0,
-  IN: 1,
-  OUT: 2,
-  MMIO_READ: 3,
-  MMIO_WRITE: 4,
-  HYPERCALL: 5,
-  RDMSR: 6,
-  WRMSR: 7,
-} as const;
-/** Whom a pending KVM_RUN waits for. */
-const WAITING = { NOBODY: 0, FAULT: 1, MMIO: 2, RETRY: 3 } as const;
 
 export class Vcpu extends VcpuState implements KvmVcpu {
   readonly id: number;
@@ -122,6 +87,8 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   readonly cpuid = new GuestCpuid();
   readonly cpuidResult: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
   readonly other: OtherRegisters;
+  /** KVM_RUN. */
+  readonly cycle: RunCycle;
   pending: Promise<void> | undefined = undefined;
   /** Faults in a row that came to "retry". */
   retries = 0;
@@ -132,16 +99,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   readonly #frames: VcpuFrames;
   #core: GuestCore | undefined;
-  #complete: number = COMPLETE.NOTHING;
-  #waiting: number = WAITING.NOBODY;
-  #exitRipLow = 0;
-  #exitRipHigh = 0;
-  /** Instructions that KVM carried out. */
-  #emulated = 0;
-  #sliceLeft: number;
-  #tlbGeneration = -1;
   #closed = false;
-  #hasRun = false;
 
   /** `checks`: see PageFaultHandler. Errors: ENOMEM. */
   constructor(vm: VcpuVm, id: number, checks: InvalidationChecks = vm.invalidation) {
@@ -157,7 +115,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
       cr8: 0,
       apicBase: this.isBoot ? APIC_BASE | APIC_BASE_BSP : APIC_BASE,
     };
-    this.#sliceLeft = nextTimeslice(vm.timeslice, vm.turns);
+    this.cycle = new RunCycle(this, this.#frames.ring);
     this.faults = new PageFaultHandler(vm, vm.mmu, checks, this.#frames.ring);
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
@@ -186,12 +144,14 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   get ready(): boolean {
     const { time } = this.vm;
     if (time.nextDue <= time.now()) time.expire();
-    return !this.#closed && this.#waiting === WAITING.NOBODY && this.mp.ready;
+    return !this.#closed && !this.cycle.isWaiting && this.mp.ready;
   }
 
-  /** The core that runs this vCPU. */
+  /** The core that runs this vCPU. Errors: ENOMEM, before there is one. */
   get core(): GuestCore {
-    return (this.#core ??= this.#makeCore());
+    const core = this.#core ?? this.#tryCore();
+    if (core === undefined) throw new LinuxError('ENOMEM', `vCPU ${this.id}: no host memory for its core`);
+    return core;
   }
 
   /** The dirty ring, as user space maps it at page 64 of the vCPU. */
@@ -201,29 +161,13 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   /** Retired by the core, and those that KVM carried out for the guest. */
   get instructions(): number {
-    return (this.#core?.retired ?? 0) + this.#emulated;
+    return (this.#core?.retired ?? 0) + this.cycle.emulated;
   }
 
   run(): number {
     if (this.#closed) return -ERRNO.EBADF;
-    const { kvmRun } = this;
-    kvmRun.exitReason = KVM_EXIT_UNKNOWN;
-    this.pending = undefined;
-    this.mp.endBlock();
-    if (this.sev !== undefined) {
-      const refusal = this.sev.beforeRun();
-      if (refusal !== 0) return refusal;
-    }
-    if (this.mp.isUninitialized) return this.#waitForStart();
-    if (this.apic === undefined) {
-      if (kvmRun.cr8Number > V_TPR) return -ERRNO.EINVAL;
-      this.setCr8(kvmRun.cr8Number);
-    }
-    let result = this.sev === undefined ? this.#completeExit() : this.#completeSevExit(this.sev);
-    if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter();
-    this.#saveRunState();
-    if (this.vm.trace.on) traceExit(this.vm.trace, this.id, result, kvmRun.exitReason);
-    return result === WAIT ? RUN_PENDING : result;
+    if (this.#core === undefined && this.#tryCore() === undefined) return -ERRNO.ENOMEM;
+    return this.cycle.run();
   }
 
   getRegs(): Regs {
@@ -261,7 +205,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.#unhaltAfterReset(sregs);
     this.kvmRun.cr8Number = this.other.cr8;
     this.kvmRun.apicBase = this.other.apicBase;
-    this.#tlbGeneration = -1;
+    this.cycle.flushTlb();
     const word = sregs.interruptBitmap.findIndex((bits) => bits !== 0n);
     if (word < 0) return;
     const bits = sregs.interruptBitmap[word]!;
@@ -273,7 +217,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.checkOpen();
-    this.cpuid.set(entries, { hasRun: this.#hasRun });
+    this.cpuid.set(entries, { hasRun: this.cycle.hasRun });
     this.apic?.lapic.setVersion();
   }
   getLapic(): Uint8Array {
@@ -314,7 +258,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.#closed = true;
     this.mp.endBlock();
     this.apic?.lapic.timer.cancel();
-    this.#emulated = this.instructions;
+    this.cycle.emulated = this.instructions;
     this.#core?.close();
     this.#core = undefined;
     this.sev?.free();
@@ -324,44 +268,9 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   // What the exit handlers do to a vCPU.
 
-  /** The intercepted instruction was carried out (kvm_skip_emulated_instruction). A run result: where TF is set, it was a step. */
+  /** The intercepted instruction was carried out. A run result. */
   skipInstruction(): number {
-    const { vmcb } = this;
-    if (this.sev !== undefined) {
-      // The guest's own #VC handler steps over it.
-      this.#emulated++;
-      return GUEST_AGAIN;
-    }
-    const stepped = (vmcb.rflags & RFLAGS.TF) !== 0;
-    vmcb.skipInstruction();
-    this.#emulated++;
-    return stepped ? this.debug.stepped() : GUEST_AGAIN;
-  }
-  /** Has KVM_RUN return RUN_PENDING; the fault goes on afterwards. */
-  waitFor(pending: Promise<void>): number {
-    this.pending = pending;
-    this.#waiting = pending === this.fault.pending ? WAITING.FAULT : WAITING.RETRY;
-    return WAIT;
-  }
-  /** The same for an access of an emulated instruction. */
-  waitForMmio(pending: Promise<void>): number {
-    this.pending = pending;
-    this.#waiting = WAITING.MMIO;
-    return WAIT;
-  }
-  awaitIo(direction: 'in' | 'out'): void {
-    this.#complete = direction === 'in' ? COMPLETE.IN : COMPLETE.OUT;
-    this.#exitRipLow = this.vmcb.word(RIP);
-    this.#exitRipHigh = this.vmcb.word(RIP + 4);
-  }
-  awaitMmio(access: 'read' | 'write'): void {
-    this.#complete = access === 'read' ? COMPLETE.MMIO_READ : COMPLETE.MMIO_WRITE;
-  }
-  awaitHypercall(): void {
-    this.#complete = COMPLETE.HYPERCALL;
-  }
-  awaitMsr(access: 'read' | 'write'): void {
-    this.#complete = access === 'read' ? COMPLETE.RDMSR : COMPLETE.WRMSR;
+    return this.cycle.skipInstruction();
   }
   /** IA32_APIC_BASE. False: refused. */
   setApicBase(value: bigint, by: MsrAccess): boolean {
@@ -370,10 +279,6 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   /** The MSR filter of the VM changed. */
   msrFilterChanged(): void {
     this.#frames.maps.apply(this.vm.msrFilter, this.sev === undefined ? 'plain' : 'protected');
-  }
-  /** Takes instructions from the slice that the vCPU did not run. */
-  spendSlice(instructions: number): void {
-    this.#sliceLeft -= instructions;
   }
   /** `number` as instructions encode it. */
   readGpr(number: number): bigint {
@@ -404,7 +309,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     resetRegisters(this.vmcb, this.gpr, { kind: 'init', oldCr0, signature: this.cpuid.signature });
     this.sev?.initReceived(ghcbMsr);
     this.setCr8(0);
-    this.#tlbGeneration = -1;
+    this.cycle.flushTlb();
     this.events.reset();
     this.apic?.reset('init');
     this.debug.reset();
@@ -430,38 +335,6 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     if (cs.selector === 0xf000 && cs.base === 0xffff_0000n && (sregs.cr0 & 1n) === 0n) this.mp.makeRunnable();
   }
 
-  /** KVM_RUN of a vCPU that was never started: −EAGAIN as soon as something came. */
-  #waitForStart(): number {
-    const { kvmRun, mp } = this;
-    if (kvmRun.immediateExit !== 0) return -ERRNO.EINTR;
-    if (!mp.ready) {
-      this.pending = mp.block();
-      return RUN_PENDING;
-    }
-    mp.acceptEvents();
-    return -ERRNO.EAGAIN;
-  }
-
-  /** What the kernel's APIC wants done before an entry: an EOI for user space's IOAPIC, the timer, INIT and SIPI, HLT. A run result. */
-  #serveApic({ lapic }: VcpuApic): number {
-    const { mp, kvmRun } = this;
-    if (lapic.pendingIoapicEoi >= 0) {
-      kvmRun.exitReason = KVM_EXIT_IOAPIC_EOI;
-      kvmRun.eoiVector = lapic.pendingIoapicEoi;
-      lapic.pendingIoapicEoi = -1;
-      return TO_USER_SPACE;
-    }
-    if (lapic.timerPending) lapic.injectTimer();
-    if (mp.isRunning) mp.acceptEvents();
-    if (!mp.isRunning && mp.ready) mp.unblock();
-    if (!mp.isRunning) {
-      this.pending = mp.block();
-      return WAIT;
-    }
-    this.setCr8(lapic.cr8);
-    return GUEST_AGAIN;
-  }
-
   #initControl(): void {
     this.vmcb.initControl({
       nestedRoot: this.vm.mmu.root,
@@ -471,130 +344,21 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     });
   }
 
-  #makeCore(): GuestCore {
-    const core = this.vm.createCore(this.id);
+  /** Makes the core; undefined when the host has no memory for it. */
+  #tryCore(): GuestCore | undefined {
+    let core: GuestCore;
+    try {
+      core = this.vm.createCore(this.id);
+    } catch (error) {
+      if (error instanceof RangeError) return undefined;
+      throw error;
+    }
+    this.#core = core;
     // What KVM sees of an SEV-ES guest's registers is what a GHCB tells it.
     if (this.sev !== undefined) return core;
     core.gpr.set(this.gpr);
     this.gpr = core.gpr;
     this.gprWords = core.gprWords;
     return core;
-  }
-
-  #completeSevExit(sev: VcpuSev): number {
-    const result = this.#completeExit();
-    return result === GUEST_AGAIN ? sev.complete() : result;
-  }
-
-  /** Finishes what the last KVM_RUN left to the VMM. GUEST_AGAIN: nothing is in the way of the guest. */
-  #completeExit(): number {
-    const complete = this.#complete;
-    this.#complete = COMPLETE.NOTHING;
-    switch (complete) {
-      case COMPLETE.NOTHING:
-        return GUEST_AGAIN;
-      case COMPLETE.MMIO_READ:
-        return this.mmio.completeRead();
-      case COMPLETE.MMIO_WRITE:
-        return this.mmio.completeWrite();
-      case COMPLETE.HYPERCALL:
-        return completeHypercall(this);
-      case COMPLETE.RDMSR:
-        return completeMsr(this, 'read');
-      case COMPLETE.WRMSR:
-        return completeMsr(this, 'write');
-      default:
-        // A VMM that moved RIP (a reset) does not want the instruction completed.
-        if (this.#exitRipLow !== this.vmcb.word(RIP) || this.#exitRipHigh !== this.vmcb.word(RIP + 4))
-          return GUEST_AGAIN;
-        if (complete === COMPLETE.IN) completeIn(this);
-        return this.skipInstruction();
-    }
-  }
-
-  /** vcpu_run: until something is due for user space. */
-  #enter(): number {
-    const waited = this.#resumeWaiting();
-    if (waited !== GUEST_AGAIN) return waited;
-    this.#hasRun = true;
-    const { vmcb, core, vm, events, kvmRun, apic } = this;
-    const { time } = vm;
-    const { ring } = this.#frames;
-    for (;;) {
-      if (ring?.blocks() === true) {
-        kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
-        return TO_USER_SPACE;
-      }
-      if (time.nextDue <= time.now()) time.expire();
-      if (apic !== undefined) {
-        const served = this.#serveApic(apic);
-        if (served !== GUEST_AGAIN) return served;
-      }
-      const limited = vm.timeslice > 0;
-      if (limited && this.#sliceLeft <= 0) {
-        this.#sliceLeft = nextTimeslice(vm.timeslice, vm.turns);
-        return this.#interrupted();
-      }
-      const windowWanted = kvmRun.requestInterruptWindow !== 0 && events.acceptsUserInterrupt;
-      let budget = limited ? this.#sliceLeft : UNLIMITED;
-      if (apic !== undefined) budget = Math.min(budget, apic.lapic.timer.due - time.now());
-      if (events.requested || windowWanted) {
-        const entry = events.inject(windowWanted);
-        if (entry === ENTRY.TRIPLE_FAULT) {
-          kvmRun.exitReason = KVM_EXIT_SHUTDOWN;
-          return TO_USER_SPACE;
-        }
-        if (entry === ENTRY.AND_BACK) budget = 0;
-      }
-      const flush = this.#tlbGeneration !== vm.mmu.tlbGeneration;
-      if (flush) {
-        this.#tlbGeneration = vm.mmu.tlbGeneration;
-        vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.FLUSH_ASID);
-      }
-      if (this.sev !== undefined) {
-        const refusal = this.sev.beforeEntry();
-        if (refusal !== 0) return refusal;
-      }
-      const retired = core.retired;
-      const emulated = this.#emulated;
-      time.enter(core);
-      const code = core.vmrun(vmcb.spa, budget);
-      if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
-      vmcb.markAllClean();
-      this.sev?.afterExit();
-      if (code !== VMEXIT.INVALID && events.inFlight) events.complete();
-      const result = handleExit(this, code);
-      const ran = core.retired - retired + this.#emulated - emulated;
-      time.leave(ran);
-      if (limited) this.#sliceLeft -= ran;
-      if (result !== GUEST_AGAIN) return result;
-      if (kvmRun.requestInterruptWindow !== 0 && events.readyForUserInterrupt) {
-        kvmRun.exitReason = KVM_EXIT_IRQ_WINDOW_OPEN;
-        return TO_USER_SPACE;
-      }
-    }
-  }
-
-  #resumeWaiting(): number {
-    const waiting = this.#waiting;
-    this.#waiting = WAITING.NOBODY;
-    if (waiting === WAITING.FAULT) return finishFault(this, this.faults.resume(this.fault, this.kvmRun));
-    if (waiting === WAITING.MMIO) return this.mmio.resume();
-    return GUEST_AGAIN;
-  }
-
-  #interrupted(): number {
-    this.kvmRun.exitReason = KVM_EXIT_INTR;
-    return -ERRNO.EINTR;
-  }
-
-  /** post_kvm_run_save */
-  #saveRunState(): void {
-    const { kvmRun, vmcb, events } = this;
-    kvmRun.ifFlag = (vmcb.rflags & RFLAGS.IF) !== 0 ? 1 : 0;
-    kvmRun.readyForInterruptInjection = events.readyForUserInterrupt ? 1 : 0;
-    kvmRun.flags = 0;
-    kvmRun.cr8Number = this.other.cr8;
-    kvmRun.apicBase = this.other.apicBase;
   }
 }

@@ -34,7 +34,7 @@ function handleRead(vcpu: Vcpu): number {
     return vcpu.skipInstruction();
   }
   if (!toUserSpace(vcpu, KVM_EXIT_X86_RDMSR, msr, result, 0n)) return generalProtection(vcpu);
-  vcpu.awaitMsr('read');
+  vcpu.cycle.awaitMsr('read');
   return TO_USER_SPACE;
 }
 
@@ -47,7 +47,7 @@ function handleWrite(vcpu: Vcpu): number {
     : MSR_RESULT.FILTERED;
   if (result === MSR_RESULT.DONE) return vcpu.skipInstruction();
   if (!toUserSpace(vcpu, KVM_EXIT_X86_WRMSR, msr, result, value)) return generalProtection(vcpu);
-  vcpu.awaitMsr('write');
+  vcpu.cycle.awaitMsr('write');
   return TO_USER_SPACE;
 }
 
