@@ -83,6 +83,8 @@ export async function run(
     throw new InputError(`${image}: ${why}`);
   });
 
+  if (options.certs !== undefined && kernel === '6.12' && !early.includes('certs'))
+    throw new InputError('--certs: got it with --kernel 6.12, which never asks for them; want --early certs');
   const snp = type === 'sev-snp' ? await snpSetup(options) : undefined;
   const trace = new Trace();
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);

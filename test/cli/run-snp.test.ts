@@ -135,6 +135,10 @@ describe('softcvm run --type sev-snp', () => {
     [{ tcb: '0x0000000000010000' }, '--tcb: got 0x0000000000010000, want a TCB_VERSION of a milan'],
     [{ idBlock: '/nowhere' }, '--id-block: got /nowhere: no such file'],
     [{ certs: '/nowhere' }, '--certs: got /nowhere: no such file'],
+    [
+      { certs: 'x', kernel: '6.12' },
+      '--certs: got it with --kernel 6.12, which never asks for them; want --early certs',
+    ],
     [{ accel: 'kvm' }, '--accel kvm: got --seed'],
     [{ type: 'default', policy: '0x30000' }, '--policy: got it with --type default, want --type sev-snp'],
     [

@@ -135,11 +135,21 @@ describe('the guest attester', () => {
     },
   );
 
-  it('gets certificates by the early form too, which says when the report is made', async () => {
-    const result = await attester({ early: ['certs'] });
-    expect(result.run.exit.code).toBe(0);
-    // Too small; certificates; done.
-    expect(result.run.exits.req_certs).toBe(3);
-    expect((await judge(result)).ok).toBe(true);
+  it('gets none on 6.12 whatever the host has: that kernel never asks', async () => {
+    const { run } = await attester({ kernel: '6.12' });
+    expect(run.exit.code).toBe(0);
+    expect(run.exits.req_certs).toBe(0);
+    expect(run.certificates).toBeUndefined();
   });
+
+  it.each(['7.2', '6.12'] as const)(
+    'gets certificates by the early form too, which says when the report is made, kernel %s',
+    async (kernel) => {
+      const result = await attester({ early: ['certs'], kernel });
+      expect(result.run.exit.code).toBe(0);
+      // Too small; certificates; done.
+      expect(result.run.exits.req_certs).toBe(3);
+      expect((await judge(result)).ok).toBe(true);
+    },
+  );
 });

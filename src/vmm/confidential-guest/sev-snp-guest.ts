@@ -5,6 +5,7 @@
  *
  * `certificates` is ours: QEMU 10.2 has no support for certificates from user space. Left out: kernel-hashes for images without a table for them is refused, as there.
  */
+import { KVM_X86_GRP_SEV, KVM_X86_SEV_SNP_REQ_CERTS } from '../../abi/kvm-sev.ts';
 import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
 import { type Hva, hva, PAGE_SIZE } from '../../base/address.ts';
@@ -102,7 +103,8 @@ export class SevSnpGuest {
       sevFd: this.#fd,
       data: { vmsaFeatures: 0n, flags: 0, ghcbVersion: 0 },
     });
-    if (options.certificates) this.#call(vm, 'KVM_SEV_SNP_ENABLE_REQ_CERTS', { id: 103, sevFd: this.#fd });
+    if (options.certificates && offersCertificateExits(kvm))
+      this.#call(vm, 'KVM_SEV_SNP_ENABLE_REQ_CERTS', { id: 103, sevFd: this.#fd });
     this.#call(vm, 'SNP_LAUNCH_START', {
       id: 100,
       sevFd: this.#fd,
@@ -194,6 +196,16 @@ export class SevSnpGuest {
     const status = command.error ?? 0;
     const firmware = status === 0 ? '' : `, firmware error ${status} (${sevStatusName(status) ?? 'unknown'})`;
     return new VmmError(`sev-snp-guest: ${what}: ${error.message}${firmware}`, error.errno);
+  }
+}
+
+/** Other kernels never ask user space, or always, as the early form does: neither has anything to turn on. */
+function offersCertificateExits({ kvm }: KvmState): boolean {
+  try {
+    return kvm.getDeviceAttr({ group: KVM_X86_GRP_SEV, attr: BigInt(KVM_X86_SEV_SNP_REQ_CERTS) }) !== 0n;
+  } catch (error) {
+    if (error instanceof LinuxError && error.code === 'ENXIO') return false;
+    throw error;
   }
 }
 
