@@ -162,7 +162,7 @@ function readPublicKey(tbs: DerReader): PublicKey {
   const oid = algorithm.oid('algorithm');
   let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0, number: spki.subarray(0, 0) };
   if (oid === OID.RSA_ENCRYPTION) {
-    if (!algorithm.isAtEnd) algorithm.element('parameters', TAG.NULL);
+    if (!algorithm.isAtEnd) algorithm.nothing('parameters');
     algorithm.end();
     const holder = new DerReader(info.bits('subjectPublicKey'), `${info.path}.subjectPublicKey`);
     const rsa = holder.inside('RSAPublicKey');

@@ -41,7 +41,7 @@ const SHA1 = '1.3.14.3.2.26';
 function plainAlgorithm(reader: DerReader, field: string): string {
   const algorithm = reader.inside(field);
   const oid = algorithm.oid('algorithm');
-  if (!algorithm.isAtEnd) algorithm.element('parameters', TAG.NULL);
+  if (!algorithm.isAtEnd) algorithm.nothing('parameters');
   algorithm.end();
   return oid;
 }

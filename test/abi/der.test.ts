@@ -119,7 +119,11 @@ describe('DER', () => {
     ['030101', (r: DerReader) => r.bits('f'), 'got 1 unused bits'],
     ['03020800', (r: DerReader) => r.flags('f'), 'got 8 unused bits'],
     ['030101', (r: DerReader) => r.flags('f'), 'got 1 unused bits'],
+    ['03020107', (r: DerReader) => r.flags('f'), 'got unused bits that are set'],
+    ['050100', (r: DerReader) => r.nothing('f'), 'x.f: got 1 bytes in a NULL, want none'],
     ['0c01ff', (r: DerReader) => r.text('f'), 'want UTF-8'],
+    ['1602c3a4', (r: DerReader) => r.text('f'), 'x.f: got c3a4, want ASCII'],
+    ['1302c3a4', (r: DerReader) => r.text('f'), 'x.f: got c3a4, want ASCII'],
     ['0401ff', (r: DerReader) => r.text('f'), 'want a string'],
     ['0500', (r: DerReader) => r.end(), 'x: got 2 bytes after its last field'],
   ] as const)('refuses %s', (bytes, read, message) => {
@@ -137,6 +141,7 @@ describe('DER', () => {
       'text',
       'time',
       'integerBytes',
+      'nothing',
     ] as const;
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 24 }), fc.constantFrom(...reads), (bytes, read) => {

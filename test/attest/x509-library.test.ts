@@ -154,4 +154,15 @@ describe('pkijs', () => {
       { numRuns: 1000 },
     );
   });
+
+  it.each([
+    ['a byte behind it', (bytes: Uint8Array) => [...bytes, 0]],
+    ['its length in a byte more than it needs', (bytes: Uint8Array) => [0x30, 0x83, 0, ...bytes.subarray(2)]],
+    ['an indefinite length', (bytes: Uint8Array) => [0x30, 0x80, ...bytes.subarray(4), 0, 0]],
+  ])('reads a certificate with %s, which is no DER; we refuse it', (_what, change) => {
+    const [, bytes] = certificates[0]!;
+    const changed = Uint8Array.from(change(bytes));
+    expect(theirs(changed).serial).toBe('00');
+    expect(() => parseCertificate(changed)).toThrow('certificate');
+  });
 });
