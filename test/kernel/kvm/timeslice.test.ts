@@ -43,3 +43,43 @@ describe('timeslices', () => {
     expect(turns(5, 8)).not.toEqual(turns(5, 7));
   });
 });
+
+it('a guest that takes exceptions for ever and retires nothing is interrupted all the same', () => {
+  const kernel = createKernel({ memory: 4 << 20, timeslice: 50 });
+  const process = kernel.newProcess();
+  const vm = process.openKvm().createVm(0);
+  const at = process.memory.mmap({ length: 0x10000, protection: 3, flags: 0x22 });
+  vm.setUserMemoryRegion({
+    slot: 0,
+    flags: 0,
+    guestPhysAddr: 0n,
+    memorySize: 0x10000n,
+    userspaceAddr: BigInt(at),
+  });
+  const image = new DataView(new ArrayBuffer(0x10000));
+  image.setBigUint64(0x1000, 0x2007n, true);
+  image.setBigUint64(0x2000, 0x87n, true);
+  // #UD's gate leads to ud2.
+  image.setBigUint64(0x3000 + 6 * 16, 0x0000_8e00_0008_0500n, true);
+  image.setBigUint64(0x4008, 0x00af_9a00_0000_ffffn, true);
+  image.setUint16(0x500, 0x0b0f, true);
+  process.memory.write(at, new Uint8Array(image.buffer));
+  const vcpu = vm.createVcpu(0);
+  vcpu.setCpuid2(process.openKvm().getSupportedCpuid());
+  const flat = { base: 0n, limit: 0xffffffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
+  vcpu.setSregs({
+    ...vcpu.getSregs(),
+    cs: { ...flat, selector: 8, type: 11, db: 0, l: 1 },
+    ss: { ...flat, selector: 16, type: 3, db: 1, l: 0 },
+    gdt: { base: 0x4000n, limit: 0xf },
+    idt: { base: 0x3000n, limit: 0xfff },
+    cr0: 0x80010033n,
+    cr3: 0x1000n,
+    cr4: 0x20n,
+    efer: 0xd00n,
+  });
+  vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x500n, rsp: 0xf000n, rflags: 2n });
+  expect([vcpu.run(), vcpu.run()]).toEqual([-4, -4]);
+  expect(vcpu.getRegs().rip).toBe(0x500n);
+  kernel.close();
+});
