@@ -61,6 +61,7 @@ for (let code = VMEXIT.READ_DR0; code < VMEXIT.READ_DR0 + DEBUG_REGISTER_CODES; 
 set(handleInterruptWindow, VMEXIT.VINTR);
 set(handleIret, VMEXIT.IRET);
 set(handleWriteCr8, WRITE_CR8);
+set(handleWrittenCr8, VMEXIT.CR0_WRITE_TRAP + 8);
 // The budget is used up, or the host's own interrupt, NMI or SMI: the loop around VMRUN sees to it.
 set(() => GUEST_AGAIN, VMEXIT.INTR, VMEXIT.NMI, VMEXIT.SMI, VMEXIT.EXCEPTION0 + VECTOR.MC);
 set(skip, VMEXIT.WBINVD, VMEXIT.INVD, VMEXIT.MONITOR, VMEXIT.MWAIT);
@@ -253,6 +254,15 @@ function handleWriteCr8(vcpu: Vcpu): number {
   if (!lower) return result;
   vcpu.kvmRun.exitReason = KVM_EXIT_SET_TPR;
   return TO_USER_SPACE;
+}
+
+/** cr_trap: a guest with protected state has written CR8. */
+function handleWrittenCr8(vcpu: Vcpu): number {
+  const value = vcpu.vmcb.long(VMCB.EXITINFO1);
+  if (value > 15n) return generalProtection(vcpu);
+  if (vcpu.apic !== undefined) vcpu.apic.lapic.setTpr(Number(value) << 4);
+  else vcpu.setCr8(Number(value));
+  return GUEST_AGAIN;
 }
 
 function skip(vcpu: Vcpu): number {

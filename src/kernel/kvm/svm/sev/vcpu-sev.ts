@@ -2,7 +2,7 @@
  * A vCPU's side of SEV-ES and SNP (struct vcpu_sev_es_state; Linux arch/x86/kvm/svm/sev.c): its VMSA, the GHCB between VMGEXIT and the next entry, and the replacement
  * of its VMSA by the guest (AP creation).
  *
- * Left out: write traps of CR0, CR4, CR8 and EFER (KVM follows the guest's modes by them and nothing here asks), DebugSwap, LBR virtualisation.
+ * Left out: write traps of CR0, CR4 and EFER (KVM follows the guest's modes by them and nothing here asks), DebugSwap, LBR virtualisation.
  */
 import { GHCB, GHCB_ANSWER, GHCB_MSR } from '../../../../abi/ghcb.ts';
 import { KVM_EXIT_AP_RESET_HOLD } from '../../../../abi/kvm.ts';
@@ -26,6 +26,7 @@ const NESTED_CTL = 7n;
 const LEVEL_4K = 1;
 const LARGE_FRAMES = 512;
 const CR4_MCE = 1n << 6n;
+const TASK_PRIORITY = 8;
 const DR7_FIXED = 0x400n;
 const NO_VMSA = -1n;
 /** Bits 63:12 of the answer to a reset hold. */
@@ -111,6 +112,9 @@ export class VcpuSev {
     const { vmcb } = this.vcpu;
     vmcb.setLong(VMCB.NESTED_CTL, NESTED_CTL);
     vmcb.dropIntercept(INTERCEPT.XSETBV);
+    // A move to CR8 cannot be carried out for the guest; KVM hears of it afterwards.
+    vmcb.setWord(VMCB.INTERCEPT_CR, 0);
+    vmcb.intercept(INTERCEPT.CR0_WRITE_TRAP + TASK_PRIORITY);
     vmcb.dropExceptionIntercept(VECTOR.UD);
     vmcb.setWord(VMCB.ASID, this.sev.asid);
     vmcb.setLong(VMCB.VMSA_PA, BigInt(spaOf(this.#frame)));
