@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { type Verdict, verifyReport } from '../../src/attest/index.ts';
 import { Authority } from '../../src/authority/authority.ts';
+import type { Hva } from '../../src/base/address.ts';
 import {
   createHost,
   type Host,
@@ -9,9 +10,13 @@ import {
   type RunReport,
   readImage,
   type SnpMachineOptions,
+  type Vm,
 } from '../../src/index.ts';
+import { ramPointer } from '../../src/vmm/memory/memory-region.ts';
 
 const CERTIFICATES = '/run/certificates';
+/** Where the guest has its request, in shared memory. */
+const REQUEST = 0x400000;
 const guestData = Uint8Array.from({ length: 64 }, (_, i) => 3 * i + 1);
 
 let host: Host | undefined;
@@ -23,7 +28,8 @@ interface Options {
   readonly kernel?: '7.2' | '6.12';
   readonly early?: readonly ['certs'];
   readonly snp?: SnpMachineOptions;
-  readonly busy?: () => boolean;
+  /** Asked before each answer: whether to put the guest off. */
+  readonly busy?: (vm: Vm) => boolean;
   /** Bytes behind the certificates' end. */
   readonly padding?: number;
 }
@@ -40,7 +46,7 @@ async function attester(options: Options = {}): Promise<{ run: RunReport; root: 
     host.process.ftruncate(fd, BigInt(table.length + padding));
     host.process.close(fd);
   }
-  const vm = host.createVm({
+  const vm: Vm = host.createVm({
     type: 'sev-snp',
     memory: 16 * MiB,
     ...(await readImage('attester')),
@@ -49,10 +55,7 @@ async function attester(options: Options = {}): Promise<{ run: RunReport; root: 
       ...(key === 'none'
         ? {}
         : {
-            certificates: {
-              path: CERTIFICATES,
-              ...(options.busy === undefined ? {} : { busy: options.busy }),
-            },
+            certificates: { path: CERTIFICATES, busy: () => options.busy?.(vm) ?? false },
           }),
       ...options.snp,
     },
@@ -110,6 +113,25 @@ describe('the guest attester', () => {
     const { run } = await attester({ busy: () => asked++ % 3 !== 0 });
     expect(run.exit.code).toBe(0);
     expect(run.exits.req_certs).toBe(4);
+  });
+
+  it.each([
+    ['tag', 0x00, 'the request failed: 0xb'],
+    ['sequence number', 0x20, 'the request failed: 0xb'],
+    ['version', 0x35, 'the request failed: 0xb'],
+    ['report data', 0x60, 'the request failed: 0xb'],
+  ] as const)('sees that its host changed the %s of the message', async (_, offset, message) => {
+    const { run } = await attester({
+      busy: (vm) => {
+        const at = (ramPointer(vm.machine.ram, REQUEST) + offset) as Hva;
+        const byte = new Uint8Array(1);
+        host!.process.memory.read(at, byte);
+        host!.process.memory.write(at, Uint8Array.of(byte[0]! ^ 1));
+        return false;
+      },
+    });
+    expect(run.console).toBe(`attester: ${message}\n`);
+    expect(run.exit.code).toBe(1);
   });
 
   it('gives as much room as the certificates need', async () => {
