@@ -11,14 +11,17 @@
  * A slot's flags are those of its region when it is registered: an alias that is read-only does not make its slot READONLY,
  * and behind such an alias, where the flat view stays the same, nor does its RAM that becomes ROM later (as in QEMU).
  *
- * Leaves out: harvesting the dirty log, splitting of slots that are too large, the SMM address space.
+ * The dirty log is harvested by `kvm-dirty-log.ts`, where the machine has one.
+ *
+ * Leaves out: splitting of slots that are too large, the SMM address space.
  */
 import { KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY } from '../../abi/kvm.ts';
-import { isPageAligned, pageAlignDown, pageAlignUp } from '../../base/address.ts';
+import { isPageAligned, PAGE_SIZE, pageAlignDown, pageAlignUp } from '../../base/address.ts';
 import type { UserMemoryRegion } from '../../kernel/interface.ts';
 import { assert, hex, nameOfResult, VmmError } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
 import type { MemoryRegionSection } from './flat-view.ts';
+import type { KvmDirtyLog } from './kvm-dirty-log.ts';
 import { MEMORY_LISTENER_PRIORITY_ACCEL, type MemoryListener } from './memory-listener.ts';
 import {
   type MemoryRegion,
@@ -55,8 +58,11 @@ export class KvmSlots implements MemoryListener {
   #going: MemoryRegionSection[] = [];
   #coming: MemoryRegionSection[] = [];
 
-  constructor(kvm: KvmState) {
+  readonly #dirtyLog: KvmDirtyLog | undefined;
+
+  constructor(kvm: KvmState, dirtyLog?: KvmDirtyLog) {
     this.#kvm = kvm;
+    this.#dirtyLog = dirtyLog;
   }
 
   get slots(): readonly KvmSlot[] {
@@ -77,6 +83,25 @@ export class KvmSlots implements MemoryListener {
 
   logStop(section: MemoryRegionSection): void {
     this.#updateFlags(section);
+  }
+
+  logSync(section: MemoryRegionSection): void {
+    const slot = this.#slotOf(section);
+    if (slot !== undefined) this.#dirtyLog?.sync(slot);
+  }
+
+  logSyncGlobal(): void {
+    this.#dirtyLog?.syncAll(this.#slots);
+  }
+
+  /** Every slot that the range meets. */
+  logClear(section: MemoryRegionSection): void {
+    const end = section.start + section.size;
+    for (const slot of this.#slots) {
+      const from = Math.max(section.start, slot.start);
+      const to = Math.min(end, slot.start + slot.size);
+      if (from < to) this.#dirtyLog?.clear(slot, (from - slot.start) / PAGE_SIZE, (to - from) / PAGE_SIZE);
+    }
   }
 
   /** Throws VmmError; the slot that it is about does not stay. */
@@ -110,6 +135,7 @@ export class KvmSlots implements MemoryListener {
     const slot = { slot: this.#freeSlot(region), flags: slotFlags(region), region, ...pages };
     this.#set(slot, slot.size);
     this.#slots.push(slot);
+    this.#dirtyLog?.slotChanged(slot, true);
     if ((slot.flags & KVM_MEM_GUEST_MEMFD) === 0) return;
     const result = this.#kvm.setMemoryAttributesPrivate(slot.start, slot.size);
     if (result < 0) {
@@ -128,11 +154,15 @@ export class KvmSlots implements MemoryListener {
     const changed = { ...slot, flags: slotFlags(section.region) };
     this.#set(changed, changed.size);
     this.#slots[this.#slots.indexOf(slot)] = changed;
+    this.#dirtyLog?.slotChanged(changed, true);
   }
 
   #delete(slot: KvmSlot): void {
+    // What it logged until now would be lost (kvm_set_phys_mem).
+    this.#dirtyLog?.sync(slot);
     this.#set({ ...slot, flags: 0 }, 0);
     this.#slots.splice(this.#slots.indexOf(slot), 1);
+    this.#dirtyLog?.slotChanged(slot, false);
   }
 
   /** kvm_lookup_matching_slot */

@@ -6,7 +6,7 @@
  * A listener that throws keeps none from hearing; the first error is thrown by whoever made the change, once all have heard.
  * (QEMU's listeners end the process instead.)
  *
- * Leaves out: log_sync, log_clear and the global start and stop of logging (migration), eventfds, coalesced I/O.
+ * Leaves out: the global start and stop of logging (migration), eventfds, coalesced I/O.
  */
 import { type FlatRange, type FlatView, isSameRange, type MemoryRegionSection } from './flat-view.ts';
 
@@ -29,6 +29,12 @@ export interface MemoryListener {
   logStart?(section: MemoryRegionSection, oldMask: number, newMask: number): void;
   /** The same; some are gone. */
   logStop?(section: MemoryRegionSection, oldMask: number, newMask: number): void;
+  /** What was written to in a range that logs is to be noted. */
+  logSync?(section: MemoryRegionSection): void;
+  /** The same for all ranges at once, for who cannot tell them apart. */
+  logSyncGlobal?(): void;
+  /** What was written to in the range was dealt with: it is logged anew. */
+  logClear?(section: MemoryRegionSection): void;
   /** All changes are told. */
   commit?(): void;
 }

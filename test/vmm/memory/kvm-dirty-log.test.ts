@@ -1,0 +1,154 @@
+/** How the VMM harvests KVM's dirty log, by bitmap and by ring, of a guest that writes for real; the pages are counted by hand. */
+import { afterEach, describe, expect, it } from 'vitest';
+import type { KvmVcpu } from '../../../src/kernel/interface.ts';
+import { createKernel, type Kernel } from '../../../src/kernel/kvm/index.ts';
+import { anonymousBackend } from '../../../src/vmm/backends/anonymous.ts';
+import { KvmState } from '../../../src/vmm/kvm-state.ts';
+import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
+import { DiscardRequirements } from '../../../src/vmm/memory/discard-requirements.ts';
+import { KvmDirtyLog } from '../../../src/vmm/memory/kvm-dirty-log.ts';
+import { KvmSlots } from '../../../src/vmm/memory/kvm-slots.ts';
+import { containerRegion, type MemoryRegion, ramPointer } from '../../../src/vmm/memory/memory-region.ts';
+import { MemoryTopology } from '../../../src/vmm/memory/memory-topology.ts';
+import { RamDirtyPages } from '../../../src/vmm/memory/ram-dirty-pages.ts';
+import { RamList } from '../../../src/vmm/memory/ram-list.ts';
+
+/** 256 pages at 0. */
+const SIZE = 0x100000;
+
+class LoggedMachine {
+  readonly kernel: Kernel = createKernel({ memory: 16 << 20 });
+  readonly kvm: KvmState;
+  readonly topology = new MemoryTopology();
+  readonly space = new AddressSpace(this.topology, 'memory', containerRegion('system', 2 ** 52));
+  readonly ram = new RamDirtyPages();
+  readonly log: KvmDirtyLog;
+  readonly region: MemoryRegion;
+  readonly vcpus: KvmVcpu[] = [];
+
+  constructor(ringEntries: number) {
+    const process = this.kernel.newProcess();
+    this.kvm = KvmState.open(process, 0);
+    this.log = new KvmDirtyLog({ kvm: this.kvm, ram: this.ram, ringEntries, vcpus: () => this.vcpus });
+    this.space.addListener(new KvmSlots(this.kvm, this.log));
+    const list = new RamList({ process, kvm: this.kvm, discards: new DiscardRequirements() });
+    const options = { name: 'pc.ram', size: SIZE, sharing: 'private', guestMemfd: 'none' } as const;
+    this.region = anonymousBackend({ process, ramList: list }, options as never);
+    this.space.add(this.region, 0);
+    // mov [di], al; hlt
+    process.memory.write(ramPointer(this.region, 0x1000), Uint8Array.of(0x88, 0x05, 0xf4));
+    const vcpu = this.kvm.vm.createVcpu(0);
+    const sregs = vcpu.getSregs();
+    const flat = (base: bigint) => ({ base, selector: Number(base >> 4n) });
+    vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, ...flat(0n) }, ds: { ...sregs.ds, ...flat(0x10000n) } });
+    this.vcpus.push(vcpu);
+  }
+
+  /** The guest writes to each page, which is one of 16 to 31. */
+  write(...pages: number[]): void {
+    const [vcpu] = this.vcpus;
+    for (const page of pages) {
+      vcpu!.setRegs({ ...vcpu!.getRegs(), rip: 0x1000n, rdi: BigInt((page - 16) * 4096) });
+      expect([vcpu!.run(), vcpu!.kvmRun.exitReason]).toEqual([0, 5]);
+    }
+  }
+
+  /** Pages that are dirty since they were taken last. */
+  harvest(): number[] {
+    this.space.syncDirtyLog();
+    return this.ram.takeDirty(this.region.ramBlock!);
+  }
+
+  close(): void {
+    this.kernel.close();
+  }
+}
+
+let machine: LoggedMachine;
+afterEach(() => machine.close());
+
+describe.each([
+  ['bitmaps', 0],
+  ['rings of 1024', 1024],
+] as const)('with %s, the VMM', (_, entries) => {
+  it('finds nothing of RAM whose region does not log', () => {
+    machine = new LoggedMachine(entries);
+    machine.write(16, 17);
+    expect(machine.harvest()).toEqual([]);
+  });
+
+  it('finds exactly the pages written since logging began', () => {
+    machine = new LoggedMachine(entries);
+    machine.write(16, 17);
+    machine.topology.setLog(machine.region, 'start');
+    machine.harvest();
+    machine.space.clearDirtyLog(0, SIZE);
+    machine.write(18, 31, 20, 18);
+    expect(machine.harvest()).toEqual([18, 20, 31]);
+  });
+
+  it('finds nothing any more when logging has stopped', () => {
+    machine = new LoggedMachine(entries);
+    machine.topology.setLog(machine.region, 'start');
+    machine.topology.setLog(machine.region, 'stop');
+    machine.write(18);
+    expect(machine.harvest()).toEqual([]);
+  });
+});
+
+describe('with bitmaps, the VMM', () => {
+  it('finds all pages at first (initially all set), and a page again and again until it is cleared', () => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    expect(machine.harvest()).toHaveLength(256);
+    machine.space.clearDirtyLog(0, SIZE);
+    machine.write(18);
+    expect(machine.harvest()).toEqual([18]);
+    expect(machine.harvest()).toEqual([18]);
+    machine.space.clearDirtyLog(18 * 4096, 4096);
+    expect(machine.harvest()).toEqual([]);
+    machine.write(18);
+    expect(machine.harvest()).toEqual([18]);
+  });
+
+  it('clears no page beside the range, though KVM takes 64 at a time', () => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    machine.harvest();
+    machine.space.clearDirtyLog(17 * 4096, 3 * 4096);
+    const left = machine.harvest();
+    expect(left).toHaveLength(253);
+    expect(left).toEqual(expect.not.arrayContaining([17]));
+    expect([16, 17, 18, 19, 20].filter((page) => left.includes(page))).toEqual([16, 20]);
+  });
+});
+
+describe('with rings, the VMM', () => {
+  it('reaps a ring over its end, and goes on after it was full', () => {
+    machine = new LoggedMachine(256);
+    machine.topology.setLog(machine.region, 'start');
+    for (let round = 0; round < 40; round++) {
+      machine.write(16, 17, 18, 19, 20, 21, 22, 23);
+      expect(machine.harvest()).toEqual([16, 17, 18, 19, 20, 21, 22, 23]);
+      expect(machine.harvest()).toEqual([]);
+    }
+  });
+
+  it('says how many entries it reaped, and keeps them until they are asked for', () => {
+    machine = new LoggedMachine(1024);
+    machine.topology.setLog(machine.region, 'start');
+    machine.write(18, 19);
+    expect(machine.log.reap()).toBe(2);
+    machine.write(25);
+    expect(machine.log.reap()).toBe(1);
+    expect(machine.harvest()).toEqual([18, 19, 25]);
+  });
+
+  it('is told when a ring is larger than KVM takes', () => {
+    machine = new LoggedMachine(1024);
+    const { kvm, ram } = machine;
+    expect(() => new KvmDirtyLog({ kvm, ram, ringEntries: 131072 })).toThrow(
+      'KVM dirty ring size 131072 too big (maximum is 65536). Please use a smaller value.',
+    );
+  });
+});
