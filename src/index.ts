@@ -390,9 +390,9 @@ const prebuilt = (name: string): string => {
   return join(folder, 'guests/prebuilt', name);
 };
 
-/** An image by the name of a guest that comes along (`hello`) or by path. Errors: the file system's. */
+/** An image by the name of a guest that comes along (`hello`; `attester.fd` is its firmware image) or by path. Errors: the file system's. */
 export async function readImage(nameOrPath: string): Promise<{ image: Uint8Array; imageName: string }> {
-  const own = prebuilt(`${nameOrPath}.elf`);
-  const path = /^[a-z0-9-]+$/.test(nameOrPath) && existsSync(own) ? own : nameOrPath;
+  const own = prebuilt(nameOrPath.endsWith('.fd') ? nameOrPath : `${nameOrPath}.elf`);
+  const path = /^[a-z0-9-]+(\.fd)?$/.test(nameOrPath) && existsSync(own) ? own : nameOrPath;
   return { image: await readFile(path), imageName: basename(path) };
 }

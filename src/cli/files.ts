@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { readImage } from '../index.ts';
 import { InputError } from './size.ts';
 
 /** The file's bytes. InputError: there is none, or it cannot be read. */
@@ -10,6 +11,17 @@ export function readInput(path: string, option: string): Buffer {
     return readFileSync(path);
   } catch (error) {
     throw new InputError(`${option}: got ${path}: ${why(error)}`);
+  }
+}
+
+/** A guest's image, by path or by the name of one that comes along. InputError: there is none, or it cannot be read. */
+export async function readGuestImage(nameOrPath: string): Promise<{ image: Uint8Array; imageName: string }> {
+  try {
+    return await readImage(nameOrPath);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const reason = code === 'ENOENT' ? 'no such file, nor a guest of that name' : message;
+    throw new InputError(`image: got ${nameOrPath}: ${reason}`);
   }
 }
 

@@ -68,6 +68,9 @@ program
     new Option('--certs <file>', 'certificate table for the guest').default(undefined, "the authority's own"),
   )
   .addOption(new Option('--guest-data <hex>', '64 bytes for the guest, which its report shows'))
+  .addOption(new Option('--guest-kernel <file>', 'kernel whose hash firmware gets (kernel-hashes)'))
+  .addOption(new Option('--initrd <file>', 'initial RAM disk, with --guest-kernel'))
+  .addOption(new Option('--append <text>', 'command line, with --guest-kernel'))
   .addOption(
     new Option('--state <dir>', "directory of the chip's authority").default(
       undefined,

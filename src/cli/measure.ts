@@ -22,7 +22,7 @@ import {
   vcpuSignature,
 } from '../attest/index.ts';
 import { NotImplementedError } from '../base/errors.ts';
-import { readInput } from './files.ts';
+import { readGuestImage, readInput } from './files.ts';
 import { InputError, parseChoice, parseInteger } from './size.ts';
 
 /** Options as commander has them. */
@@ -112,7 +112,7 @@ async function launchOf(
   asPeer: boolean,
   options: MeasureCommandOptions,
 ): Promise<LaunchUpdate[]> {
-  const bytes = readInput(path, 'image');
+  const bytes = asPeer ? readInput(path, '--ovmf') : (await readGuestImage(path)).image;
   if (!asPeer && isElfImage(bytes)) {
     return imageUpdates({
       image: bytes,

@@ -9,11 +9,11 @@ import {
   type LaunchReport,
   MiB,
   type RunReport,
-  readImage,
   Trace,
   VM_TYPES,
   VmmError,
 } from '../index.ts';
+import { readGuestImage } from './files.ts';
 import { InputError, parseChoice, parseInteger, parseNumber, parseSize } from './size.ts';
 import { refuseSnpOptions, type SnpCommandOptions, snpSetup } from './snp-options.ts';
 import { TraceFile } from './trace-file.ts';
@@ -78,10 +78,7 @@ export async function run(
   if (hostMemory < MiB || hostMemory > MAX_HOST || hostMemory % PAGE !== 0) {
     throw new InputError(`--host-memory: got ${options.hostMemory}, want 1M to 4G in whole pages`);
   }
-  const loaded = await readImage(image).catch((error: NodeJS.ErrnoException) => {
-    const why = error.code === 'ENOENT' ? 'no such file, nor a guest of that name' : error.message;
-    throw new InputError(`${image}: ${why}`);
-  });
+  const loaded = await readGuestImage(image);
 
   if (options.certs !== undefined && kernel === '6.12' && !early.includes('certs'))
     throw new InputError('--certs: got it with --kernel 6.12, which never asks for them; want --early certs');

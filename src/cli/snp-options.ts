@@ -18,6 +18,10 @@ export interface SnpCommandOptions {
   readonly authorKey?: boolean;
   readonly certs?: string;
   readonly guestData?: string;
+  /** With kernel-hashes, whose hashes firmware gets. */
+  readonly guestKernel?: string;
+  readonly initrd?: string;
+  readonly append?: string;
   /** Directory of the authority that the chip belongs to. */
   readonly state?: string;
   /** The authority's as well as the run's. */
@@ -35,6 +39,9 @@ const OPTIONS = {
   authorKey: '--author-key',
   certs: '--certs',
   guestData: '--guest-data',
+  guestKernel: '--guest-kernel',
+  initrd: '--initrd',
+  append: '--append',
   state: '--state',
 } as const satisfies Partial<Record<keyof SnpCommandOptions, string>>;
 
@@ -70,6 +77,7 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
   const idAuth = fileOption(options.idAuth, OPTIONS.idAuth, { bytes: ID_AUTH_BYTES, rule: 'at most' });
   if ((idBlock === undefined) !== (idAuth === undefined))
     throw new InputError('--id-block, --id-auth: got one of them, want both or none');
+  const kernel = kernelOption(options);
   const given = options.certs === undefined ? undefined : readInput(options.certs, OPTIONS.certs);
   const authority = openAuthority(options);
   const chip = chipOf(authority, generation, options.tcb);
@@ -81,10 +89,12 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
         ...(policy === undefined ? {} : { policy }),
         ...(hostData === undefined ? {} : { 'host-data': base64(hostData) }),
         ...(idBlock === undefined ? {} : { 'id-block': base64(idBlock), 'id-auth': base64(idAuth!) }),
+        ...(kernel === undefined ? {} : { 'kernel-hashes': true }),
         ...(options.authorKey === undefined ? {} : { 'author-key-enabled': options.authorKey }),
       },
       certificates: { path: CERTIFICATES },
       ...(guestData === undefined ? {} : { guestData }),
+      ...(kernel === undefined ? {} : { kernel }),
     },
     prepare({ process }) {
       const fd = process.open(CERTIFICATES);
@@ -113,6 +123,23 @@ function chipOf(authority: Authority, generation: ChipGeneration, tcb: string | 
       `${OPTIONS.tcb}: got ${tcb}, want a TCB_VERSION of a ${generation}: its reserved bytes are zero`,
     );
   return other;
+}
+
+function kernelOption({
+  guestKernel,
+  initrd,
+  append,
+}: SnpCommandOptions): SnpMachineOptions['kernel'] | undefined {
+  if (guestKernel === undefined) {
+    if (initrd === undefined && append === undefined) return undefined;
+    const option = initrd === undefined ? OPTIONS.append : OPTIONS.initrd;
+    throw new InputError(`${option}: got it without ${OPTIONS.guestKernel}, want both`);
+  }
+  return {
+    kernel: readInput(guestKernel, OPTIONS.guestKernel),
+    ...(initrd === undefined ? {} : { initrd: readInput(initrd, OPTIONS.initrd) }),
+    ...(append === undefined ? {} : { append }),
+  };
 }
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');

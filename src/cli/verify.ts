@@ -101,13 +101,18 @@ function sort(file: Buffer, certificates: Uint8Array[], crls: Uint8Array[]): voi
   else {
     const entries = asInput(() => {
       try {
-        return decodeCertificateTable(file);
+        return decodeCertificateTable(withoutHex(file, text));
       } catch (error) {
         throw new InputError(`--certs: ${(error as Error).message}`);
       }
     });
     for (const { bytes } of entries) (isDerCrl(bytes) ? crls : certificates).push(bytes);
   }
+}
+
+/** A certificate table as a guest prints it is hex. */
+function withoutHex(file: Buffer, beginning: string): Buffer {
+  return /^[0-9a-f\s]+$/i.test(beginning) ? Buffer.from(file.toString('latin1').trim(), 'hex') : file;
 }
 
 /** A TBSCertList begins with version and algorithm, a TBSCertificate with [0] or a serial number and algorithm: its version is wrapped. */

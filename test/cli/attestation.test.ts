@@ -44,6 +44,7 @@ const paths = {
   ark: file('ark.der', ark),
   crl: file('list.crl', options.crls![0]!),
   table: file('table.bin', await authority.certificateTable(chip)),
+  hexTable: file('table.hex', `${Buffer.from(await authority.certificateTable(chip)).toString('hex')}\n`),
 };
 
 describe('softcvm verify', () => {
@@ -54,6 +55,7 @@ describe('softcvm verify', () => {
   it('ends with 0 if every check holds: certificates from files, a table, hex', async () => {
     expect(await run({ certs: [paths.vcek, paths.ask], roots: [paths.ark] })).toBe(0);
     expect(await run({ certs: [paths.table], roots: [paths.ark], requireCrl: true }, paths.hex)).toBe(0);
+    expect(await run({ certs: [paths.hexTable], roots: [paths.ark], requireCrl: true })).toBe(0);
     expect(
       await run({ certs: [paths.vcek, paths.ask, paths.crl], roots: [paths.ark], requireCrl: true }),
     ).toBe(0);
@@ -195,7 +197,7 @@ describe('softcvm measure', () => {
     [{ ...peer, guestFeatures: '1x' }, '--guest-features: got 1x'],
     [{ ...peer, initrd: ovmf }, '--initrd: got it without --kernel'],
     [{ ...peer, append: 'x' }, '--append: got it without --kernel'],
-    [{ ...peer, ovmf: 'nowhere' }, 'image: got nowhere: no such file'],
+    [{ ...peer, ovmf: 'nowhere' }, '--ovmf: got nowhere: no such file'],
     [{ ...peer, ovmf: file('half', new Uint8Array(9)) }, 'got 9 bytes'],
     [{ ...peer, mode: 'tdx' }, '--mode: got tdx'],
     [{ ...peer, snpOvmfHash: 'ab' }, '--snp-ovmf-hash: got ab'],
@@ -204,6 +206,15 @@ describe('softcvm measure', () => {
       name: 'InputError',
       message: expect.stringContaining(message),
     });
+  });
+
+  it('knows guests that come along by name, and refuses others', async () => {
+    expect(await measure('attester', usual)).toBe(0);
+    expect(await measure('attester.fd', usual)).toBe(0);
+    expect(lines).toEqual([expect.stringMatching(/^[0-9a-f]{96}$/), expect.stringMatching(/^[0-9a-f]{96}$/)]);
+    await expect(measure('absent', usual)).rejects.toThrow(
+      'image: got absent: no such file, nor a guest of that name',
+    );
   });
 
   it('names the modes that it does not have', async () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
 import { verifyReport } from '../../src/attest/index.ts';
 import { Authority } from '../../src/authority/authority.ts';
+import { measure } from '../../src/cli/measure.ts';
 import { type RunCommandOptions, run } from '../../src/cli/run.ts';
 
 const DEFAULTS: RunCommandOptions = {
@@ -66,6 +67,14 @@ describe('softcvm run --type sev-snp', () => {
       policy: { measurement: result.launch.measurement, reportData: GUEST_DATA },
     });
     expect(verdict.failures).toEqual([]);
+  });
+
+  it('measures as softcvm measure says it must', async () => {
+    const { launch } = await attest();
+    const lines: string[] = [];
+    vi.spyOn(console, 'log').mockImplementation((line) => lines.push(line));
+    await measure('attester', { mode: 'snp', guestFeatures: '0x1', vmmType: 'QEMU', outputFormat: 'hex' });
+    expect(lines).toEqual([launch.measurement]);
   });
 
   it('runs on the chip of the directory that --state names, and makes it where there is none', async () => {
