@@ -25,8 +25,11 @@ export default defineConfig({
       {
         test: {
           name: 'long',
-          include: ['test/interop/oracle.test.ts'],
-          env: { SOFTCVM_SNIPPETS: process.env['SOFTCVM_SNIPPETS'] ?? '8000' },
+          include: ['test/interop/oracle.test.ts', 'test/kernel/kvm/secrecy.test.ts'],
+          env: {
+            SOFTCVM_SNIPPETS: process.env['SOFTCVM_SNIPPETS'] ?? '8000',
+            HISTORIES: process.env['HISTORIES'] ?? '10000',
+          },
           testTimeout: 1_800_000,
         },
       },
