@@ -3,7 +3,7 @@
  * reference facts 8.6): QEMU's properties with QEMU's rules, and the launch in QEMU's order: pages are queued while the machine is put together, then added, then
  * the launch is finished.
  *
- * `certificates` is ours: QEMU 10.2 has no support for certificates from user space. Left out: kernel-hashes for images without a table for them is refused, as there.
+ * `certificates` is ours: QEMU 10.2 has no support for certificates from user space.
  */
 import { KVM_X86_GRP_SEV, KVM_X86_SEV_SNP_REQ_CERTS } from '../../abi/kvm-sev.ts';
 import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
