@@ -307,9 +307,14 @@ export class Core {
     return 'done';
   }
 
-  /** Guest code at the VMCB's CS:RIP as a fetch would see it. Returns how many bytes could be read. */
+  /** Guest code at the VMCB's CS:RIP as a fetch would see it. Returns how many bytes could be read: none in a mode that the core does not have. */
   fetchBytes(vmcb: Spa, into: Uint8Array): number {
-    this.#entry.reload(vmcb);
+    try {
+      this.#entry.reload(vmcb);
+    } catch (error) {
+      if (error instanceof NotImplementedError) return 0;
+      throw error;
+    }
     return peekCode(this.#parts, into);
   }
 

@@ -53,6 +53,8 @@ export class MmioEmulation implements MmioBus {
   #cursor = 0;
   /** Where the read that the VMM answers went. */
   #asked: 'memory' | 'port' = 'memory';
+  /** How many bytes the VMM was asked for: what it writes over the exit does not count. */
+  #askedBytes = 0;
   readonly #writes: Write[] = [];
   #ioInfo = 0;
   /** Why a read had no data: a run result. */
@@ -78,12 +80,9 @@ export class MmioEmulation implements MmioBus {
   completeRead(): number {
     const { kvmRun } = this.#vcpu;
     if (this.#asked === 'port') {
-      for (let element = 0; element < kvmRun.ioCount; element++) {
-        const value = kvmRun.ioValue(element);
-        for (let i = 0; i < kvmRun.ioSize; i++) this.#answers.push((value >>> (8 * i)) & 0xff);
-      }
+      for (let i = 0; i < this.#askedBytes; i++) this.#answers.push(kvmRun.pio[i]!);
     } else {
-      for (let i = 0; i < kvmRun.mmioLen; i++) this.#answers.push(kvmRun.mmioData[i]!);
+      for (let i = 0; i < this.#askedBytes; i++) this.#answers.push(kvmRun.mmioData[i]!);
     }
     return this.#emulate();
   }
@@ -105,7 +104,8 @@ export class MmioEmulation implements MmioBus {
     this.#asked = 'memory';
     kvmRun.exitReason = KVM_EXIT_MMIO;
     kvmRun.mmioPhysAddrNumber = gpa + have;
-    kvmRun.mmioLen = Math.min(into.length - have, FRAGMENT);
+    this.#askedBytes = Math.min(into.length - have, FRAGMENT);
+    kvmRun.mmioLen = this.#askedBytes;
     kvmRun.mmioIsWrite = 0;
     kvmRun.mmioData.fill(0);
     this.#vcpu.cycle.awaitMmio('read');
@@ -167,6 +167,7 @@ export class MmioEmulation implements MmioBus {
     kvmRun.ioSize = size;
     kvmRun.ioPort = port;
     kvmRun.ioCount = count;
+    this.#askedBytes = size * count;
     kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   }
 

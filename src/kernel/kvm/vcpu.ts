@@ -120,7 +120,12 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.mmio = new MmioEmulation(this);
     this.kvmRun.apicBase = this.other.apicBase;
     this.#initControl();
-    this.sev = vm.sev?.active === true ? new VcpuSev(vm.sev, this) : undefined;
+    try {
+      this.sev = vm.sev?.active === true ? new VcpuSev(vm.sev, this) : undefined;
+    } catch (error) {
+      this.#frames.free();
+      throw error;
+    }
     if (vm.msrFilter !== undefined || this.sev !== undefined) this.msrFilterChanged();
     resetRegisters(this.vmcb, this.gpr, { kind: 'power-on' });
     this.vmcb.setLong(VMCB.TSC_OFFSET, BigInt.asUintN(64, -BigInt(vm.time.now())));

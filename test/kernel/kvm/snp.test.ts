@@ -145,3 +145,26 @@ describe('a VM of SNP’s type before KVM_SEV_INIT2', () => {
     vcpu.close();
   });
 });
+
+it('a vCPU of an SNP guest that finds no frame for its VMSA leaves no frame behind', () => {
+  const snp = new SnpVm().init();
+  const { memory } = snp.kernel;
+  const owner = memory.owner('hog');
+  const hog: number[] = [];
+  for (let pfn = memory.allocate(0, owner); pfn >= 0; pfn = memory.allocate(0, owner)) hog.push(pfn);
+  // Aligned blocks for the vCPU's own frames, but nothing beyond.
+  const before = memory.usage().get('vCPU');
+  let refused = 0;
+  for (const pfn of hog.reverse()) {
+    memory.free(pfn as never, 0);
+    try {
+      snp.vm.createVcpu(1);
+      break;
+    } catch {
+      refused++;
+      expect(memory.usage().get('vCPU')).toBe(before);
+    }
+  }
+  expect(refused).toBeGreaterThan(10);
+  for (const pfn of hog.slice(refused + 1)) memory.free(pfn as never, 0);
+});

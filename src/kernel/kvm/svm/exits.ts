@@ -162,16 +162,18 @@ function handleIo(vcpu: Vcpu): number {
 /** The VMM's answer to IN (complete_fast_pio_in): small values leave the rest of RAX alone, 4 bytes clear the upper half. */
 export function completeIn(vcpu: Vcpu): void {
   const { vmcb, kvmRun } = vcpu;
-  const value = kvmRun.ioValue();
-  switch (kvmRun.ioSize) {
+  const { pio } = kvmRun;
+  // What user space wrote over the exit's size and offset does not count.
+  const low = pio[0]! | (pio[1]! << 8);
+  switch ((vmcb.word(VMCB.EXITINFO1) >>> 4) & 7) {
     case 1:
-      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xff) | value);
+      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xff) | pio[0]!);
       break;
     case 2:
-      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xffff) | value);
+      vmcb.setWord(RAX, (vmcb.word(RAX) & ~0xffff) | low);
       break;
     default:
-      vmcb.setWord(RAX, value);
+      vmcb.setWord(RAX, low | (pio[2]! << 16) | (pio[3]! << 24));
       vmcb.setWord(RAX + 4, 0);
   }
 }
