@@ -121,13 +121,14 @@ function importsOf(path, known = new Map()) {
 
 const stem = (path) => basename(path).replace(/(?:\.test)?\.ts$/, '');
 
-/** The tests for a source file, the likeliest first: of its name, then those that import it, then those of its folder that reach it. Some are enough. */
+/** The tests for a source file, the likeliest first: of its name, the spec of both kernels, those that import it, those of its folder that reach it. Some are enough. */
 function testsOf(path, tests, known) {
   const folder = dirname(path).replace(/^src/, 'test');
   const rank = (test) => {
     if (stem(test) === stem(path)) return 0;
-    if (readFileSync(join(ROOT, test), 'utf8').includes(`/${basename(path)}'`)) return 1;
-    return dirname(test) === folder ? 2 : 3;
+    if (path.startsWith('src/kernel/') && test.endsWith('/spec.test.ts')) return 1;
+    if (readFileSync(join(ROOT, test), 'utf8').includes(`/${basename(path)}'`)) return 2;
+    return dirname(test) === folder ? 3 : 4;
   };
   return tests
     .filter((test) => importsOf(test, known).has(path))
