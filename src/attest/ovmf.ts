@@ -82,7 +82,7 @@ export function parseFirmware(bytes: Uint8Array, name = 'firmware'): Firmware {
   };
 }
 
-/** Entries of the table, which is read from its end; empty if there is no table. */
+/** Entries of the table, which is read from its end, the nearest to it of several; empty if there is no table. */
 function readTable(
   bytes: Uint8Array,
   view: DataView,
@@ -107,7 +107,7 @@ function readTable(
         `${name}: GUIDed table, entry ${guid}, length: got ${size}, want ${ENTRY_HEAD} to ${at - first}`,
       );
     }
-    entries.set(guid, { at: at - size, size: size - ENTRY_HEAD });
+    if (!entries.has(guid)) entries.set(guid, { at: at - size, size: size - ENTRY_HEAD });
     at -= size;
   }
   return entries;

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { firmwareUpdates, launchDifference, parseFirmware, vcpuSignature } from '../../src/attest/index.ts';
+import { guidBytes } from '../../src/attest/ovmf.ts';
 import { firmwareImage, SECTIONS } from './firmware-image.ts';
 
 const launch = (image: Uint8Array, more: Partial<Parameters<typeof firmwareUpdates>[0]> = {}) =>
@@ -15,6 +16,14 @@ describe('a firmware image', () => {
     expect(firmware.apEip).toBe(0x80b004);
     expect(firmware.hashTableGpa).toBe(0x805010);
     expect(firmware.sections).toEqual(SECTIONS.map(([gpa, size, type]) => ({ gpa, size, type })));
+  });
+
+  it('counts of entries with one GUID the one nearest to the end, as QEMU does', () => {
+    const image = firmwareImage();
+    const guid = guidBytes('7255371f-3a3b-4b04-927b-1da6efa8d454');
+    const at = Buffer.from(image).indexOf(guid);
+    image.set(guidBytes('00f771de-1a7e-4fcb-890e-68c77e2fb44e'), at);
+    expect(parseFirmware(image)).toMatchObject({ apEip: 0x80b004, hashTableGpa: undefined });
   });
 
   it('without a table has no sections', () => {
