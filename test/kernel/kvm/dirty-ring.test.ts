@@ -157,6 +157,16 @@ describe('a ring', () => {
     expect([1, 2, 3].map((page) => writable(bench, page))).toEqual([false, false, false]);
   });
 
+  it('has every page of a reset write-protected again, however far apart they lie', () => {
+    const bench = start({ pages: 70, ...ring() });
+    const reader = new Reader(bench);
+    const pages = [0, 31, 32, 33, 64, 63, 5];
+    for (const page of pages) bench.write(page);
+    expect(reader.pages()).toEqual(pages);
+    expect(bench.vm.resetDirtyRings()).toBe(7);
+    expect(pages.map((page) => writable(bench, page))).toEqual(pages.map(() => false));
+  });
+
   it('is reset for all vCPUs by one call', () => {
     const bench = start({ pages: 8, vcpus: 2, ...ring() });
     const readers = [new Reader(bench, 0), new Reader(bench, 1)];
