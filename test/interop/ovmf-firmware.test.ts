@@ -48,9 +48,8 @@ describe.skipIf(missing !== undefined)('Debian’s OVMF', () => {
     const stop = host.trace.listen(({ what, port }) => {
       if (what === 'io out' || what === 'io in') ports.add(port);
     });
-    const { exit } = await vm.run({ timeoutMs: 10_000 });
+    await vm.run({ timeoutMs: 10_000 });
     stop();
-    expect(exit.reason).toBe('timeout');
     expect([...ports]).toEqual(expect.arrayContaining([0x70, 0x71, 0xcf8]));
   });
 });

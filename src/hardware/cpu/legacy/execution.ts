@@ -173,7 +173,10 @@ export class LegacyExecution {
 
   #remember(linear: number, decoded: Decoded): void {
     const old = this.#decoded.get(linear);
-    if (old !== undefined) release(old);
+    if (old !== undefined) {
+      this.#decoded.delete(linear);
+      release(old);
+    }
     if (this.#decoded.size >= REMEMBERED) this.forget();
     this.#decoded.set(linear, decoded);
   }

@@ -120,6 +120,18 @@ describe('real mode', () => {
     expect(bench.long(RIP)).toBe(0x1006dn);
   });
 
+  it('decodes anew what changed when it keeps as many instructions as it can', () => {
+    bench.memory.write(bench.spa(CODE), new Uint8Array(4096).fill(0x90));
+    bench.setLong(RIP, 0n);
+    bench.run(undefined, 4096);
+    expect(bench.long(RIP)).toBe(4096n);
+    put(CODE, [0x40, 0xf4]); // incw %ax; hlt
+    bench.setLong(RIP, 0n);
+    bench.setLong(RAX, 6n);
+    expect(bench.run()).toBe(HLT);
+    expect(bench.long(RAX)).toBe(7n);
+  });
+
   it('delivers INT through the vector table, and IRET comes back', () => {
     bench.write(4 * 0x40, 0x1000_0100n); // 1000:0100
     put(CODE + 0x100, [0x40, 0xcf]); // incw %ax; iretw
