@@ -49,6 +49,16 @@ export interface MeasureCommandOptions {
 
 const MODES = ['snp', 'snp:ovmf-hash', 'sev', 'seves', 'snp:svsm'] as const;
 const MAX_VCPUS = 4096;
+/** What the launch of an ELF image does not depend on. */
+const FIRMWARE_OPTIONS = {
+  vcpuType: '--vcpu-type',
+  vcpuSig: '--vcpu-sig',
+  vcpuFamily: '--vcpu-family',
+  kernel: '--kernel',
+  initrd: '--initrd',
+  append: '--append',
+  snpOvmfHash: '--snp-ovmf-hash',
+} as const satisfies Partial<Record<keyof MeasureCommandOptions, string>>;
 const DIFFERENT = 1;
 
 const sha384 = (bytes: Uint8Array): Uint8Array => createHash('sha384').update(bytes).digest();
@@ -114,6 +124,9 @@ async function launchOf(
 ): Promise<LaunchUpdate[]> {
   const bytes = asPeer ? readInput(path, '--ovmf') : (await readGuestImage(path)).image;
   if (!asPeer && isElfImage(bytes)) {
+    for (const [name, option] of Object.entries(FIRMWARE_OPTIONS))
+      if (options[name as keyof MeasureCommandOptions] !== undefined)
+        throw new InputError(`${option}: got it for an ELF image, want a firmware image`);
     return imageUpdates({
       image: bytes,
       vcpus: vcpusOf(options, asPeer),

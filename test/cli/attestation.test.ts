@@ -217,6 +217,12 @@ describe('softcvm measure', () => {
     );
   });
 
+  it('refuses for an ELF image what only firmware has', async () => {
+    await expect(measure('attester', { ...usual, vcpuType: 'EPYC-Genoa' })).rejects.toThrow(
+      '--vcpu-type: got it for an ELF image, want a firmware image',
+    );
+  });
+
   it('names the modes that it does not have', async () => {
     await expect(measure(undefined, { ...peer, mode: 'seves' })).rejects.toThrow(
       'not implemented: measure --mode seves',
