@@ -29,7 +29,7 @@ export function gctxCreate(firmware: Firmware, command: CommandBuffer): number {
   if (state === 'rmp') return SEV_STATUS.INVALID_PARAM;
   if (state !== 'firmware') return SEV_STATUS.INVALID_PAGE_STATE;
   const frame = (address / PAGE_SIZE) as Pfn;
-  const entry = firmware.rmp.entry(frame);
+  const entry = firmware.entryOf(frame);
   if (entry.large) return SEV_STATUS.INVALID_PAGE_SIZE;
   firmware.adoptContextPage(frame, new GuestContext());
   firmware.rmp.setEntry(frame, { ...entry, vmsa: true });
@@ -98,7 +98,7 @@ export function decommissionContext(firmware: Firmware, frame: Pfn, context: Gue
   if (context.keyId !== 0) encryption.removeKey(context.keyId);
   if (context.state !== SNP_GUEST_STATE.INIT) firmware.guestCount--;
   firmware.releaseContextPage(frame);
-  firmware.rmp.setEntry(frame, { ...firmware.rmp.entry(frame), vmsa: false });
+  firmware.rmp.setEntry(frame, { ...firmware.entryOf(frame), vmsa: false });
   if (firmware.trace.on) firmware.tracePage(frame, 'firmware', 'SNP_DECOMMISSION');
 }
 

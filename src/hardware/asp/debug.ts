@@ -14,8 +14,8 @@ export function debugDecrypt(firmware: Firmware, command: CommandBuffer): number
   const request = addressesOf(firmware, command);
   if (!Object.values(request).every(isPage)) return SEV_STATUS.INVALID_PARAM;
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
-  const source = firmware.stateOf(request.source);
-  const destination = firmware.stateOf(request.destination);
+  const source = stateOf(firmware, request.source);
+  const destination = stateOf(firmware, request.destination);
   if (source === 'rmp' || destination === 'rmp') return SEV_STATUS.INVALID_PARAM;
   const context = firmware.context(request.context);
   if (typeof context === 'number') return context;
@@ -31,8 +31,8 @@ export function debugEncrypt(firmware: Firmware, command: CommandBuffer): number
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
   const request = addressesOf(firmware, command);
   if (!Object.values(request).every(isPage)) return SEV_STATUS.INVALID_PARAM;
-  const source = firmware.stateOf(request.source);
-  const destination = firmware.stateOf(request.destination);
+  const source = stateOf(firmware, request.source);
+  const destination = stateOf(firmware, request.destination);
   if (source === 'rmp' || destination === 'rmp') return SEV_STATUS.INVALID_PARAM;
   const context = firmware.context(request.context);
   if (typeof context === 'number') return context;
@@ -58,10 +58,15 @@ function addressesOf(
   };
 }
 
+/** The state of a page; one inside of a 2 MiB page has that one's. */
+function stateOf(firmware: Firmware, address: Spa): AddressState {
+  const state = firmware.stateOf(address);
+  return state === 'reclaim' ? firmware.rmp.state((address / PAGE_SIZE) as Pfn) : state;
+}
+
 /** Whether the guest owns the page, and may be debugged. */
 function checkGuest(firmware: Firmware, context: GuestContext, page: Spa): number {
   const { asid } = firmware.rmp.entry((page / PAGE_SIZE) as Pfn);
   if (asid !== context.asid) return SEV_STATUS.INVALID_PAGE_OWNER;
-  if ((context.policy & SNP_POLICY.DEBUG) === 0n) return SEV_STATUS.POLICY_FAILURE;
-  return context.asid === 0 ? SEV_STATUS.INACTIVE : SEV_STATUS.SUCCESS;
+  return (context.policy & SNP_POLICY.DEBUG) === 0n ? SEV_STATUS.POLICY_FAILURE : SEV_STATUS.SUCCESS;
 }

@@ -11,7 +11,7 @@ import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { Chip, SigningKey } from '../chip.ts';
 import { FRAME_FLAG, type HostMemory } from '../memory/host-memory.ts';
-import type { PageState, Rmp } from '../memory/rmp.ts';
+import { type PageState, pageStateOf, type Rmp, type RmpEntry } from '../memory/rmp.ts';
 import { Asids } from './asids.ts';
 import { CpuidRules } from './cpuid-rules.ts';
 import type { GuestContext } from './guest-context.ts';
@@ -110,12 +110,16 @@ export class Firmware {
     return (plain >>> 20 === 0 ? low + plain * 0x1_0000_0000 : Number(BEYOND) + (low & 0xfff)) as Spa;
   }
 
-  /** The state of the page that `address` is in. The machine's own frames below the RMP count as the RMP's. */
+  /** A frame's entry as it stands in the table: inside of a 2 MiB page it is Reclaim to firmware, whosever the page is. */
+  entryOf(frame: Pfn): RmpEntry {
+    return this.rmp.entryAt(this.rmp.ownIndexOf(frame));
+  }
+
+  /** The state of the page that `address` is in, by that entry. The machine's own frames below the RMP count as the RMP's. */
   stateOf(address: Spa): AddressState {
-    const { rmp } = this;
-    if (address < rmp.end) return 'rmp';
+    if (address < this.rmp.end) return 'rmp';
     const frame = Math.floor(address / PAGE_SIZE);
-    return this.hasFrame(frame) ? rmp.state(frame as Pfn) : 'default';
+    return this.hasFrame(frame) ? pageStateOf(this.entryOf(frame as Pfn)) : 'default';
   }
 
   /** Whether a frame is memory: below the end, and nothing that a chip keeps inside. */

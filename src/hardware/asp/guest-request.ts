@@ -219,5 +219,5 @@ function newestVersion(firmware: Firmware, type: number): number {
 
 function isLarge(firmware: Firmware, address: Spa): boolean {
   const frame = Math.floor(address / PAGE_SIZE);
-  return firmware.hasFrame(frame) && firmware.rmp.isLarge(frame as Pfn);
+  return firmware.hasFrame(frame) && firmware.entryOf(frame as Pfn).large;
 }

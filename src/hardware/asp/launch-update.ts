@@ -43,10 +43,10 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
   if (address < rmp.end) return SEV_STATUS.INVALID_PARAM;
   if (!firmware.isMemory(address, PAGE_SIZE)) return SEV_STATUS.INVALID_PAGE_STATE;
   const frame = address >>> 12;
-  const at = rmp.indexOf(frame);
+  const at = rmp.ownIndexOf(frame);
   const low = rmp.words[at]!;
   const high = rmp.words[at + 1]!;
-  const page = checkPage(frame, low, high, flags);
+  const page = checkPage(low, high, flags);
   if (page !== SEV_STATUS.SUCCESS) return page;
   if (context.state !== SNP_GUEST_STATE.LAUNCH) return SEV_STATUS.INVALID_GUEST_STATE;
   if (context.asid === 0) return SEV_STATUS.INACTIVE;
@@ -73,7 +73,7 @@ export function launchUpdate(firmware: Firmware, command: CommandBuffer): number
 }
 
 /** Whether the page may become the guest's: a status. `low` and `high` are words 0 and 1 of its entry. */
-function checkPage(frame: number, low: number, high: number, flags: number): number {
+function checkPage(low: number, high: number, flags: number): number {
   const large = (flags & 1) !== 0;
   const type = (flags >>> 1) & 7;
   const isPreGuest =
@@ -82,7 +82,6 @@ function checkPage(frame: number, low: number, high: number, flags: number): num
     (high & (RMP_WORD1.ASID << RMP_WORD1.ASID_SHIFT)) !== 0;
   if (!isPreGuest) return SEV_STATUS.INVALID_PAGE_STATE;
   if (((low & RMP_WORD0.LARGE) !== 0) !== large) return SEV_STATUS.INVALID_PAGE_SIZE;
-  if (large && frame % LARGE_FRAMES !== 0) return SEV_STATUS.INVALID_ADDRESS;
   if (type === 0 || type > SNP_PAGE_TYPE.CPUID) return SEV_STATUS.INVALID_PARAM;
   return large && ((1 << type) & LARGE_TYPES) === 0 ? SEV_STATUS.INVALID_PAGE_SIZE : SEV_STATUS.SUCCESS;
 }

@@ -26,9 +26,8 @@ export function pageReclaim(firmware: Firmware, command: CommandBuffer): number 
   const state = firmware.stateOf(address);
   if (state === 'rmp') return SEV_STATUS.INVALID_PARAM;
   const frame = (address / PAGE_SIZE) as Pfn;
-  const entry = firmware.rmp.entry(frame);
+  const entry = firmware.entryOf(frame);
   if (entry.large !== large) return SEV_STATUS.INVALID_PAGE_SIZE;
-  if (large && frame % LARGE_FRAMES !== 0) return SEV_STATUS.INVALID_ADDRESS;
   if (!entry.immutable) return SEV_STATUS.SUCCESS;
   switch (state) {
     case 'metadata':
@@ -132,10 +131,10 @@ export function pageUnsmash(firmware: Firmware, command: CommandBuffer): number 
   const { rmp } = firmware;
   if (address < rmp.end && address + LARGE_SIZE > rmp.base) return SEV_STATUS.INVALID_ADDRESS;
   const frame = (address / PAGE_SIZE) as Pfn;
-  const first = rmp.entry(frame);
+  const first = firmware.entryOf(frame);
   if (first.gpa % LARGE_SIZE !== 0) return SEV_STATUS.INVALID_PAGE_STATE;
   for (let i = 0; i < LARGE_FRAMES; i++) {
-    const entry = rmp.entry((frame + i) as Pfn);
+    const entry = firmware.entryOf((frame + i) as Pfn);
     const fits =
       !entry.large &&
       entry.immutable &&

@@ -161,7 +161,7 @@ export class SecureProcessor {
     firmware.write(buffer, bytes);
     if (!firmware.isInitialised || firmware.stateOf(buffer) !== 'firmware') return;
     const frame = Math.floor(buffer / PAGE_SIZE) as Pfn;
-    firmware.rmp.setEntry(frame, { ...firmware.rmp.entry(frame), immutable: false });
+    firmware.rmp.setEntry(frame, { ...firmware.entryOf(frame), immutable: false });
   }
 
   #injected(command: number): number | undefined {

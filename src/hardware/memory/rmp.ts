@@ -141,12 +141,21 @@ export class Rmp {
     return (this.words[first]! & (RMP_WORD0.ASSIGNED | RMP_WORD0.COUNT)) !== 0;
   }
 
+  /** Index into `words` of a frame's own entry, which inside of a 2 MiB page says nothing but assigned. */
+  ownIndexOf(frame: number): number {
+    return this.#entries + frame * 4;
+  }
+
   /** The entry that counts for a frame. */
   entry(frame: Pfn): RmpEntry {
-    const at = this.indexOf(frame);
+    return this.entryAt(this.indexOf(frame));
+  }
+
+  /** The entry at an index into `words`. */
+  entryAt(index: number): RmpEntry {
     const { words } = this;
-    const low = words[at]!;
-    const high = words[at + 1]!;
+    const low = words[index]!;
+    const high = words[index + 1]!;
     return {
       assigned: (low & RMP_WORD0.ASSIGNED) !== 0,
       large: (low & RMP_WORD0.LARGE) !== 0,
@@ -155,7 +164,7 @@ export class Rmp {
       asid: (high >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID,
       vmsa: (high & RMP_WORD1.VMSA) !== 0,
       validated: (high & RMP_WORD1.VALIDATED) !== 0,
-      permissions: words[at + 2]!,
+      permissions: words[index + 2]!,
     };
   }
 
@@ -164,17 +173,9 @@ export class Rmp {
     return gpaOf(this.words[index]!, this.words[index + 1]!);
   }
 
-  /** The page state that firmware's rules speak of. */
+  /** The page state of a frame. */
   state(frame: Pfn): PageState {
-    const { assigned, asid, immutable, validated, vmsa, gpa } = this.entry(frame);
-    if (!assigned) return immutable ? 'hv-fixed' : 'hypervisor';
-    if (asid === 0) {
-      if (!immutable) return 'reclaim';
-      if (gpa !== 0) return 'metadata';
-      return vmsa ? 'context' : 'firmware';
-    }
-    if (immutable) return validated ? 'pre-swap' : 'pre-guest';
-    return validated ? 'guest-valid' : 'guest-invalid';
+    return pageStateOf(this.entry(frame));
   }
 
   /** Firmware's write of an entry; with `large`, of a 2 MiB page. */
@@ -320,6 +321,18 @@ const HYPERVISOR: RmpEntry = {
   validated: false,
   permissions: 0,
 };
+
+/** The page state that firmware's rules speak of. */
+export function pageStateOf({ assigned, asid, immutable, validated, vmsa, gpa }: RmpEntry): PageState {
+  if (!assigned) return immutable ? 'hv-fixed' : 'hypervisor';
+  if (asid === 0) {
+    if (!immutable) return 'reclaim';
+    if (gpa !== 0) return 'metadata';
+    return vmsa ? 'context' : 'firmware';
+  }
+  if (immutable) return validated ? 'pre-swap' : 'pre-guest';
+  return validated ? 'guest-valid' : 'guest-invalid';
+}
 
 /** `low`, `high`: words 0 and 1. */
 function gpaOf(low: number, high: number): number {

@@ -1,4 +1,3 @@
-import { generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Spa } from '../../../src/base/address.ts';
 import { CMD, type Field, hex, Machine } from './machine.ts';
@@ -280,7 +279,9 @@ describe('LAUNCH_UPDATE', () => {
     machine.rmpupdate(region, { gpa: 0, asid: 1, immutable: true, large: true });
     expect(machine.launchUpdate(context, region, type, { large: true })).toBe(0x19);
     expect(machine.launchUpdate(context, region, NORMAL)).toBe(0x19);
-    expect(machine.launchUpdate(context, (region + 4096) as Spa, NORMAL, { large: true })).toBe(9);
+    // Inside of a 2 MiB page firmware sees entries that say assigned alone.
+    expect(machine.launchUpdate(context, (region + 4096) as Spa, NORMAL)).toBe(0x1a);
+    expect(machine.launchUpdate(context, (region + 4096) as Spa, NORMAL, { large: true })).toBe(0x1a);
     expect(machine.stateOf(region)).toBe('pre-guest');
   });
 });
@@ -313,139 +314,5 @@ describe('LAUNCH_FINISH', () => {
     expect(hex(guest.report().report.subarray(0xc0, 0xc8))).toBe('eeffc00000000000');
     const other = machine.runGuest({ asid: 2, finish: [[0x18, 1, 4]] });
     expect(other.report().status).toBe(0x27);
-  });
-});
-
-describe('an ID block', () => {
-  const id = generateKeyPairSync('ec', { namedCurve: 'P-384' });
-  const author = generateKeyPairSync('ec', { namedCurve: 'P-384' });
-  const little = (base64: string | undefined): Buffer => Buffer.from(base64!, 'base64url').reverse();
-  const publicKey = (key: KeyObject): Buffer => {
-    const bytes = Buffer.alloc(0x404);
-    const { x, y } = key.export({ format: 'jwk' });
-    bytes.writeUInt32LE(2, 0);
-    little(x).copy(bytes, 4);
-    little(y).copy(bytes, 0x4c);
-    return bytes;
-  };
-  const signature = (message: Uint8Array, key: KeyObject): Buffer => {
-    const raw = sign('sha384', message, { key, dsaEncoding: 'ieee-p1363' });
-    const bytes = Buffer.alloc(512);
-    Buffer.from(raw.subarray(0, 48)).reverse().copy(bytes, 0);
-    Buffer.from(raw.subarray(48)).reverse().copy(bytes, 72);
-    return bytes;
-  };
-  /** Digest of a guest with one SECRETS page at 0x2000. */
-  const DIGEST =
-    'db3c7f4839ea105f9898622ca76eebb484cd8dfd0cad5d0d839faf5c13eb56c226cce911ddb9adddeb5a75af277ce951';
-
-  const blockOf = (policy = 0x30000n): Buffer => {
-    const block = Buffer.alloc(96);
-    block.write(DIGEST, 0, 'hex');
-    block.fill(0xfa, 0x30, 0x40);
-    block.fill(0x1a, 0x40, 0x50);
-    block.writeUInt32LE(1, 0x50);
-    block.writeUInt32LE(7, 0x54);
-    block.writeBigUInt64LE(policy, 0x58);
-    return block;
-  };
-  const authOf = (block: Uint8Array): Buffer => {
-    const auth = Buffer.alloc(4096);
-    auth.writeUInt32LE(1, 0);
-    auth.writeUInt32LE(1, 4);
-    signature(block, id.privateKey).copy(auth, 0x40);
-    publicKey(id.publicKey).copy(auth, 0x240);
-    signature(publicKey(id.publicKey), author.privateKey).copy(auth, 0x680);
-    publicKey(author.publicKey).copy(auth, 0x880);
-    return auth;
-  };
-
-  /** Finishes the launch of that guest; `flags`: ID block 1, author key 2. */
-  function finish(block: Uint8Array, auth: Uint8Array, flags: number) {
-    machine = new Machine().init();
-    const context = machine.startGuest();
-    machine.launchUpdate(context, machine.preGuestPage(0x2000), 5);
-    const [blockPage, authPage] = [machine.page(), machine.page()];
-    machine.memory.write(blockPage, block);
-    machine.memory.write(authPage, auth);
-    return machine.launchFinish(context, [
-      [8, 8, blockPage],
-      [16, 8, authPage],
-      [0x18, 1, flags],
-    ]);
-  }
-
-  const change = (bytes: Buffer, at: number, value: number): Buffer => {
-    const changed = Buffer.from(bytes);
-    changed[at]! ^= value;
-    return changed;
-  };
-  const good = blockOf();
-
-  it.each([
-    ['block and author key in order', good, authOf(good), 3, 0],
-    ['the ID key alone', good, authOf(good), 1, 0],
-    ['nothing looked at', Buffer.alloc(96), Buffer.alloc(4096), 0, 0],
-    ['another digest', change(good, 0, 1), authOf(good), 3, 0x0b],
-    ['another digest and policy', change(change(good, 0, 1), 0x58, 1), authOf(good), 3, 0x0b],
-    ['another policy', change(good, 0x58, 1), authOf(good), 3, 7],
-    ['another algorithm of the ID key', good, change(authOf(good), 0, 2), 3, 0x16],
-    ['another algorithm of the author key', good, change(authOf(good), 4, 2), 3, 0x16],
-    ['that, but no author key in use', good, change(authOf(good), 4, 2), 1, 0],
-    ['a block that was not signed', change(good, 0x54, 1), authOf(good), 3, 0x0a],
-    ['another curve', good, change(authOf(good), 0x240, 1), 1, 0x0a],
-    ['a point that is not on the curve', good, change(authOf(good), 0x244, 1), 1, 0x0a],
-    ['a changed signature of the block', good, change(authOf(good), 0x40, 1), 1, 0x0a],
-    ['a signature number of more than 48 bytes', good, change(authOf(good), 0x40 + 48, 1), 1, 0x0a],
-    ['a changed signature of the ID key', good, change(authOf(good), 0x680, 1), 3, 0x0a],
-    ['that, but no author key in use', good, change(authOf(good), 0x680, 1), 1, 0],
-    ['a changed author key', good, change(authOf(good), 0x884, 1), 3, 0x0a],
-    ['another version of the block, signed', change(good, 0x50, 2), authOf(change(good, 0x50, 2)), 1, 0],
-  ])('with %s answers %#x', (_what, block, auth, flags, status) => {
-    expect(finish(block, auth, flags)).toBe(status);
-  });
-
-  it('shows in reports', () => {
-    machine = new Machine().init();
-    const block = machine.page();
-    const auth = machine.page();
-    machine.memory.write(block, good);
-    machine.memory.write(auth, authOf(good));
-    const { report } = machine
-      .runGuest({
-        finish: [
-          [8, 8, block],
-          [16, 8, auth],
-          [0x18, 1, 3],
-        ],
-      })
-      .report();
-    expect(hex(report.subarray(0x10, 0x20))).toBe('fa'.repeat(16));
-    expect(hex(report.subarray(0x20, 0x30))).toBe('1a'.repeat(16));
-    const view = new DataView(report.buffer, report.byteOffset);
-    expect(view.getUint32(4, true)).toBe(7);
-    expect(view.getUint32(0x48, true) & 1).toBe(1);
-    for (const at of [0xe0, 0x110])
-      expect(report.subarray(at, at + 48).some((byte) => byte !== 0)).toBe(true);
-    machine.close();
-    machine = new Machine().init();
-    const without = machine.runGuest().report().report;
-    for (const [from, to] of [
-      [0x10, 0x30],
-      [0xe0, 0x140],
-    ] as const)
-      expect(without.subarray(from, to).every((byte) => byte === 0)).toBe(true);
-  });
-
-  it('is read from memory that there is', () => {
-    machine = new Machine().init();
-    const context = machine.startGuest();
-    expect(
-      machine.launchFinish(context, [
-        [8, 8, 1n << 40n],
-        [16, 8, 0x1000],
-        [0x18, 1, 1],
-      ]),
-    ).toBe(9);
   });
 });

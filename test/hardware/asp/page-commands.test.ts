@@ -31,7 +31,8 @@ describe('PAGE_RECLAIM', () => {
     const large = machine.page(9);
     machine.rmpupdate(large, { immutable: true, large: true });
     expect(reclaim(large)).toBe(0x19);
-    expect(reclaim(large + 4096 + 1)).toBe(9);
+    expect(reclaim(large + 4096 + 1)).toBe(0x19);
+    expect(reclaim(large + 4096)).toBe(0);
     expect(reclaim(large + 1)).toBe(0);
     expect(machine.stateOf(large)).toBe('reclaim');
     expect(reclaim(machine.createContext())).toBe(0x1a);
