@@ -1,5 +1,4 @@
 import { afterEach, describe, expect, it } from 'vitest';
-import { vlekSigningKey, wrapVlek } from '../../../src/hardware/chip.ts';
 import { CMD, type Field, hex, Machine } from './machine.ts';
 
 let machine: Machine;
@@ -95,82 +94,6 @@ describe('firmware that changes while it runs', () => {
     ]);
     expect([...report.subarray(0x1e8, 0x1f0)]).toEqual([3, 56, 1, 0, 21, 55, 1, 0]);
     expect([...report.subarray(0x188, 0x18b)]).toEqual([25, 1, 1]);
-  });
-});
-
-describe('SNP_VLEK_LOAD', () => {
-  const sticks = new Uint8Array(384).fill(3);
-  const load = (blob: Uint8Array, fields: readonly Field[] = []): number => {
-    const at = machine.page();
-    machine.memory.write(at, blob);
-    return machine.run(CMD.VLEK_LOAD, [[0, 4, 16], [8, 8, at], ...fields]);
-  };
-  const wrapped = (tcb = machine.chip.reportedTcb): Uint8Array =>
-    wrapVlek({ sticks, tcb, wrappingKey: machine.chip.vlekWrappingKey(tcb), iv: new Uint8Array(12) });
-
-  it('checks in the order of the firmware', () => {
-    machine = new Machine();
-    expect(load(wrapped(), [[0, 4, 15]])).toBe(0x16);
-    expect(load(wrapped(), [[4, 1, 1]])).toBe(0x16);
-    expect(load(wrapped(), [[7, 1, 1]])).toBe(0x16);
-    expect(load(wrapped())).toBe(1);
-    machine.init();
-    expect(load(wrapped(), [[8, 8, 1 << 30]])).toBe(9);
-    const change = (at: number): Uint8Array => {
-      const blob = wrapped();
-      blob[at]! ^= 1;
-      return blob;
-    };
-    expect(load(change(12))).toBe(0x16);
-    expect(load(change(0x19f))).toBe(0x16);
-    expect(load(wrapped(machine.chip.tcbOf({ snp: 3 })))).toBe(0x21);
-    expect(load(change(0x10))).toBe(0x0b);
-    expect(load(change(0x1af))).toBe(0x0b);
-    expect(load(wrapped())).toBe(0);
-  });
-
-  it('has reports signed by the VLEK, unless the guest asks for the VCEK', async () => {
-    const { verify } = await import('node:crypto');
-    machine = new Machine().init();
-    const guest = machine.runGuest();
-    expect(guest.report({ keySelect: 2 }).status).toBe(0x27);
-    load(wrapped());
-    const signedBy = (keySelect: number) => {
-      const { report } = guest.report({ keySelect });
-      const number = (at: number) => Buffer.from(report.subarray(at, at + 48)).reverse();
-      const signature = Buffer.concat([number(0x2a0), number(0x2e8)]);
-      const { publicKey } = report[0x48] === 4 ? vlekSigningKey(sticks, 'random') : machine.chip.vcek(MILAN);
-      expect(
-        verify('sha384', report.subarray(0, 0x2a0), { key: publicKey, dsaEncoding: 'ieee-p1363' }, signature),
-      ).toBe(true);
-      return report[0x48]! >> 2;
-    };
-    expect([0, 1, 2].map(signedBy)).toEqual([1, 0, 1]);
-    expect(guest.report({ keySelect: 3 }).status).toBe(0x27);
-  });
-
-  it('serves guests whose VCEK is disabled, and masked chips', () => {
-    machine = new Machine().init();
-    const guest = machine.runGuest({ finish: [[0x18, 1, 4]] });
-    load(wrapped());
-    configure([8, 4, 2]);
-    expect([0, 1, 2].map((keySelect) => guest.report({ keySelect }).status)).toEqual([0, 0x27, 0]);
-    expect(guest.report().report[0x48]).toBe(2 | (1 << 2));
-  });
-
-  it('stays over SNP_CONFIG, and goes with a shutdown', () => {
-    machine = new Machine().init();
-    load(wrapped());
-    configure([0, 8, machine.chip.tcbOf({ snp: 1 })]);
-    const capabilities = (): number => {
-      const at = machine.firmwarePage();
-      machine.run(CMD.PLATFORM_STATUS, [[0, 8, at]]);
-      return machine.read(at, 32)[8]!;
-    };
-    expect(capabilities()).toBe(8 | 4);
-    machine.run(CMD.SHUTDOWN_EX, [[0, 4, 8]]);
-    machine.run(CMD.INIT_EX, [[0, 4, 1]]);
-    expect(capabilities()).toBe(8);
   });
 });
 
