@@ -32,34 +32,51 @@ export class DerError extends Error {
   override readonly name = 'DerError';
 }
 
-export interface DerElement {
-  readonly tag: number;
-  /** The whole element: tag, length, content. */
-  readonly bytes: Uint8Array;
-  readonly content: Uint8Array;
-}
-
 const tagName = (tag: number): string =>
   Object.entries(TAG).find(([, value]) => value === tag)?.[0] ?? `tag 0x${tag.toString(16).padStart(2, '0')}`;
 
-/** Reads elements one after another. `path` names what is read, for messages. */
+/**
+ * Reads elements one after another. A reader of an element's inside shares its bytes: what is read allocates only what is asked for, and a field's path is put
+ * together when something is wrong with it.
+ */
 export class DerReader {
-  readonly path: string;
   readonly #bytes: Uint8Array;
-  #at = 0;
+  readonly #name: string;
+  readonly #outer: DerReader | undefined;
+  /** The element whose inside is read begins here; without one, what is read. */
+  readonly #start: number;
+  readonly #end: number;
+  #at: number;
+  /** Content of the element taken last: from here to #at. */
+  #content = 0;
 
-  constructor(bytes: Uint8Array, path: string) {
+  /** Reads `bytes`, which messages call `name`; `outer` and what follows are for a reader's own use. */
+  constructor(bytes: Uint8Array, name: string, outer?: DerReader, start = 0, at = 0, end = bytes.length) {
     this.#bytes = bytes;
-    this.path = path;
+    this.#name = name;
+    this.#outer = outer;
+    this.#start = start;
+    this.#at = at;
+    this.#end = end;
+  }
+
+  /** Names what is read, for messages. */
+  get path(): string {
+    return this.#outer === undefined ? this.#name : `${this.#outer.path}.${this.#name}`;
+  }
+
+  /** The whole element whose inside is read: tag, length, content. */
+  get encoding(): Uint8Array {
+    return this.#bytes.subarray(this.#start, this.#end);
   }
 
   get isAtEnd(): boolean {
-    return this.#at === this.#bytes.length;
+    return this.#at === this.#end;
   }
 
   /** The next element's tag, without taking it; undefined at the end. */
   get nextTag(): number | undefined {
-    return this.#bytes[this.#at];
+    return this.#at < this.#end ? this.#bytes[this.#at] : undefined;
   }
 
   /** Throws DerError about a field of what is read. */
@@ -67,46 +84,52 @@ export class DerReader {
     throw new DerError(`${this.path}.${field}: ${what}`);
   }
 
-  /** The next element, which must have `tag`. */
-  element(field: string, tag: number): DerElement {
+  /** Takes the next element, which must have `tag`. */
+  #take(field: string, tag: number): void {
     const bytes = this.#bytes;
+    const end = this.#end;
     const start = this.#at;
-    const got = bytes[start];
-    if (got === undefined) this.fail(field, `got the end, want ${tagName(tag)}`);
+    if (start >= end) this.fail(field, `got the end, want ${tagName(tag)}`);
+    const got = bytes[start]!;
     if (got !== tag) this.fail(field, `got ${tagName(got)}, want ${tagName(tag)}`);
-    const first = bytes[start + 1];
-    if (first === undefined) this.fail(field, 'got the end, want a length');
-    let length = first;
+    if (start + 1 >= end) this.fail(field, 'got the end, want a length');
+    let length = bytes[start + 1]!;
     let content = start + 2;
-    if (first >= 0x80) {
-      const count = first & 0x7f;
+    if (length >= 0x80) {
+      const count = length & 0x7f;
       if (count === 0 || count > 4) this.fail(field, `got a length of ${count} bytes, want 1 to 4`);
+      if (content + count > end) {
+        this.fail(field, `got ${end - content} bytes, want a length of ${count} (truncated)`);
+      }
       length = 0;
-      for (let i = 0; i < count; i++) length = length * 256 + (bytes[content + i] ?? 0);
+      for (let i = 0; i < count; i++) length = length * 256 + bytes[content + i]!;
       content += count;
       if (length < 0x80 || length < 2 ** (8 * (count - 1))) {
         this.fail(field, `got length ${length} in ${count} bytes, want it in as few as possible`);
       }
     }
-    const end = content + length;
-    if (end > bytes.length) {
-      this.fail(field, `got ${Math.max(0, bytes.length - content)} bytes, want ${length} (truncated)`);
+    if (content + length > end) {
+      this.fail(field, `got ${end - content} bytes, want ${length} (truncated)`);
     }
-    this.#at = end;
-    return { tag: got, bytes: bytes.subarray(start, end), content: bytes.subarray(content, end) };
+    this.#content = content;
+    this.#at = content + length;
   }
 
-  /** The next element, whatever it is, without taking it. */
-  nextElement(field: string): DerElement {
-    const at = this.#at;
-    const element = this.element(field, this.nextTag ?? TAG.SEQUENCE);
-    this.#at = at;
-    return element;
+  /** The next element's content; it must have `tag`. */
+  content(field: string, tag: number): Uint8Array {
+    this.#take(field, tag);
+    return this.#taken();
+  }
+
+  #taken(): Uint8Array {
+    return this.#bytes.subarray(this.#content, this.#at);
   }
 
   /** A reader of the next element's inside. */
   inside(field: string, tag: number = TAG.SEQUENCE): DerReader {
-    return new DerReader(this.element(field, tag).content, `${this.path}.${field}`);
+    const start = this.#at;
+    this.#take(field, tag);
+    return new DerReader(this.#bytes, field, this, start, this.#content, this.#at);
   }
 
   /** A reader of [number]'s inside, if that comes next. */
@@ -114,36 +137,44 @@ export class DerReader {
     return this.nextTag === contextTag(number) ? this.inside(field, contextTag(number)) : undefined;
   }
 
-  /** Big-endian two's complement, minimal. */
-  integerBytes(field: string): Uint8Array {
-    const { content } = this.element(field, TAG.INTEGER);
-    if (content.length === 0) this.fail(field, 'got an INTEGER without bytes, want at least one');
-    if (
-      content.length > 1 &&
-      (content[0] === 0 || content[0] === 0xff) &&
-      content[0] >> 7 === content[1]! >> 7
-    ) {
+  #takeInteger(field: string): void {
+    this.#take(field, TAG.INTEGER);
+    const bytes = this.#bytes;
+    const at = this.#content;
+    const length = this.#at - at;
+    if (length === 0) this.fail(field, 'got an INTEGER without bytes, want at least one');
+    const first = bytes[at]!;
+    if (length > 1 && (first === 0 || first === 0xff) && first >> 7 === bytes[at + 1]! >> 7) {
       this.fail(field, 'got an INTEGER with a superfluous byte, want it minimal');
     }
-    return content;
+  }
+
+  /** Big-endian two's complement, minimal. */
+  integerBytes(field: string): Uint8Array {
+    this.#takeInteger(field);
+    return this.#taken();
   }
 
   /** A small INTEGER, at least 0. */
   integer(field: string): number {
-    const content = this.integerBytes(field);
-    if (content[0]! >= 0x80 || content.length > 6) {
-      this.fail(field, `got ${toHex(content)}, want an INTEGER from 0 to 2^47 - 1`);
+    this.#takeInteger(field);
+    const bytes = this.#bytes;
+    if (bytes[this.#content]! >= 0x80 || this.#at - this.#content > 6) {
+      this.fail(field, `got ${toHex(this.#taken())}, want an INTEGER from 0 to 2^47 - 1`);
     }
-    return content.reduce((value, byte) => value * 256 + byte, 0);
+    let value = 0;
+    for (let at = this.#content; at < this.#at; at++) value = value * 256 + bytes[at]!;
+    return value;
   }
 
   oid(field: string): string {
-    const { content } = this.element(field, TAG.OID);
+    this.#take(field, TAG.OID);
+    const bytes = this.#bytes;
     let text = '';
     let arc = 0;
     let isWithinArc = false;
-    for (let at = 0; at < content.length; at++) {
-      const byte = content[at]!;
+    for (let at = this.#content; at < this.#at; at++) {
+      const byte = bytes[at]!;
       if (!isWithinArc && byte === 0x80)
         this.fail(field, 'got an OID arc with a leading zero, want it minimal');
       if (arc > 2 ** 44) this.fail(field, 'got an OID arc above 2^51, want a smaller one');
@@ -162,19 +193,19 @@ export class DerReader {
   }
 
   octets(field: string): Uint8Array {
-    return this.element(field, TAG.OCTET_STRING).content;
+    return this.content(field, TAG.OCTET_STRING);
   }
 
   /** A BIT STRING of whole bytes. */
   bits(field: string): Uint8Array {
-    const { content } = this.element(field, TAG.BIT_STRING);
+    const content = this.content(field, TAG.BIT_STRING);
     if (content[0] !== 0) this.fail(field, `got ${content[0] ?? 'no'} unused bits, want 0`);
     return content.subarray(1);
   }
 
   /** A BIT STRING of flags: true at i where bit i is set. */
   flags(field: string): readonly boolean[] {
-    const { content } = this.element(field, TAG.BIT_STRING);
+    const content = this.content(field, TAG.BIT_STRING);
     const unused = content[0];
     if (unused === undefined || unused > 7 || (unused > 0 && content.length === 1)) {
       this.fail(field, `got ${unused ?? 'no'} unused bits, want 0 to 7`);
@@ -182,23 +213,26 @@ export class DerReader {
     if ((content.at(-1)! & ((1 << unused) - 1)) !== 0 && content.length > 1) {
       this.fail(field, 'got unused bits that are set, want them clear');
     }
-    return Array.from(
-      { length: 8 * (content.length - 1) - unused },
-      (_, i) => ((content[1 + (i >> 3)]! >> (7 - (i & 7))) & 1) === 1,
-    );
+    const flags: boolean[] = [];
+    for (let i = 0; i < 8 * (content.length - 1) - unused; i++) {
+      flags.push(((content[1 + (i >> 3)]! >> (7 - (i & 7))) & 1) === 1);
+    }
+    return flags;
   }
 
   boolean(field: string): boolean {
-    const { content } = this.element(field, TAG.BOOLEAN);
-    if (content.length !== 1 || (content[0] !== 0 && content[0] !== 0xff)) {
-      this.fail(field, `got BOOLEAN ${toHex(content)}, want 00 or ff`);
+    this.#take(field, TAG.BOOLEAN);
+    const value = this.#bytes[this.#content];
+    if (this.#at - this.#content !== 1 || (value !== 0 && value !== 0xff)) {
+      this.fail(field, `got BOOLEAN ${toHex(this.#taken())}, want 00 or ff`);
     }
-    return content[0] === 0xff;
+    return value === 0xff;
   }
 
   /** NULL. */
   nothing(field: string): void {
-    const { length } = this.element(field, TAG.NULL).content;
+    this.#take(field, TAG.NULL);
+    const length = this.#at - this.#content;
     if (length > 0) this.fail(field, `got ${length} bytes in a NULL, want none`);
   }
 
@@ -208,10 +242,21 @@ export class DerReader {
     if (tag !== TAG.UTF8_STRING && tag !== TAG.PRINTABLE_STRING && tag !== TAG.IA5_STRING) {
       this.fail(field, `got ${tag === undefined ? 'the end' : tagName(tag)}, want a string`);
     }
-    const { content } = this.element(field, tag);
-    if (tag !== TAG.UTF8_STRING && content.some((byte) => byte >= 0x80)) {
-      this.fail(field, `got ${toHex(content)}, want ASCII`);
+    this.#take(field, tag);
+    // Letter by letter while it is ASCII: a TextDecoder takes several times as long for texts this short.
+    let text = '';
+    for (let at = this.#content; at < this.#at; at++) {
+      const byte = this.#bytes[at]!;
+      if (byte >= 0x80) return this.#longText(field, tag);
+      text += String.fromCharCode(byte);
     }
+    return text;
+  }
+
+  /** The text taken last, with characters above ASCII. */
+  #longText(field: string, tag: number): string {
+    const content = this.#taken();
+    if (tag !== TAG.UTF8_STRING) this.fail(field, `got ${toHex(content)}, want ASCII`);
     try {
       return utf8.decode(content);
     } catch {
@@ -221,40 +266,40 @@ export class DerReader {
 
   /** UTCTime or GeneralizedTime in the form of RFC 5280: to the second, in Zulu time. */
   time(field: string): Date {
-    const tag = this.nextTag === TAG.GENERALIZED_TIME ? TAG.GENERALIZED_TIME : TAG.UTC_TIME;
-    const { content } = this.element(field, tag);
-    const yearDigits = tag === TAG.UTC_TIME ? 2 : 4;
-    const text = String.fromCharCode(...content.subarray(0, 20));
-    if (content.length !== yearDigits + 11 || !/^\d+Z$/.test(text)) {
-      const want = `${tag === TAG.UTC_TIME ? 'YY' : 'YYYY'}MMDDHHMMSSZ`;
-      this.fail(field, `got time ${JSON.stringify(text)}, want ${want}`);
-    }
-    const number = (at: number): number => Number(text.slice(at, at + 2));
-    const [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map((at) => number(yearDigits + at)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
-    const short = number(0);
-    const year = tag === TAG.UTC_TIME ? short + (short < 50 ? 2000 : 1900) : Number(text.slice(0, 4));
+    const isUtc = this.nextTag !== TAG.GENERALIZED_TIME;
+    this.#take(field, isUtc ? TAG.UTC_TIME : TAG.GENERALIZED_TIME);
+    const bytes = this.#bytes;
+    const last = this.#at - 1;
+    const fail = (want: string): never => {
+      const text = String.fromCharCode(...this.#taken().subarray(0, 20));
+      return this.fail(field, `got time ${JSON.stringify(text)}, want ${want}`);
+    };
+    let isForm = last - this.#content === (isUtc ? 12 : 14) && bytes[last] === 0x5a;
+    for (let at = this.#content; at < last; at++) isForm &&= bytes[at]! >= 0x30 && bytes[at]! <= 0x39;
+    if (!isForm) fail(`${isUtc ? 'YY' : 'YYYY'}MMDDHHMMSSZ`);
+    /** The two digits that end `back` bytes before the Z. */
+    const digits = (back: number): number =>
+      10 * (bytes[last - back - 2]! - 0x30) + (bytes[last - back - 1]! - 0x30);
+    const [month, day, hour, minute, second] = [digits(8), digits(6), digits(4), digits(2), digits(0)];
+    const short = digits(10);
+    const year = isUtc ? short + (short < 50 ? 2000 : 1900) : 100 * digits(12) + short;
     const date = new Date(Date.UTC(year, month - 1, day, hour, minute, second));
     if (
+      date.getUTCFullYear() !== year ||
       date.getUTCMonth() !== month - 1 ||
       date.getUTCDate() !== day ||
       hour > 23 ||
       minute > 59 ||
       second > 59
     ) {
-      this.fail(field, `got time ${JSON.stringify(text)}, want one that exists`);
+      fail('one that exists');
     }
     return date;
   }
 
   /** Nothing may follow. */
   end(): void {
-    const left = this.#bytes.length - this.#at;
+    const left = this.#end - this.#at;
     if (left > 0) throw new DerError(`${this.path}: got ${left} bytes after its last field, want none`);
   }
 }

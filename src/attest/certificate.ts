@@ -12,16 +12,17 @@ import {
   type Product,
 } from '../abi/amd-certificate.ts';
 import { contextPrimitiveTag, DerReader, TAG } from '../abi/der.ts';
-import { sameBytes, toHex } from './bytes.ts';
+import { toHex } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import {
   type Extension,
   type Name,
+  namesAlgorithm,
   readExtensions,
   readName,
-  readSignatureAlgorithm,
-  type SignatureAlgorithm,
+  readSigned,
+  type Signed,
 } from './x509.ts';
 
 export interface PublicKey {
@@ -46,18 +47,11 @@ export interface AmdExtensions {
   readonly cspId: string | undefined;
 }
 
-export interface Certificate {
+export interface Certificate extends Signed {
   readonly bytes: Uint8Array;
-  /** What is signed. */
-  readonly tbs: Uint8Array;
-  readonly signature: Uint8Array;
-  readonly signatureAlgorithm: SignatureAlgorithm;
-  /** False if the two places that name the algorithm differ. */
-  readonly namesOneAlgorithm: boolean;
   readonly version: number;
   /** In hex. */
   readonly serial: string;
-  readonly issuer: Name;
   readonly subject: Name;
   readonly notBefore: Date;
   readonly notAfter: Date;
@@ -84,20 +78,14 @@ export const CRL_SIGN = 6;
 
 /** Reads one certificate in DER, which messages call `name`. Throws DerError. */
 export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certificate {
-  const outer = new DerReader(bytes, name);
-  const whole = outer.inside('Certificate');
-  outer.end();
-  const tbsBytes = whole.nextElement('tbsCertificate').bytes;
-  const tbs = whole.inside('tbsCertificate');
-  const signatureAlgorithm = readSignatureAlgorithm(whole, 'signatureAlgorithm');
-  const signature = whole.bits('signatureValue');
-  whole.end();
+  const file = new DerReader(bytes, name);
+  const { tbs, signature, signatureAlgorithm } = readSigned(file, 'Certificate', 'tbsCertificate');
 
   const versionField = tbs.optional('version', 0);
   const version = (versionField?.integer('value') ?? 0) + 1;
   versionField?.end();
   const serial = toHex(tbs.integerBytes('serialNumber'));
-  const tbsAlgorithm = readSignatureAlgorithm(tbs, 'signature');
+  const namesOneAlgorithm = namesAlgorithm(tbs, signatureAlgorithm);
   const issuer = readName(tbs, 'issuer');
   const validity = tbs.inside('validity');
   const notBefore = validity.time('notBefore');
@@ -111,7 +99,7 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
 
   const inside = (oid: string, field: string): DerReader | undefined => {
     const extension = extensions.get(oid);
-    return extension && new DerReader(extension.value, `${name}.${field}`);
+    return extension && new DerReader(extension.value, field, file);
   };
   const { isCa, pathLength } = readBasicConstraints(inside(OID.BASIC_CONSTRAINTS, 'basicConstraints'));
   const usage = inside(OID.KEY_USAGE, 'keyUsage');
@@ -119,10 +107,10 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
   usage?.end();
   return {
     bytes,
-    tbs: tbsBytes,
+    tbs: tbs.encoding,
     signature,
     signatureAlgorithm,
-    namesOneAlgorithm: sameBytes(tbsAlgorithm.bytes, signatureAlgorithm.bytes),
+    namesOneAlgorithm,
     version,
     serial,
     issuer,
@@ -135,7 +123,7 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
     pathLength,
     keyUsage,
     crlUrls: readDistributionPoints(inside(OID.CRL_DISTRIBUTION_POINTS, 'crlDistributionPoints')),
-    amd: readAmdExtensions(extensions, name),
+    amd: readAmdExtensions(extensions, file),
     ...kindByNames(subject.commonName, issuer.commonName),
     isSoftware:
       extensions.has(MARK_OID) ||
@@ -156,15 +144,15 @@ export function readCertificates(bytes: Uint8Array, name = 'certificates'): Cert
 }
 
 function readPublicKey(tbs: DerReader): PublicKey {
-  const { bytes: spki } = tbs.nextElement('subjectPublicKeyInfo');
   const info = tbs.inside('subjectPublicKeyInfo');
+  const spki = info.encoding;
   const algorithm = info.inside('algorithm');
   const oid = algorithm.oid('algorithm');
   let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0, number: spki.subarray(0, 0) };
   if (oid === OID.RSA_ENCRYPTION) {
     if (!algorithm.isAtEnd) algorithm.nothing('parameters');
     algorithm.end();
-    const holder = new DerReader(info.bits('subjectPublicKey'), `${info.path}.subjectPublicKey`);
+    const holder = new DerReader(info.bits('subjectPublicKey'), 'subjectPublicKey', info);
     const rsa = holder.inside('RSAPublicKey');
     holder.end();
     const modulus = rsa.integerBytes('modulus');
@@ -210,8 +198,8 @@ function readDistributionPoints(extension: DerReader | undefined): string[] {
   while (!points.isAtEnd) {
     const fullName = points.inside('point').optional('distributionPoint', 0)?.optional('fullName', 0);
     while (fullName !== undefined && !fullName.isAtEnd) {
-      const { tag, content } = fullName.nextElement('name');
-      fullName.element('name', tag);
+      const tag = fullName.nextTag!;
+      const content = fullName.content('name', tag);
       if (tag === contextPrimitiveTag(6)) urls.push(latin1.decode(content));
     }
   }
@@ -230,11 +218,11 @@ const LEVELS = [
   AMD_OID.FMC_SPL,
 ];
 
-function readAmdExtensions(extensions: ReadonlyMap<string, Extension>, name: string): AmdExtensions {
+function readAmdExtensions(extensions: ReadonlyMap<string, Extension>, file: DerReader): AmdExtensions {
   const read = <T>(oid: string, field: string, take: (reader: DerReader) => T): T | undefined => {
     const extension = extensions.get(oid);
     if (extension === undefined) return undefined;
-    const reader = new DerReader(extension.value, `${name}.${field}`);
+    const reader = new DerReader(extension.value, field, file);
     const value = take(reader);
     reader.end();
     return value;
@@ -251,15 +239,15 @@ function readAmdExtensions(extensions: ReadonlyMap<string, Extension>, name: str
     structVersion: read(AMD_OID.STRUCT_VERSION, 'structVersion', (reader) => reader.integer('value')),
     productName: read(AMD_OID.PRODUCT_NAME, 'productName', (reader) => reader.text('value')),
     levels,
-    hwid: readHwid(extensions.get(AMD_OID.HWID)?.value, name),
+    hwid: readHwid(extensions.get(AMD_OID.HWID)?.value, file),
     cspId: read(AMD_OID.CSP_ID, 'cspID', (reader) => reader.text('value')),
   };
 }
 
 /** Raw bytes, as AMD writes them; an OCTET STRING around them is accepted too, as other verifiers do. */
-function readHwid(value: Uint8Array | undefined, name: string): Uint8Array | undefined {
+function readHwid(value: Uint8Array | undefined, file: DerReader): Uint8Array | undefined {
   if (value === undefined || value.length === 64 || value.length === 8) return value;
-  const reader = new DerReader(value, `${name}.hwID`);
+  const reader = new DerReader(value, 'hwID', file);
   const hwid = reader.octets('value');
   reader.end();
   if (hwid.length !== 64 && hwid.length !== 8) reader.fail('value', `got ${hwid.length} bytes, want 64 or 8`);

@@ -17,7 +17,7 @@ import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
 import type { Check, Checks } from './check.ts';
 import type { RevocationList } from './crl.ts';
 import type { SignatureChecks } from './signatures.ts';
-import { attributesText, type Name, type SignatureAlgorithm } from './x509.ts';
+import { attributesText, type Name, type Signed } from './x509.ts';
 
 export interface ChainInput {
   /** The chain's certificates, in any order; others among them are passed over. */
@@ -150,14 +150,6 @@ async function untrustedRoot(root: Certificate | undefined, roots: readonly Cert
     got: root === undefined ? 'no ARK' : await fingerprint(root.bytes),
     want: wanted.length === 0 ? 'a root: none was given' : wanted.join(' or '),
   };
-}
-
-interface Signed {
-  readonly tbs: Uint8Array;
-  readonly signature: Uint8Array;
-  readonly signatureAlgorithm: SignatureAlgorithm;
-  readonly namesOneAlgorithm: boolean;
-  readonly issuer: Certificate['issuer'];
 }
 
 const listed = (certificates: readonly Certificate[]): string =>

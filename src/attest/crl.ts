@@ -1,25 +1,13 @@
 /** Certificate revocation lists (RFC 5280, section 5) as AMD's key distribution server has them: signed by the ARK, with serial numbers. */
 import { OID } from '../abi/amd-certificate.ts';
 import { DerReader, TAG } from '../abi/der.ts';
-import { sameBytes, toHex } from './bytes.ts';
+import { toHex } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
-import {
-  type Extension,
-  type Name,
-  readExtensions,
-  readName,
-  readSignatureAlgorithm,
-  type SignatureAlgorithm,
-} from './x509.ts';
+import { type Extension, namesAlgorithm, readExtensions, readName, readSigned, type Signed } from './x509.ts';
 
-export interface RevocationList {
+export interface RevocationList extends Signed {
   readonly bytes: Uint8Array;
-  readonly tbs: Uint8Array;
-  readonly signature: Uint8Array;
-  readonly signatureAlgorithm: SignatureAlgorithm;
-  readonly namesOneAlgorithm: boolean;
-  readonly issuer: Name;
   readonly thisUpdate: Date;
   /** Undefined where the list does not say when the next one comes. */
   readonly nextUpdate: Date | undefined;
@@ -32,20 +20,14 @@ export interface RevocationList {
 /** Reads a list in DER or PEM, which messages call `name`. Throws DerError or EvidenceError. */
 export function parseCrl(input: Uint8Array, name = 'CRL'): RevocationList {
   const bytes = isPem(input) ? fromPem(input, name) : input;
-  const outer = new DerReader(bytes, name);
-  const whole = outer.inside('CertificateList');
-  outer.end();
-  const tbsBytes = whole.nextElement('tbsCertList').bytes;
-  const tbs = whole.inside('tbsCertList');
-  const signatureAlgorithm = readSignatureAlgorithm(whole, 'signatureAlgorithm');
-  const signature = whole.bits('signatureValue');
-  whole.end();
+  const file = new DerReader(bytes, name);
+  const { tbs, signature, signatureAlgorithm } = readSigned(file, 'CertificateList', 'tbsCertList');
 
   if (tbs.nextTag === TAG.INTEGER) {
     const version = tbs.integer('version');
     if (version !== 1) tbs.fail('version', `got ${version}, want 1 (v2)`);
   }
-  const tbsAlgorithm = readSignatureAlgorithm(tbs, 'signature');
+  const namesOneAlgorithm = namesAlgorithm(tbs, signatureAlgorithm);
   const issuer = readName(tbs, 'issuer');
   const thisUpdate = tbs.time('thisUpdate');
   const hasNext = tbs.nextTag === TAG.UTC_TIME || tbs.nextTag === TAG.GENERALIZED_TIME;
@@ -56,7 +38,7 @@ export function parseCrl(input: Uint8Array, name = 'CRL'): RevocationList {
     while (!list.isAtEnd) {
       const entry = list.inside('entry');
       revoked.set(toHex(entry.integerBytes('userCertificate')), entry.time('revocationDate'));
-      if (!entry.isAtEnd) entry.element('crlEntryExtensions', TAG.SEQUENCE);
+      if (!entry.isAtEnd) entry.inside('crlEntryExtensions');
       entry.end();
     }
   }
@@ -66,15 +48,15 @@ export function parseCrl(input: Uint8Array, name = 'CRL'): RevocationList {
   const number = extensions.get(OID.CRL_NUMBER);
   return {
     bytes,
-    tbs: tbsBytes,
+    tbs: tbs.encoding,
     signature,
     signatureAlgorithm,
-    namesOneAlgorithm: sameBytes(tbsAlgorithm.bytes, signatureAlgorithm.bytes),
+    namesOneAlgorithm,
     issuer,
     thisUpdate,
     nextUpdate,
     revoked,
-    number: number && toHex(new DerReader(number.value, `${name}.crlNumber`).integerBytes('value')),
+    number: number && toHex(new DerReader(number.value, 'crlNumber', file).integerBytes('value')),
   };
 }
 

@@ -4,6 +4,7 @@
  */
 import { OID } from '../abi/amd-certificate.ts';
 import { type DerReader, TAG } from '../abi/der.ts';
+import { sameBytes } from './bytes.ts';
 
 /** Parameters of RSASSA-PSS (RFC 4055); `undefined` for another signature algorithm. */
 export interface PssParameters {
@@ -16,7 +17,19 @@ export interface PssParameters {
 export interface SignatureAlgorithm {
   readonly oid: string;
   readonly pss: PssParameters | undefined;
+  /** The whole AlgorithmIdentifier. */
   readonly bytes: Uint8Array;
+}
+
+/** What an issuer signed. */
+export interface Signed {
+  /** What the signature covers. */
+  readonly tbs: Uint8Array;
+  readonly signature: Uint8Array;
+  readonly signatureAlgorithm: SignatureAlgorithm;
+  /** False if the two places that name the algorithm differ. */
+  readonly namesOneAlgorithm: boolean;
+  readonly issuer: Name;
 }
 
 /** A distinguished name. */
@@ -46,11 +59,29 @@ function plainAlgorithm(reader: DerReader, field: string): string {
   return oid;
 }
 
-export function readSignatureAlgorithm(reader: DerReader, field: string): SignatureAlgorithm {
-  const element = reader.nextElement(field);
-  const algorithm = reader.inside(field);
+/** The outer form, SEQUENCE { tbs, signatureAlgorithm, signatureValue }, with nothing behind it. */
+export function readSigned(
+  file: DerReader,
+  type: string,
+  tbsField: string,
+): Pick<Signed, 'signature' | 'signatureAlgorithm'> & { readonly tbs: DerReader } {
+  const whole = file.inside(type);
+  file.end();
+  const tbs = whole.inside(tbsField);
+  const signatureAlgorithm = readSignatureAlgorithm(whole.inside('signatureAlgorithm'));
+  const signature = whole.bits('signatureValue');
+  whole.end();
+  return { tbs, signature, signatureAlgorithm };
+}
+
+/** Whether the algorithm that stands inside what is signed is `outside`, the one beside the signature. */
+export const namesAlgorithm = (tbs: DerReader, outside: SignatureAlgorithm): boolean =>
+  sameBytes(tbs.inside('signature').encoding, outside.bytes);
+
+function readSignatureAlgorithm(algorithm: DerReader): SignatureAlgorithm {
+  const bytes = algorithm.encoding;
   const oid = algorithm.oid('algorithm');
-  if (oid !== OID.RSASSA_PSS) return { oid, pss: undefined, bytes: element.bytes };
+  if (oid !== OID.RSASSA_PSS) return { oid, pss: undefined, bytes };
   const parameters = algorithm.inside('parameters');
   const hash = parameters.optional('hashAlgorithm', 0);
   const hashOid = hash === undefined ? SHA1 : plainAlgorithm(hash, 'algorithm');
@@ -73,11 +104,10 @@ export function readSignatureAlgorithm(reader: DerReader, field: string): Signat
   trailerField?.end();
   parameters.end();
   algorithm.end();
-  return { oid, pss: { hash: hashOid, maskHash, saltLength, trailer }, bytes: element.bytes };
+  return { oid, pss: { hash: hashOid, maskHash, saltLength, trailer }, bytes };
 }
 
 export function readName(reader: DerReader, field: string): Name {
-  const { bytes } = reader.nextElement(field);
   const name = reader.inside(field);
   const attributes: (readonly [string, string])[] = [];
   while (!name.isAtEnd) {
@@ -89,7 +119,7 @@ export function readName(reader: DerReader, field: string): Name {
     } while (!set.isAtEnd);
   }
   return {
-    bytes,
+    bytes: name.encoding,
     attributes,
     commonName: attributes.find(([oid]) => oid === OID.COMMON_NAME)?.[1] ?? '',
     text: attributesText(attributes),
