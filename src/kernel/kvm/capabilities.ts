@@ -4,7 +4,7 @@ import { MANUAL_PROTECT_OPTIONS } from './dirty-log.ts';
 import { MAX_RING_BYTES } from './dirty-ring.ts';
 import { XSAVE_BYTES } from './fpu.ts';
 import { type InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
-import { x2apicApiFlags } from './lapic/x2apic-api.ts';
+import { x2apicApiFlags } from './lapic/irqchip.ts';
 import { supportedAttributes } from './memory-attributes.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 

@@ -3,6 +3,8 @@
  * arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap). It lives as long as its descriptor, a vCPU or a guest_memfd file of it does.
  */
 import {
+  GUEST_MEMFD_FLAG_INIT_SHARED,
+  GUEST_MEMFD_FLAG_MMAP,
   KVM_CAP_DIRTY_LOG_RING,
   KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
   KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
@@ -13,7 +15,7 @@ import {
 } from '../../abi/kvm.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
-import { LinuxError, NotImplementedError } from '../../base/errors.ts';
+import { ERRNO, LinuxError, NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { OpenFile } from '../files.ts';
@@ -36,11 +38,11 @@ import { clearDirtyLog, DirtyTracking, getDirtyLog, resetDirtyRings } from './di
 import { GuestMemfd, type GuestMemfdVm, type SlotRange } from './guest-memfd.ts';
 import type { HostTime } from './host-time.ts';
 import { Invalidation } from './invalidation.ts';
-import { InterruptController, MAX_IRQ_ROUTES } from './lapic/interrupt-controller.ts';
-import { enableX2apicApi } from './lapic/x2apic-api.ts';
+import type { InterruptController } from './lapic/interrupt-controller.ts';
+import { Irqchip } from './lapic/irqchip.ts';
 import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attributes.ts';
 import { type MemorySlot, MemorySlots } from './memory-slots.ts';
-import type { BackingPage, FaultSlot } from './mmu/guest-memory.ts';
+import { type BackingPage, type FaultSlot, LEVEL_1G } from './mmu/guest-memory.ts';
 import { Mmu } from './mmu/mmu.ts';
 import { MsrPermissions } from './msr-filter.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
@@ -49,14 +51,9 @@ import type { GuestCore } from './svm/guest-core.ts';
 import { invalidatePages, maxMappingLevel, preparePage } from './svm/sev/gmem-hooks.ts';
 import type { SevHost } from './svm/sev/sev-host.ts';
 import { refuseSevCommand, SevVm, type SevVmHost } from './svm/sev/sev-vm.ts';
+import { RangeUnmapper } from './unmap-range.ts';
 import { Vcpu, type VcpuVm } from './vcpu.ts';
 import { VmCapabilities } from './vm-capabilities.ts';
-
-const GUEST_MEMFD_MMAP = 1n;
-const GUEST_MEMFD_INIT_SHARED = 2n;
-const EFAULT = -14;
-/** 1 GiB. */
-const MAX_LEVEL = 3;
 
 /** What a host gives all of its VMs. */
 export interface VmHost {
@@ -98,16 +95,11 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   readonly #vcpus = new Map<number, Descriptor>();
   /** vCPUs that are not closed. */
   readonly #open = new Set<Vcpu>();
+  readonly #irqchip: Irqchip;
+  readonly #unmapper: RangeUnmapper;
   #msrFilter: MsrPermissions | undefined;
-  #references = 1;
-  #interrupts: InterruptController | undefined;
   #bootCpuId = 0;
-  /** Flags of KVM_CAP_X2APIC_API; they may come before the irqchip. */
-  #x2apicApi = 0n;
-  readonly #notifier = {
-    begin: (start: Hva, end: Hva): void => this.#beginNotifier(start, end),
-    end: (start: Hva, end: Hva): void => this.#endNotifier(start, end),
-  };
+  #references = 1;
 
   /** Errors: EINVAL (type), EMFILE, ENOMEM. */
   constructor(host: VmHost, process: Process, type: number) {
@@ -132,7 +124,9 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     const count = this.hasPrivateMemory ? 1 : 2;
     this.addressSpaces = Array.from({ length: count }, () => new MemorySlots());
     this.mmu = new Mmu(host.memory, host.trace);
-    process.memory.notifiers.register(this.#notifier);
+    this.#irqchip = new Irqchip(host.policy);
+    this.#unmapper = new RangeUnmapper(this);
+    process.memory.notifiers.register(this.#unmapper);
     this.#descriptor = new Descriptor(process.files, 'anon_inode:kvm-vm', () => this.release());
     if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-create', type });
   }
@@ -158,25 +152,22 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors: EINVAL, E2BIG. */
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     this.#descriptor.check();
+    const argument = args[0] ?? 0n;
     if (cap === KVM_CAP_DIRTY_LOG_RING || cap === KVM_CAP_DIRTY_LOG_RING_ACQ_REL) {
       // Linux does not look at the flags of these.
-      this.dirtyTracking.enableRings(args[0] ?? 0n, this.#vcpus.size);
+      this.dirtyTracking.enableRings(argument, this.#vcpus.size);
       return;
     }
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_ENABLE_CAP ${cap}: flags ${flags}, want 0`);
-    if (cap === KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
-      this.dirtyTracking.enableManualProtect(args[0] ?? 0n);
-      return;
-    }
-    const argument = args[0] ?? 0n;
-    if (cap === KVM_CAP_SPLIT_IRQCHIP) this.#splitIrqchip(argument);
-    else if (cap === KVM_CAP_X2APIC_API) this.#x2apicApi |= enableX2apicApi(this, argument);
+    if (cap === KVM_CAP_SPLIT_IRQCHIP) this.#irqchip.split(argument, this.#vcpus.size);
+    else if (cap === KVM_CAP_X2APIC_API) this.#irqchip.enableX2apicApi(argument);
+    else if (cap === KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) this.dirtyTracking.enableManualProtect(argument);
     else this.capabilities.enable(cap, argument);
   }
 
   /** Local APICs in the kernel, where KVM_CAP_SPLIT_IRQCHIP put them. */
   get interrupts(): InterruptController | undefined {
-    return this.#interrupts;
+    return this.#irqchip.controller;
   }
   get bootCpuId(): number {
     return this.#bootCpuId;
@@ -201,37 +192,19 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors: ENXIO without local APICs in the kernel. */
   irqLine({ irq, level }: { irq: number; level: number }): number {
     this.#descriptor.check();
-    if (this.#interrupts === undefined)
-      throw new LinuxError('ENXIO', 'KVM_IRQ_LINE: no irqchip in the kernel');
-    return this.#interrupts.setLine(irq, level);
+    return this.#irqchip.setLine(irq, level);
   }
 
   /** Errors: EINVAL. */
   signalMsi(message: MsiMessage): number {
     this.#descriptor.check();
-    return this.#inKernel('KVM_SIGNAL_MSI').signalMsi(message);
+    return this.#irqchip.signalMsi(message);
   }
 
   /** Errors: EINVAL. */
   setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
     this.#descriptor.check();
-    this.#inKernel('KVM_SET_GSI_ROUTING').setRoutes(routes, flags);
-  }
-
-  #inKernel(call: string): InterruptController {
-    if (this.#interrupts === undefined) throw new LinuxError('EINVAL', `${call}: no irqchip in the kernel`);
-    return this.#interrupts;
-  }
-
-  /** Errors in order: EINVAL (number of routes), EEXIST (there is an irqchip, or a vCPU). */
-  #splitIrqchip(routes: bigint): void {
-    if (routes > BigInt(MAX_IRQ_ROUTES))
-      throw new LinuxError('EINVAL', `KVM_CAP_SPLIT_IRQCHIP: ${routes} routes, at most ${MAX_IRQ_ROUTES}`);
-    if (this.#interrupts !== undefined)
-      throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there is an irqchip');
-    if (this.#vcpus.size > 0) throw new LinuxError('EEXIST', 'KVM_CAP_SPLIT_IRQCHIP: there are vCPUs');
-    this.#interrupts = new InterruptController(Number(routes));
-    this.#interrupts.setX2apicApi(this.#x2apicApi);
+    this.#irqchip.setRoutes(routes, flags);
   }
 
   /** Errors: ENOTTY (no SEV here, or not a SEV guest), and the commands' own. */
@@ -300,8 +273,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     this.process.files.reserve();
     const file = new GuestMemfd(this, {
       size: Number(size),
-      mayMmap: (flags & GUEST_MEMFD_MMAP) !== 0n,
-      initShared: (flags & GUEST_MEMFD_INIT_SHARED) !== 0n,
+      mayMmap: (flags & GUEST_MEMFD_FLAG_MMAP) !== 0n,
+      initShared: (flags & GUEST_MEMFD_FLAG_INIT_SHARED) !== 0n,
     });
     this.#references++;
     return this.process.files.install(new OpenFile(file));
@@ -344,7 +317,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   release(): void {
     this.#references--;
     if (this.#references > 0) return;
-    this.process.memory.notifiers.unregister(this.#notifier);
+    this.process.memory.notifiers.unregister(this.#unmapper);
     this.mmu.destroy();
     this.sev?.destroy();
     if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-destroy', type: this.type });
@@ -363,7 +336,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** The same without the RMP's part (__kvm_gmem_get_pfn). */
   gmemGetUnprepared(slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
     const { gmem } = slot as MemorySlot;
-    return gmem === undefined ? EFAULT : gmem.getPfn(slot as MemorySlot, gfn, into);
+    return gmem === undefined ? -ERRNO.EFAULT : gmem.getPfn(slot as MemorySlot, gfn, into);
   }
 
   /** Pages that a guest_memfd gives up are the host's again (kvm_arch_gmem_invalidate). False: they are leaked. */
@@ -374,7 +347,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   }
 
   privateMaxMappingLevel(frame: Pfn): number {
-    return this.sev === undefined ? MAX_LEVEL : maxMappingLevel(this.memory, frame);
+    return this.sev === undefined ? LEVEL_1G : maxMappingLevel(this.memory, frame);
   }
 
   faultInHva(hva: Hva, access: 'read' | 'write', into: BackingPage): number {
@@ -390,57 +363,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     return result;
   }
 
-  /** The invalidation around what a guest_memfd gives up; once per VM, however many slots. */
   invalidateGmem(ranges: readonly SlotRange[], why: string, free: () => void): void {
-    if (ranges.length === 0) {
-      free();
-      return;
-    }
-    this.invalidation.begin();
-    let unmapped = false;
-    for (const { start, end } of ranges) unmapped = this.#takeAway(start, end, why) || unmapped;
-    if (unmapped) this.mmu.flushRemoteTlbs();
-    free();
-    this.invalidation.end();
-  }
-
-  /** kvm_mmu_notifier_invalidate_range_start: pages of the process at [start, end) go. Without a slot there is no invalidation. */
-  #beginNotifier(start: Hva, end: Hva): void {
-    let begun = false;
-    let unmapped = false;
-    for (const slots of this.addressSpaces) {
-      for (const slot of slots.all()) {
-        const from = Math.max(start, slot.userspaceAddr);
-        const to = Math.min(end, slot.userspaceEnd);
-        if (from >= to) continue;
-        if (!begun) this.invalidation.begin();
-        begun = true;
-        const first = (slot.baseGfn + Math.floor((from - slot.userspaceAddr) / 4096)) as Gfn;
-        const last = (slot.baseGfn + Math.ceil((to - slot.userspaceAddr) / 4096)) as Gfn;
-        unmapped = this.#takeAway(first, last, 'the process unmaps') || unmapped;
-      }
-    }
-    if (unmapped) this.mmu.flushRemoteTlbs();
-  }
-
-  /** kvm_mmu_notifier_invalidate_range_end, of a range whose begin met a slot: slots do not change in between. */
-  #endNotifier(start: Hva, end: Hva): void {
-    const meets = (slot: MemorySlot): boolean => start < slot.userspaceEnd && slot.userspaceAddr < end;
-    if (this.addressSpaces.some((slots) => slots.all().some(meets))) this.invalidation.end();
-  }
-
-  /** Within an invalidation. True: a flush is due. */
-  #takeAway(start: Gfn, end: Gfn, why: string): boolean {
-    this.invalidation.rangeAdd(start, end);
-    if (this.trace.on)
-      this.trace.emit({
-        kind: 'page',
-        who: 'kernel',
-        what: 'invalidate',
-        why,
-        gfn: start,
-        pages: end - start,
-      });
-    return this.mmu.zapRange(start, end);
+    this.#unmapper.unmapGmem(ranges, why, free);
   }
 }
