@@ -1,11 +1,13 @@
 /**
- * Mutation of the rules of the kernel's KVM and of the VMM's memory: one rule line at a time is taken away or turned round in a scratch copy of the tree, and the tests that
- * mirror its file are run. A mutant that no test fails on has survived: it is printed, and either a test is missing or scripts/mutants-explained.json says why nothing can
- * tell (the run fails on an explanation whose line is gone or whose mutant dies).
+ * Mutation of the rules of the kernel's KVM, the VMM's memory, the firmware and the relying party: one rule at a time is taken away, and a test has to fail. A mutant that
+ * no test fails on has survived: it is printed, and either a test is missing or scripts/mutants-explained.json says why nothing can tell (the run fails on an explanation
+ * whose line is gone or whose mutant dies).
  *
- * npm run mutants -- [--every N] [--offset N] [--match TEXT] [--tests N] [--list]
+ * All mutants stand in one scratch copy, each behind a switch; scripts/mutant-runner.mjs runs every test file that reaches any of them, and switches them on in turn.
+ *
+ * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--list]
  */
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import {
   cpSync,
   existsSync,
@@ -17,206 +19,253 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { basename, dirname, join, relative } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import ts from 'typescript';
 
 const ROOT = new URL('..', import.meta.url).pathname;
-const FOLDERS = ['src/kernel/kvm', 'src/vmm/memory'];
+const RULES = [
+  'src/kernel/kvm',
+  'src/kernel/ccp',
+  'src/vmm/memory',
+  'src/vmm/confidential-guest',
+  'src/hardware/asp',
+  'src/hardware/memory/rmp.ts',
+  'src/hardware/cpu/rmp-check.ts',
+  'src/hardware/cpu/system/secure-paging.ts',
+  'src/attest',
+];
+const TESTS = ['test/kernel', 'test/vmm', 'test/hardware', 'test/attest'];
+/** Whole guests and random histories: minutes of them say what a second of the others says. */
+const LONG_TESTS = /fuzz|secrecy/;
 const EXPLAINED = join(ROOT, 'scripts/mutants-explained.json');
 
 const option = (name, fallback) => {
   const at = process.argv.indexOf(`--${name}`);
   return at < 0 ? fallback : process.argv[at + 1];
 };
-const every = Number(option('every', '1'));
-const offset = Number(option('offset', '0'));
-const match = option('match', '');
-/** Test files that a mutant has to survive. */
-const MOST_TESTS = Number(option('tests', '6'));
+const match = new RegExp(option('match', ''));
+const matchTests = new RegExp(option('tests', ''));
 
-const filesBelow = (folder) =>
-  readdirSync(join(ROOT, folder), { withFileTypes: true }).flatMap((item) => {
-    const path = `${folder}/${item.name}`;
-    if (item.isDirectory()) return filesBelow(path);
-    return item.name.endsWith('.ts') ? [path] : [];
-  });
+const filesBelow = (path) =>
+  path.endsWith('.ts')
+    ? [path]
+    : readdirSync(join(ROOT, path), { withFileTypes: true })
+        .filter((item) => item.isDirectory() || item.name.endsWith('.ts'))
+        .flatMap((item) => filesBelow(`${path}/${item.name}`));
 
-/** Comparisons with their neighbour at the boundary, and equalities with their opposite. */
+/** Comparisons with their neighbour at the boundary. */
 const TURNED = new Map([
   [ts.SyntaxKind.LessThanToken, '<='],
   [ts.SyntaxKind.LessThanEqualsToken, '<'],
   [ts.SyntaxKind.GreaterThanToken, '>='],
   [ts.SyntaxKind.GreaterThanEqualsToken, '>'],
 ]);
+const CHAINS = new Map([
+  [ts.SyntaxKind.BarBarToken, 'false'],
+  [ts.SyntaxKind.AmpersandAmpersandToken, 'true'],
+]);
 
-const refuses = (node) => {
-  let found = false;
-  const visit = (inner) => {
-    if (ts.isThrowStatement(inner)) found = true;
-    if (ts.isCallExpression(inner) && /^(?:refuse|invalid)$/.test(inner.expression.getText())) found = true;
-    if (
-      ts.isReturnStatement(inner) &&
-      inner.expression !== undefined &&
-      /^-|-ERRNO|EFAULT|false$/.test(inner.expression.getText())
-    )
-      found = true;
-    if (!found) ts.forEachChild(inner, visit);
-  };
-  visit(node);
-  return found;
+/** Whether a branch ends in a refusal or any other way out of its function. */
+const leaves = (node) => {
+  if (ts.isReturnStatement(node) || ts.isThrowStatement(node)) return true;
+  if (ts.isExpressionStatement(node))
+    return (
+      ts.isCallExpression(node.expression) &&
+      /^(?:refuse|invalid)$/.test(node.expression.expression.getText())
+    );
+  return ts.isBlock(node) && node.statements.length > 0 && leaves(node.statements.at(-1));
 };
 
-/** The mutants of a file: what is replaced by what. */
-function mutantsOf(path) {
+/** `a || b || c` as its three parts. */
+const partsOf = (node, operator) => {
+  if (ts.isParenthesizedExpression(node)) return partsOf(node.expression, operator);
+  if (ts.isBinaryExpression(node) && node.operatorToken.kind === operator)
+    return [...partsOf(node.left, operator), ...partsOf(node.right, operator)];
+  return [node];
+};
+
+/** A file with all its mutants behind switches, and the list of them. The number of a mutant is its place in `all`. */
+function mutate(path, all) {
   const text = readFileSync(join(ROOT, path), 'utf8');
   const source = ts.createSourceFile(path, text, ts.ScriptTarget.Latest, true);
-  const mutants = [];
-  const add = (node, into, kind) => {
-    const from = node.getStart();
-    const { line } = source.getLineAndCharacterOfPosition(from);
-    mutants.push({
-      path,
-      line: line + 1,
-      from,
-      to: node.getEnd(),
-      into,
-      kind,
-      was: node.getText().split('\n')[0].slice(0, 100),
-    });
+  /** From a node to what it becomes, innermost first: a function of its text. */
+  const switches = new Map();
+  const add = (node, kind, was, into) => {
+    const { line } = source.getLineAndCharacterOfPosition(node.getStart());
+    const id = all.push({ path, line: line + 1, kind, was: was.getText().split('\n')[0].slice(0, 100) }) - 1;
+    const known = switches.get(node) ?? [];
+    switches.set(node, known);
+    known.push((inner, parts) => `(globalThis.mutant?.(${id}) ? ${into(inner, parts)} : ${inner})`);
   };
-  const visit = (node) => {
-    if (ts.isIfStatement(node) && refuses(node.thenStatement)) {
-      add(node.expression, 'false', 'rule taken away');
-      add(node.expression, `!(${node.expression.getText()})`, 'rule turned round');
+  const find = (node) => {
+    if (ts.isIfStatement(node) && leaves(node.thenStatement)) {
+      for (const [operator, neutral] of CHAINS) {
+        const parts = partsOf(node.expression, operator);
+        if (parts.length > 1) for (const part of parts) add(part, 'part taken away', part, () => neutral);
+      }
+      add(node.expression, 'rule taken away', node.expression, () => 'false');
     }
-    if (ts.isBinaryExpression(node) && TURNED.has(node.operatorToken.kind)) {
-      add(node.operatorToken, TURNED.get(node.operatorToken.kind), 'boundary moved');
-      mutants.at(-1).was = node.getText().split('\n')[0].slice(0, 100);
-    }
+    const turned = ts.isBinaryExpression(node) ? TURNED.get(node.operatorToken.kind) : undefined;
+    if (turned !== undefined)
+      add(node, 'boundary moved', node, (_, { left, right }) => `${left} ${turned} ${right}`);
     if (
       ts.isReturnStatement(node) &&
       node.expression !== undefined &&
       /^-(?:ERRNO\.\w+|[A-Z]+)$/.test(node.expression.getText())
     )
-      add(node.expression, '0', 'errno lost');
-    ts.forEachChild(node, visit);
+      add(node.expression, 'errno lost', node.expression, () => '0');
+    ts.forEachChild(node, find);
   };
-  visit(source);
-  return mutants;
+  find(source);
+  /** The text of a node without what stands before it, its inner mutants switched. */
+  const rewritten = (node) => {
+    let out = '';
+    let at = node.getStart();
+    const parts = {};
+    ts.forEachChild(node, (child) => {
+      const inner = rewritten(child);
+      if (child === node.left) parts.left = inner;
+      if (child === node.right) parts.right = inner;
+      out += text.slice(at, child.getStart()) + inner;
+      at = child.getEnd();
+    });
+    out += text.slice(at, node.getEnd());
+    return (switches.get(node) ?? []).reduce((inner, wrap) => wrap(inner, parts), out);
+  };
+  return rewritten(source);
 }
 
-/** Every test file with what it imports, directly or not. */
+/** What a file imports, directly or not. */
 function importsOf(path, known = new Map()) {
   const done = known.get(path);
   if (done !== undefined) return done;
-  const reached = new Set([path]);
-  known.set(path, reached);
-  const text = readFileSync(join(ROOT, path), 'utf8');
-  for (const [, what] of text.matchAll(/from '(\.[^']+)'/g)) {
-    const target = relative(ROOT, join(ROOT, dirname(path), what));
-    if (existsSync(join(ROOT, target))) for (const other of importsOf(target, known)) reached.add(other);
-  }
-  return reached;
-}
-
-const stem = (path) => basename(path).replace(/(?:\.test)?\.ts$/, '');
-
-/** The tests for a source file, the likeliest first: of its name, the spec of both kernels, those that import it, those of its folder that reach it. Some are enough. */
-function testsOf(path, tests, known) {
-  const folder = dirname(path).replace(/^src/, 'test');
-  const rank = (test) => {
-    if (stem(test) === stem(path)) return 0;
-    if (path.startsWith('src/kernel/') && test.endsWith('/spec.test.ts')) return 1;
-    if (readFileSync(join(ROOT, test), 'utf8').includes(`/${basename(path)}'`)) return 2;
-    return dirname(test) === folder ? 3 : 4;
+  const found = new Set([path]);
+  known.set(path, found);
+  const visit = (file) => {
+    for (const [, what] of readFileSync(join(ROOT, file), 'utf8').matchAll(/from '(\.[^']+)'/g)) {
+      const target = relative(ROOT, join(ROOT, dirname(file), what));
+      if (found.has(target) || !existsSync(join(ROOT, target))) continue;
+      found.add(target);
+      visit(target);
+    }
   };
-  return tests
-    .filter((test) => importsOf(test, known).has(path))
-    .map((test) => ({ test, order: rank(test) }))
-    .sort((a, b) => a.order - b.order)
-    .slice(0, MOST_TESTS)
-    .map(({ test }) => test);
+  visit(path);
+  return found;
 }
 
-const sources = FOLDERS.flatMap(filesBelow);
-const tests = ['test/kernel', 'test/vmm']
-  .flatMap(filesBelow)
-  .filter((path) => path.endsWith('.test.ts') && !path.endsWith('ioctl-fuzz.test.ts'));
-const all = sources
-  .flatMap(mutantsOf)
-  .filter(({ path, was }) => match === '' || `${path} ${was}`.includes(match));
-const chosen = all.filter((_, index) => index % every === offset % every);
+const all = [];
+const sources = RULES.flatMap(filesBelow).filter((path) => match.test(path));
+const texts = new Map(sources.map((path) => [path, mutate(path, all)]));
+const where = ({ path, line, kind, was }) => `${path}:${line}: ${kind}: ${was}`;
 if (process.argv.includes('--list')) {
-  for (const { path, line, kind, was } of chosen) console.log(`${path}:${line}: ${kind}: ${was}`);
-  console.log(`${chosen.length} of ${all.length} mutants`);
+  for (const mutant of all) console.log(where(mutant));
+  console.log(`${all.length} mutants`);
   process.exit(0);
 }
 
-const explained = existsSync(EXPLAINED) ? JSON.parse(readFileSync(EXPLAINED, 'utf8')) : [];
+/** Those that load least first: they are quick, and what they kill the others need not run. */
+const tests = TESTS.flatMap(filesBelow)
+  .filter((path) => path.endsWith('.test.ts') && !LONG_TESTS.test(path) && matchTests.test(path))
+  .map((path) => ({ path, imports: importsOf(path) }))
+  .filter(({ imports }) => sources.some((source) => imports.has(source)))
+  .sort((a, b) => a.imports.size - b.imports.size)
+  .map(({ path }) => path);
+
 const scratch = mkdtempSync(join(tmpdir(), 'mutants-'));
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }));
-for (const item of ['src', 'test', 'guests', 'docs', 'package.json', 'tsconfig.json', 'vitest.config.ts'])
+process.on('SIGINT', () => process.exit(1));
+process.on('SIGTERM', () => process.exit(1));
+for (const item of ['src', 'test', 'guests', 'docs', 'package.json', 'tsconfig.json'])
   cpSync(join(ROOT, item), join(scratch, item), { recursive: true });
+for (const [path, text] of texts) writeFileSync(join(scratch, path), text);
+cpSync(join(ROOT, 'scripts/mutant-runner.mjs'), join(scratch, 'mutant-runner.mjs'));
 symlinkSync(join(ROOT, 'node_modules'), join(scratch, 'node_modules'));
+writeFileSync(
+  join(scratch, 'vitest.config.mjs'),
+  `export default { test: { runner: './mutant-runner.mjs', include: ['test/**/*.test.ts'], testTimeout: 20_000,
+     maxWorkers: 1, isolate: false, silent: true, execArgv: ['--max-old-space-size=3000'] } };`,
+);
+const log = option('log', join(scratch, 'log.jsonl'));
+writeFileSync(log, '');
+const entries = () =>
+  readFileSync(log, 'utf8')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line));
 
-const runTests = (files) =>
-  spawnSync(
-    process.execPath,
-    ['node_modules/vitest/vitest.mjs', 'run', '--project', 'unit', '--bail=1', '--reporter=dot', ...files],
-    {
-      cwd: scratch,
-      encoding: 'utf8',
-      timeout: 120_000,
-      env: { ...process.env, CI: '1' },
-    },
-  );
+const runTest = (test) =>
+  new Promise((resolve) => {
+    const process_ = spawn(
+      process.execPath,
+      ['node_modules/vitest/vitest.mjs', 'run', '--config', 'vitest.config.mjs', '--reporter=dot', test],
+      { cwd: scratch, stdio: 'ignore', env: { ...process.env, CI: '1', MUTANTS_LOG: log } },
+    );
+    process_.on('exit', resolve);
+  });
 
-const known = new Map();
-/** Whether a test file passes unchanged: one that does not says nothing. */
-const sound = new Map();
-const isSound = (test) => {
-  if (!sound.has(test)) sound.set(test, runTests([test]).status === 0);
-  return sound.get(test);
-};
-const counts = { killed: 0, survived: 0, explained: 0, skipped: 0 };
 const problems = [];
-const used = new Set();
-for (const mutant of chosen) {
-  const { path, line, from, to, into, kind, was } = mutant;
-  const original = readFileSync(join(ROOT, path), 'utf8');
-  const where = `${path}:${line}: ${kind}: ${was}`;
-  writeFileSync(join(scratch, path), original);
-  const files = testsOf(path, tests, known).filter(isSound);
-  if (files.length === 0) {
-    counts.skipped++;
-    console.log(`skipped (no test of it passes unchanged): ${where}`);
-    continue;
+const began = Date.now();
+const queue = [...tests];
+let finished = 0;
+const work = async () => {
+  for (let test = queue.shift(); test !== undefined; test = queue.shift()) {
+    for (;;) {
+      await runTest(test);
+      const said = entries().filter((entry) => entry.test === test);
+      if (said.some((entry) => entry.done || entry.unsound !== undefined)) break;
+      const last = said.at(-1);
+      if (last?.begun === undefined) {
+        problems.push(`${test} came to no end without a mutant, and judges none`);
+        break;
+      }
+      writeFileSync(log, `${JSON.stringify({ test, killed: last.begun, by: 'it does not end' })}\n`, {
+        flag: 'a',
+      });
+    }
+    finished++;
+    const killed = new Set(entries().flatMap((entry) => entry.killed ?? []));
+    console.error(
+      `${finished} of ${tests.length} test files, ${killed.size} of ${all.length} killed, ${Math.round((Date.now() - began) / 1000)} s: ${test}`,
+    );
   }
-  writeFileSync(join(scratch, path), original.slice(0, from) + into + original.slice(to));
-  const survived = runTests(files).status === 0;
-  writeFileSync(join(scratch, path), original);
-  const explanation = explained.find(
-    (entry) => entry.path === path && entry.was === was && entry.kind === kind,
-  );
-  if (explanation !== undefined) used.add(explanation);
-  if (!survived) {
-    counts.killed++;
-    if (explanation !== undefined) problems.push(`explained, but a test fails on it: ${where}`);
-  } else if (explanation !== undefined) counts.explained++;
+};
+await Promise.all(Array.from({ length: Number(option('jobs', '2')) }, work));
+
+const killed = new Set();
+const reached = new Set();
+for (const entry of entries()) {
+  if (entry.killed !== undefined) killed.add(entry.killed);
+  for (const id of entry.reached ?? []) reached.add(id);
+  if (entry.unsound !== undefined)
+    problems.push(`${entry.test} fails without a mutant, and judges none: ${entry.unsound}`);
+  if (entry.spoilt !== undefined) problems.push(`${entry.test} fails after its mutants: ${entry.spoilt}`);
+}
+const explained = existsSync(EXPLAINED) ? JSON.parse(readFileSync(EXPLAINED, 'utf8')) : [];
+const explains = (mutant) => (entry) =>
+  entry.path === mutant.path && entry.was === mutant.was && entry.kind === mutant.kind;
+const folders = new Map();
+for (const [id, mutant] of all.entries()) {
+  const folder = RULES.find((rules) => mutant.path.startsWith(rules));
+  if (!folders.has(folder)) folders.set(folder, { mutants: 0, killed: 0, explained: 0, survived: 0 });
+  const counts = folders.get(folder);
+  counts.mutants++;
+  if (killed.has(id)) counts.killed++;
+  else if (explained.some(explains(mutant))) counts.explained++;
   else {
     counts.survived++;
-    console.log(`survived: ${where}`);
+    console.log(`${reached.has(id) ? 'survived' : 'not reached'}: ${where(mutant)}`);
   }
 }
-for (const entry of explained) {
-  const stands = all.some(
-    ({ path, was, kind }) => path === entry.path && was === entry.was && kind === entry.kind,
-  );
-  if (!stands && match === '')
-    problems.push(`explained, but it is not there: ${entry.path}: ${entry.kind}: ${entry.was}`);
+for (const entry of explained.filter(({ path }) => match.test(path))) {
+  const told = [...all.entries()].filter(([, mutant]) => explains(mutant)(entry));
+  if (told.length === 0) problems.push(`explained, but it is not there: ${where(entry)}`);
+  else if (told.every(([id]) => killed.has(id)))
+    problems.push(`explained, but a test fails on it: ${where(entry)}`);
 }
 for (const problem of problems) console.log(problem);
-console.log(
-  `${chosen.length} of ${all.length} mutants: ${counts.killed} killed, ${counts.survived} survived, ${counts.explained} explained, ${counts.skipped} skipped`,
-);
-process.exitCode = counts.survived > 0 || problems.length > 0 ? 1 : 0;
+for (const [folder, { mutants, killed, explained, survived }] of folders)
+  console.log(
+    `${folder}: ${mutants} mutants, ${killed} killed, ${explained} explained, ${survived} survived`,
+  );
+console.log(`${Math.round((Date.now() - began) / 1000)} s`);
+process.exitCode = problems.length > 0 || [...folders.values()].some(({ survived }) => survived > 0) ? 1 : 0;
