@@ -2,6 +2,7 @@
  * Numbers and names of AMD's certificates for SNP (AMD 57230, VCEK certificate and KDS interface; X.509 as RFC 5280 and 4055 have it), and
  * the mark that tells SoftCVM's certificates from AMD's.
  */
+import { KnownOids } from './der.ts';
 import type { ChipGeneration, TcbComponent } from './tcb-version.ts';
 
 /** Generations as AMD's certificates and URLs name them; Bergamo and Siena are Genoa there. */
@@ -105,3 +106,6 @@ export const crlUrl = (endpoint: 'vcek' | 'vlek', product: Product): string =>
 export const MARK_OID = '2.999.83.111.102.116.67.86.77';
 export const MARK_TEXT = 'Made by SoftCVM, a confidential-VM host in software. Not by AMD.';
 export const MARK_URI = 'urn:softcvm:made-in-software-not-by-amd';
+
+/** All of these. */
+export const KNOWN_OIDS = new KnownOids([...Object.values(OID), ...Object.values(AMD_OID), MARK_OID]);

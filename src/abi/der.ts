@@ -167,9 +167,12 @@ export class DerReader {
     return value;
   }
 
-  oid(field: string): string {
+  /** `known`: OIDs to expect, which need not be put into words anew. */
+  oid(field: string, known?: KnownOids): string {
     this.#take(field, TAG.OID);
     const bytes = this.#bytes;
+    const expected = known?.find(bytes, this.#content, this.#at);
+    if (expected !== undefined) return expected;
     let text = '';
     let arc = 0;
     let isWithinArc = false;
@@ -198,9 +201,11 @@ export class DerReader {
 
   /** A BIT STRING of whole bytes. */
   bits(field: string): Uint8Array {
-    const content = this.content(field, TAG.BIT_STRING);
-    if (content[0] !== 0) this.fail(field, `got ${content[0] ?? 'no'} unused bits, want 0`);
-    return content.subarray(1);
+    this.#take(field, TAG.BIT_STRING);
+    const unused = this.#content < this.#at ? this.#bytes[this.#content] : 'no';
+    if (unused !== 0) this.fail(field, `got ${unused} unused bits, want 0`);
+    this.#content++;
+    return this.#taken();
   }
 
   /** A BIT STRING of flags: true at i where bit i is set. */
@@ -355,6 +360,34 @@ export function derOid(oid: string): Uint8Array {
     return digits;
   });
   return der(TAG.OID, Uint8Array.from(bytes));
+}
+
+/** OIDs told by their bytes: putting those of a certificate into words takes as long as reading all the rest of it. */
+export class KnownOids {
+  /** By last byte. */
+  readonly #oids: { readonly text: string; readonly element: Uint8Array }[][] = Array.from(
+    { length: 256 },
+    () => [],
+  );
+
+  constructor(oids: Iterable<string>) {
+    for (const text of oids) {
+      const element = derOid(text);
+      this.#oids[element.at(-1)!]!.push({ text, element });
+    }
+  }
+
+  /** The OID whose content stands at `start` to `end`; undefined if it is none of these. */
+  find(bytes: Uint8Array, start: number, end: number): string | undefined {
+    for (const { text, element } of this.#oids[bytes[end - 1]!]!) {
+      // An element this short has a head of two bytes.
+      const before = element.length - (end - start);
+      let at = before === 2 ? start : end + 1;
+      while (at < end && bytes[at] === element[before + at - start]) at++;
+      if (at === end) return text;
+    }
+    return undefined;
+  }
 }
 
 /** UTCTime until 2049 and GeneralizedTime after it, as RFC 5280 has it. */

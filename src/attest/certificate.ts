@@ -5,6 +5,7 @@
 import {
   AMD_OID,
   type CertificateKind,
+  KNOWN_OIDS,
   MARK_OID,
   MARK_URI,
   OID,
@@ -147,7 +148,7 @@ function readPublicKey(tbs: DerReader): PublicKey {
   const info = tbs.inside('subjectPublicKeyInfo');
   const spki = info.encoding;
   const algorithm = info.inside('algorithm');
-  const oid = algorithm.oid('algorithm');
+  const oid = algorithm.oid('algorithm', KNOWN_OIDS);
   let key: PublicKey = { kind: 'unknown', spki, bits: 0, exponent: 0, number: spki.subarray(0, 0) };
   if (oid === OID.RSA_ENCRYPTION) {
     if (!algorithm.isAtEnd) algorithm.nothing('parameters');
@@ -166,7 +167,7 @@ function readPublicKey(tbs: DerReader): PublicKey {
     };
     rsa.end();
   } else {
-    const isP384 = oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve') === OID.P384;
+    const isP384 = oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve', KNOWN_OIDS) === OID.P384;
     const point = info.bits('subjectPublicKey');
     if (isP384) {
       if (point.length !== 97 || point[0] !== 4) {

@@ -200,7 +200,8 @@ function checkCertificate(
   if (product !== undefined) {
     const attributes = [...AMD_NAME, [OID.COMMON_NAME, commonName(kind, product)] as const];
     const isSame = sameAttributes(certificate.subject.attributes, attributes);
-    checks.add(`${kind}.subject`, isSame, certificate.subject.text, attributesText(attributes));
+    const { text } = certificate.subject;
+    checks.add(`${kind}.subject`, isSame, text, isSame ? text : attributesText(attributes));
   }
   const { publicKey } = certificate;
   const key =

@@ -84,30 +84,30 @@ const SIGNIFICANT = 48;
 
 function p1363Of(signature: Uint8Array): Uint8Array | undefined {
   const p1363 = new Uint8Array(2 * SIGNIFICANT);
-  for (const index of [0, 1]) {
-    const number = signature.subarray(NUMBER * index, NUMBER * (index + 1));
-    if (!isZero(number.subarray(SIGNIFICANT))) return undefined;
-    p1363.set(number.subarray(0, SIGNIFICANT).slice().reverse(), SIGNIFICANT * index);
+  for (let index = 0; index < 2; index++) {
+    for (let i = 0; i < NUMBER; i++) {
+      const byte = signature[NUMBER * index + i]!;
+      if (i < SIGNIFICANT) p1363[SIGNIFICANT * (index + 1) - 1 - i] = byte;
+      else if (byte !== 0) return undefined;
+    }
   }
   return p1363;
 }
 
 /** [first, after last) of what a version reserves; the signature's tail is among it. */
-const RESERVED = [
+const RESERVED_SINCE_5: readonly (readonly [number, number])[] = [
   [0x04c, 0x050],
   [0x18b, 0x1a0],
   [0x1eb, 0x1ec],
   [0x1ef, 0x1f0],
   [0x208, 0x2a0],
   [0x330, 0x4a0],
-] as const;
-const RESERVED_BEFORE_3 = [0x188, 0x18b] as const;
-const RESERVED_BEFORE_5 = [0x1f8, 0x208] as const;
+];
+const RESERVED_SINCE_3 = [...RESERVED_SINCE_5, [0x1f8, 0x208] as const];
+const RESERVED_SINCE_2 = [...RESERVED_SINCE_3, [0x188, 0x18b] as const];
 
 function firstReservedByteSet(version: number, bytes: Uint8Array): number | undefined {
-  const ranges: (readonly [number, number])[] = [...RESERVED];
-  if (version < 3) ranges.push(RESERVED_BEFORE_3);
-  if (version < 5) ranges.push(RESERVED_BEFORE_5);
+  const ranges = version < 3 ? RESERVED_SINCE_2 : version < 5 ? RESERVED_SINCE_3 : RESERVED_SINCE_5;
   for (const [first, end] of ranges) {
     for (let at = first; at < end; at++) if (bytes[at] !== 0) return at;
   }

@@ -210,6 +210,8 @@ function checkBinding(
     checks.add('VCEK.hwid', true, 'the report masks its chip id', 'the report masks its chip id');
   } else {
     const id = report.chipId.subarray(0, want);
-    checks.add('VCEK.hwid', sameBytes(hwid, id), toHex(hwid), toHex(id));
+    const isSame = sameBytes(hwid, id);
+    const text = toHex(hwid);
+    checks.add('VCEK.hwid', isSame, text, isSame ? text : toHex(id));
   }
 }

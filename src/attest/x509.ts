@@ -2,7 +2,7 @@
  * What certificates and revocation lists have in common (RFC 5280): algorithm, name, extensions. Left out: attributes and extensions that
  * AMD's do not have are kept as bytes.
  */
-import { OID } from '../abi/amd-certificate.ts';
+import { KNOWN_OIDS, OID } from '../abi/amd-certificate.ts';
 import { type DerReader, TAG } from '../abi/der.ts';
 import { sameBytes } from './bytes.ts';
 
@@ -53,7 +53,7 @@ const SHA1 = '1.3.14.3.2.26';
 /** An AlgorithmIdentifier with parameters absent or NULL. */
 function plainAlgorithm(reader: DerReader, field: string): string {
   const algorithm = reader.inside(field);
-  const oid = algorithm.oid('algorithm');
+  const oid = algorithm.oid('algorithm', KNOWN_OIDS);
   if (!algorithm.isAtEnd) algorithm.nothing('parameters');
   algorithm.end();
   return oid;
@@ -80,7 +80,7 @@ export const namesAlgorithm = (tbs: DerReader, outside: SignatureAlgorithm): boo
 
 function readSignatureAlgorithm(algorithm: DerReader): SignatureAlgorithm {
   const bytes = algorithm.encoding;
-  const oid = algorithm.oid('algorithm');
+  const oid = algorithm.oid('algorithm', KNOWN_OIDS);
   if (oid !== OID.RSASSA_PSS) return { oid, pss: undefined, bytes };
   const parameters = algorithm.inside('parameters');
   const hash = parameters.optional('hashAlgorithm', 0);
@@ -90,7 +90,7 @@ function readSignatureAlgorithm(algorithm: DerReader): SignatureAlgorithm {
   let maskHash = SHA1;
   if (mask !== undefined) {
     const generator = mask.inside('algorithm');
-    const generatorOid = generator.oid('algorithm');
+    const generatorOid = generator.oid('algorithm', KNOWN_OIDS);
     maskHash = generatorOid === OID.MGF1 ? plainAlgorithm(generator, 'parameters') : generatorOid;
     generator.end();
     mask.end();
@@ -114,7 +114,7 @@ export function readName(reader: DerReader, field: string): Name {
     const set = name.inside('relativeDistinguishedName', TAG.SET);
     do {
       const attribute = set.inside('attribute');
-      attributes.push([attribute.oid('type'), attribute.text('value')]);
+      attributes.push([attribute.oid('type', KNOWN_OIDS), attribute.text('value')]);
       attribute.end();
     } while (!set.isAtEnd);
   }
@@ -149,7 +149,7 @@ export function readExtensions(wrapper: DerReader): Map<string, Extension> {
   const extensions = new Map<string, Extension>();
   while (!list.isAtEnd) {
     const extension = list.inside('extension');
-    const oid = extension.oid('extnID');
+    const oid = extension.oid('extnID', KNOWN_OIDS);
     const isCritical = extension.nextTag === TAG.BOOLEAN && extension.boolean('critical');
     const value = extension.octets('extnValue');
     extension.end();
