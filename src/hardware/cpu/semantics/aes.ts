@@ -7,23 +7,23 @@ import { type I32, i32, type V128 } from '../wasm/value.ts';
 import { type OperandContext, READ, UPDATE, WRITE } from './operation.ts';
 import { byte, each, together } from './packed-rows.ts';
 
-/** Product in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1. */
-function product(a: number, b: number): number {
-  let sum = 0;
-  for (let bit = 0, shifted = a; bit < 8; bit++) {
-    if ((b >> bit) & 1) sum ^= shifted;
-    shifted = (shifted << 1) ^ (shifted & 0x80 ? 0x11b : 0);
+/** Times x + 1, which generates the field GF(2^8) modulo x^8 + x^4 + x^3 + x + 1. */
+const timesGenerator = (a: number): number => a ^ (a << 1) ^ (a & 0x80 ? 0x11b : 0);
+
+/** The S-box: the inverse (of 0: 0), then an affine map. This runs whenever a core is loaded, so it takes no products. */
+function substitutionBox(): number[] {
+  const powers = [1];
+  while (powers.length < 255) powers.push(timesGenerator(powers.at(-1)!));
+  const box = new Array<number>(256).fill(0x63);
+  for (const [n, power] of powers.entries()) {
+    const inverse = powers[(255 - n) % 255]!;
+    const rotated = (by: number) => ((inverse << by) | (inverse >> (8 - by))) & 0xff;
+    box[power] = inverse ^ rotated(1) ^ rotated(2) ^ rotated(3) ^ rotated(4) ^ 0x63;
   }
-  return sum;
+  return box;
 }
 
-/** The S-box: the inverse (254th power), then an affine map. */
-const S_BOX = Array.from({ length: 256 }, (_, a) => {
-  let inverse = 1;
-  for (let power = 0; power < 254; power++) inverse = product(inverse, a);
-  const rotated = (by: number) => ((inverse << by) | (inverse >> (8 - by))) & 0xff;
-  return inverse ^ rotated(1) ^ rotated(2) ^ rotated(3) ^ rotated(4) ^ 0x63;
-});
+const S_BOX = substitutionBox();
 const INVERSE_S_BOX = Array.from({ length: 256 }, (_, a) => S_BOX.indexOf(a));
 
 /** Every byte through a table of 256. Swizzle gives 0 where the index is above 15. */
