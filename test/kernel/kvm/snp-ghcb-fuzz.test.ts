@@ -5,6 +5,7 @@
 
 import { afterAll, describe, expect, it } from 'vitest';
 import type { Hva } from '../../../src/base/address.ts';
+import { Random } from '../../oracle/random.ts';
 import { BUFFER, FIELD, type FieldName, GhcbBench } from './ghcb-bench.ts';
 import { GuestMessages } from './guest-messages.ts';
 import { FRESH, GHCB, SECRETS, SHARED, SnpVm } from './snp-bench.ts';
@@ -49,23 +50,9 @@ const ADDRESSES = [
   (1n << 64n) - 8n,
 ];
 
-class Random {
-  #state: number;
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-  below(n: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(this.#state ^ (this.#state >>> 15), this.#state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) % n;
-  }
-  pick<T>(values: readonly T[]): T {
-    return values[this.below(values.length)]!;
-  }
+class Values extends Random {
   long(): bigint {
-    const value = (BigInt(this.below(2 ** 32)) << 32n) | BigInt(this.below(2 ** 32));
-    return value >> BigInt(this.below(64));
+    return this.u64() >> BigInt(this.below(64));
   }
   /** A number that may mean something: a small one, an address, anything. */
   number(): bigint {
@@ -78,12 +65,12 @@ class Random {
 }
 
 /** Answers an exit as a VMM might, or worse. */
-function answer(random: Random, bench: GhcbBench): void {
+function answer(random: Values, bench: GhcbBench): void {
   const { kvmRun, sev } = bench.snp.vcpu;
   switch (kvmRun.exitReason) {
     case 3:
-      kvmRun.hypercallRet = BigInt(random.below(3) === 0 ? random.below(50) : 0);
-      if (random.below(2) === 0) return;
+      kvmRun.hypercallRet = BigInt(random.oneIn(3) ? random.below(50) : 0);
+      if (random.oneIn(2)) return;
       try {
         const [address, pages, attributes] = [0, 1, 2].map((i) => kvmRun.hypercallArg(i));
         bench.snp.vm.setMemoryAttributes({
@@ -107,26 +94,26 @@ function answer(random: Random, bench: GhcbBench): void {
   }
 }
 
-function step(random: Random, bench: GhcbBench): void {
+function step(random: Values, bench: GhcbBench): void {
   const { vcpu } = bench.snp;
   // A vCPU that waits in reset hold is woken.
   if (vcpu.getMpState() !== 0) vcpu.setMpState(0);
-  if (random.below(4) === 0) bench.ask((random.long() & ~0xfffn) | random.pick(MSR_CODES));
+  if (random.oneIn(4)) bench.ask((random.long() & ~0xfffn) | random.pick(MSR_CODES));
   else {
     const request: Partial<Record<FieldName, bigint>> = {};
     for (const name of NAMES) if (random.below(5) > 0) request[name] = random.number();
-    request.code = random.below(10) === 0 ? random.long() : random.pick(CODES);
+    request.code = random.oneIn(10) ? random.long() : random.pick(CODES);
     request.info1 ??= random.number();
     request.info2 ??= random.number();
     if (random.below(3) > 0) request.scratch = BigInt(BUFFER + random.below(64) * 8);
     const bytes = Uint8Array.from({ length: 64 }, () => random.below(256));
-    if (random.below(2) === 0) bytes.set([random.below(3), 0, random.below(8), 0, 0, 0, 0, 0]);
+    if (random.oneIn(2)) bytes.set([random.below(3), 0, random.below(8), 0, 0, 0, 0, 0]);
     bench.write(BUFFER, bytes);
     // Who takes its own VMSA away asks nothing any more.
     if (request.code === 0x8000_0013n) request.info1 |= 1n << 32n;
-    const invalid = NAMES.filter(() => random.below(20) === 0);
-    const gpa = random.below(20) === 0 ? SHARED : GHCB;
-    bench.request({ ...request, invalid, usage: random.below(30) === 0 ? random.below(9) : 0 }, gpa);
+    const invalid = NAMES.filter(() => random.oneIn(20));
+    const gpa = random.oneIn(20) ? SHARED : GHCB;
+    bench.request({ ...request, invalid, usage: random.oneIn(30) ? random.below(9) : 0 }, gpa);
   }
   for (let exits = 0; exits < 300 && bench.core.script.length > 0; exits++) {
     answer(random, bench);
@@ -148,7 +135,7 @@ describe(`a guest that asks anything (FUZZ_SEED=${SEED})`, () => {
     ['local APICs in the kernel', { prepare: ({ vm }: SnpVm) => vm.enableCap({ cap: 121, args: [24n] }) }],
   ] as const)
     it(`${name}: is answered, does no harm, and can be closed`, () => {
-      const random = new Random(SEED);
+      const random = new Values(SEED);
       const bench = new GhcbBench({
         ...options,
         others: [1],

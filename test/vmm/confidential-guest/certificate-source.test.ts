@@ -8,23 +8,13 @@ import { CertificateSource } from '../../../src/vmm/confidential-guest/certifica
 import { GhcbBench } from '../../kernel/kvm/ghcb-bench.ts';
 import { GuestMessages } from '../../kernel/kvm/guest-messages.ts';
 import { SECRETS, SHARED } from '../../kernel/kvm/snp-bench.ts';
+import { Random } from '../../oracle/random.ts';
 
 const REQUEST = SHARED;
 const RESPONSE = SHARED + 0x1000;
 const CERTS = SHARED + 0x2000;
 const VCEK = '63da758d-e664-4564-adc5-f4b93be8accd';
 const PATH = '/certificates';
-
-/** Numbers from 0 to n − 1, the same for each seed (mulberry32). */
-function draws(seed: number): (n: number) => number {
-  let state = seed >>> 0;
-  return (n) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) % n;
-  };
-}
 
 class Machine {
   readonly bench: GhcbBench;
@@ -124,10 +114,10 @@ const SEED = 20_261_121;
 describe('certificates under a lock', () => {
   for (const form of ['landed', 'early'] as const) {
     it(`${form}: of a thousand reports none carries another TCB's, whenever the machine is updated (seed ${SEED})`, () => {
-      const draw = draws(SEED);
+      const random = new Random(SEED);
       const machine = new Machine(form, 'shared');
       const between = (): void => {
-        if (draw(30) === 0) machine.update();
+        if (random.oneIn(30)) machine.update();
       };
       for (let i = 0; i < 1000; i++) {
         const { reported, certified } = machine.report(between);
@@ -140,12 +130,12 @@ describe('certificates under a lock', () => {
     });
 
     it(`${form}: without locking some do`, () => {
-      const draw = draws(SEED);
+      const random = new Random(SEED);
       const machine = new Machine(form, 'off');
       let wrong = 0;
       for (let i = 0; i < 50; i++) {
         const { reported, certified } = machine.report(() => {
-          if (draw(6) === 0) machine.update();
+          if (random.oneIn(6)) machine.update();
         });
         if (reported !== certified) wrong++;
       }
