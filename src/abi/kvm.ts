@@ -138,7 +138,7 @@ export const GUEST_MEMFD_FLAG_MMAP = 1n;
 export const GUEST_MEMFD_FLAG_INIT_SHARED = 2n;
 
 export const KVM_MEMORY_ATTRIBUTE_PRIVATE = 8n;
-export const KVM_MEMORY_EXIT_FLAG_PRIVATE = 8n;
+export const KVM_MEMORY_EXIT_FLAG_PRIVATE = 8;
 
 /** Flags of an entry of the dirty ring. */
 export const KVM_DIRTY_GFN_F_DIRTY = 1;

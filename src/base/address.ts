@@ -45,10 +45,11 @@ export const spaOf = (frame: Pfn): Spa => (frame * PAGE_SIZE) as Spa;
 export const offsetBy = <A extends Gpa | Spa | Hva | Iova | Gfn | Pfn>(address: A, bytes: number): A =>
   (address + bytes) as A;
 
-/** The low 12 bits. */
-export const pageOffset = (address: number): number => address % PAGE_SIZE;
 export const isPageAligned = (value: number): boolean => value % PAGE_SIZE === 0;
 export const pageAlignDown = (value: number): number => value - (value % PAGE_SIZE);
 export const pageAlignUp = (value: number): number => Math.ceil(value / PAGE_SIZE) * PAGE_SIZE;
+const TWO_64 = 1n << 64n;
+/** Whether `bytes` from `address` on, both u64s, reach 2^64. */
+export const wrapsAround = (address: bigint, bytes: bigint): boolean => address + bytes >= TWO_64;
 /** Number of pages that `bytes` fill, the last one perhaps in part. */
 export const pagesIn = (bytes: number): number => Math.ceil(bytes / PAGE_SIZE);

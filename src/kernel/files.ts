@@ -5,14 +5,13 @@
  */
 import { LinuxError } from '../base/errors.ts';
 import type { FileLocks } from './file-locks.ts';
+import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from './interface.ts';
 import type { PageSource } from './mm/page-source.ts';
 
 const SIGN_64 = 1n << 63n;
 /** Files of ours end below this: page numbers and sizes are JavaScript numbers. Linux' tmpfs allows 2^63 − 1. */
 export const MAX_FILE_BYTES = 2n ** 53n - 4096n;
 
-const KEEP_SIZE = 1;
-const PUNCH_HOLE = 2;
 const KNOWN_MODES = 0x7b;
 const MODES_THAT_EXCLUDE_OTHERS = 0x7a;
 
@@ -127,7 +126,7 @@ export class OpenFile {
     }
     const exclusive = mode & MODES_THAT_EXCLUDE_OTHERS;
     const known = (mode & ~KNOWN_MODES) === 0 && (exclusive & (exclusive - 1)) === 0;
-    if (!known || (mode & (KEEP_SIZE | PUNCH_HOLE)) === PUNCH_HOLE) {
+    if (!known || (mode & (FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)) === FALLOC_FL_PUNCH_HOLE) {
       throw new LinuxError('EOPNOTSUPP', `fallocate of ${name}: mode ${mode}`);
     }
     if (!this.writable) throw new LinuxError('EBADF', `fallocate of ${name}: not open for writing`);

@@ -1,8 +1,8 @@
 /** kvm_read_guest and kvm_write_guest: the kernel's own accesses to a guest's shared memory, through the VMM's mapping. False: the bytes are not all there. */
-import { type Gfn, type Gpa, gfnOf, type Hva, hva, PAGE_SIZE } from '../../base/address.ts';
+import { type Gfn, type Gpa, gfnOf, type Hva, offsetBy, PAGE_SIZE } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { ProcessMemory } from '../interface.ts';
-import type { FaultSlot } from './mmu/guest-memory.ts';
+import { type FaultSlot, hvaOfGfn } from './mmu/guest-memory.ts';
 
 interface Guest {
   readonly process: { readonly memory: ProcessMemory };
@@ -13,9 +13,7 @@ interface Guest {
 export function hvaOf(guest: Guest, gpa: Gpa): Hva | undefined {
   const gfn = gfnOf(gpa);
   const slot = guest.slots.find(gfn);
-  return slot === undefined
-    ? undefined
-    : hva(slot.userspaceAddr + (gfn - slot.baseGfn) * PAGE_SIZE + (gpa % PAGE_SIZE));
+  return slot === undefined ? undefined : offsetBy(hvaOfGfn(slot, gfn), gpa % PAGE_SIZE);
 }
 
 export function readGuest(guest: Guest, gpa: Gpa, into: Uint8Array): boolean {

@@ -16,7 +16,7 @@ import {
   KVM_GUESTDBG_USE_SW_BP,
 } from '../../abi/kvm.ts';
 import { SAVE, SEGMENT, VMCB, VMEXIT } from '../../abi/vmcb.ts';
-import { EFER, RFLAGS, VECTOR } from '../../abi/x86.ts';
+import { RFLAGS, VECTOR } from '../../abi/x86.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { DebugRegisters, GuestDebugRequest } from '../interface.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from './run-result.ts';
@@ -27,7 +27,6 @@ const DR6_VOLATILE = 0x1e80fn;
 const DR6_STEP = 0x4000n;
 const DR7_FIXED = 0x400n;
 const DR7_VOLATILE = 0xffff2bffn;
-const CS_LONG = 1 << 9;
 const ADDRESSES = 4;
 const WRITE = 16;
 const USER = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP;
@@ -158,8 +157,7 @@ export class GuestDebug {
   get linearRip(): bigint {
     const { vmcb } = this.#vcpu;
     const rip = vmcb.save(SAVE.RIP);
-    const long = (vmcb.saveWord(SAVE.EFER) & EFER.LMA) !== 0;
-    if (long && ((vmcb.saveWord(SAVE.CS) >>> 16) & CS_LONG) !== 0) return rip;
+    if (vmcb.in64BitMode) return rip;
     return (vmcb.save(SAVE.CS + SEGMENT.BASE) + rip) & 0xffff_ffffn;
   }
 

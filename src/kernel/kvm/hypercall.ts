@@ -5,26 +5,22 @@
  */
 import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../abi/kvm.ts';
 import { SAVE } from '../../abi/vmcb.ts';
-import { EFER } from '../../abi/x86.ts';
+import { wrapsAround } from '../../base/address.ts';
+import { GPR } from '../../hardware/cpu/state.ts';
 import { TO_USER_SPACE } from './run-result.ts';
-import type { Vmcb } from './svm/vmcb.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const KVM_ENOSYS = 1000n;
 const KVM_EINVAL = 22n;
 const KVM_EPERM = 1n;
-const CS_LONG = 1 << 9;
 const PAGE_MASK = 0xfffn;
-const U64 = 1n << 64n;
+const U64_MASK = (1n << 64n) - 1n;
 const U32_MASK = 0xffff_ffffn;
-const RBX = 3;
-const RCX = 1;
-const RDX = 2;
 
 /** RIP is at the call, NEXT_RIP behind it. */
 export function handleHypercall(vcpu: Vcpu): number {
   const { vmcb } = vcpu;
-  const mask = inLongMode(vmcb) ? U64 - 1n : U32_MASK;
+  const mask = vmcb.in64BitMode ? U64_MASK : U32_MASK;
   const number = vmcb.save(SAVE.RAX) & mask;
   const refused = vmcb.cpl !== 0 ? KVM_EPERM : mapGpaRange(vcpu, number, mask);
   if (refused === undefined) return TO_USER_SPACE;
@@ -37,16 +33,16 @@ function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefin
   if (number !== BigInt(KVM_HC_MAP_GPA_RANGE)) return KVM_ENOSYS;
   if ((vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return KVM_ENOSYS;
   const gpr = vcpu.gpr;
-  const gpa = gpr[RBX]! & mask;
-  const pages = gpr[RCX]! & mask;
-  if ((gpa & PAGE_MASK) !== 0n || pages === 0n || gpa + pages * 4096n >= U64) return KVM_EINVAL;
+  const gpa = gpr[GPR.RBX]! & mask;
+  const pages = gpr[GPR.RCX]! & mask;
+  if ((gpa & PAGE_MASK) !== 0n || pages === 0n || wrapsAround(gpa, pages * 4096n)) return KVM_EINVAL;
 
   const run = vcpu.kvmRun;
   run.exitReason = KVM_EXIT_HYPERCALL;
   run.hypercallNrNumber = KVM_HC_MAP_GPA_RANGE;
   run.setHypercallArg(0, gpa);
   run.setHypercallArg(1, pages);
-  run.setHypercallArg(2, gpr[RDX]! & mask);
+  run.setHypercallArg(2, gpr[GPR.RDX]! & mask);
   if (vcpu.vm.policy.hypercallRetPreset) run.hypercallRet = 0n;
   run.hypercallFlags = mask === U32_MASK ? 0n : 1n;
   vcpu.cycle.awaitHypercall();
@@ -56,11 +52,6 @@ function mapGpaRange(vcpu: Vcpu, number: bigint, mask: bigint): bigint | undefin
 /** The VMM's answer goes to RAX (complete_hypercall_exit). */
 export function completeHypercall(vcpu: Vcpu): number {
   const result = vcpu.kvmRun.hypercallRet;
-  vcpu.vmcb.setSave(SAVE.RAX, inLongMode(vcpu.vmcb) ? result : result & U32_MASK);
+  vcpu.vmcb.setSave(SAVE.RAX, vcpu.vmcb.in64BitMode ? result : result & U32_MASK);
   return vcpu.skipInstruction();
-}
-
-/** is_64_bit_mode */
-function inLongMode(vmcb: Vmcb): boolean {
-  return (vmcb.saveWord(SAVE.EFER) & EFER.LMA) !== 0 && ((vmcb.saveWord(SAVE.CS) >>> 16) & CS_LONG) !== 0;
 }

@@ -4,7 +4,7 @@
  * slot need exist.
  */
 import { KVM_MEMORY_ATTRIBUTE_PRIVATE } from '../../abi/kvm.ts';
-import { type Gfn, PAGE_SIZE } from '../../base/address.ts';
+import { type Gfn, PAGE_SIZE, wrapsAround } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { Invalidation } from './invalidation.ts';
@@ -12,7 +12,6 @@ import type { MemorySlots } from './memory-slots.ts';
 import { PrivateRanges } from './private-ranges.ts';
 
 const PAGE = BigInt(PAGE_SIZE);
-const TWO_64 = 1n << 64n;
 
 export interface MemoryAttributesRequest {
   readonly address: bigint;
@@ -47,7 +46,7 @@ export class MemoryAttributes {
     if (flags !== 0n) throw new LinuxError('EINVAL', `flags ${flags}: must be 0`);
     if ((attributes & ~supported) !== 0n)
       throw new LinuxError('EINVAL', `attributes ${attributes}: this VM supports ${supported}`);
-    if (size === 0n || address + size >= TWO_64)
+    if (size === 0n || wrapsAround(address, size))
       throw new LinuxError('EINVAL', `size ${size} at address ${address}: empty, or wraps around`);
     if (address % PAGE !== 0n || size % PAGE !== 0n)
       throw new LinuxError('EINVAL', `address ${address}, size ${size}: not whole pages`);

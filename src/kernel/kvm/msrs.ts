@@ -57,7 +57,6 @@ const isPerformanceCounter = (msr: number): boolean =>
 /** svm.md 7.4: KVM stuffs feature MSRs (quirk STUFF_FEATURE_MSRS). */
 const MICROCODE_REVISION = 0x0100_0065n;
 /** BTS and PEBS unavailable. */
-export const MISC_ENABLE_DEFAULT = 0x1800n;
 const MISC_ENABLE_FIXED = 0x1800n;
 const MISC_ENABLE_EMON = 0x80n;
 /** 8 variable ranges, fixed ranges, write combining. */
@@ -136,7 +135,7 @@ export class GuestMsrs {
   readonly #kept = new Map<number, bigint>([
     [UCODE_REV, MICROCODE_REVISION],
     [PLATFORM_INFO, PLATFORM_CPUID_FAULT],
-    [MSR.MISC_ENABLE, MISC_ENABLE_DEFAULT],
+    [MSR.MISC_ENABLE, MISC_ENABLE_FIXED],
     [DE_CFG, DE_CFG_LFENCE_SERIALIZE],
   ]);
 

@@ -6,7 +6,7 @@
  * Linux keeps the caller in the call while something is in the way; here the call is on the kernel's one thread, so nothing could ever
  * get out of it. It ends as a signal would end it, EINTR, and a page that is on its way from elsewhere makes it EAGAIN.
  */
-import { type Gpa, gfnOf, gpaOf, PAGE_SIZE } from '../../base/address.ts';
+import { type Gpa, gfnOf, gpaOf, PAGE_SIZE, wrapsAround } from '../../base/address.ts';
 import { type ErrnoName, errnoName, LinuxError } from '../../base/errors.ts';
 import type { PreFaultRange } from '../interface.ts';
 import { pagesPerEntry } from './mmu/mmu.ts';
@@ -14,7 +14,6 @@ import { PageFault, RET_PF } from './mmu/page-fault.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const PAGE = BigInt(PAGE_SIZE);
-const TWO_64 = 1n << 64n;
 /** Bytes of guest physical addresses that a gfn of ours can name. */
 const GPA_END = 1n << 52n;
 
@@ -27,7 +26,7 @@ export function preFaultMemory(
   { gpa, size, flags }: PreFaultRange & { flags: bigint },
 ): PreFaultRange {
   if (flags !== 0n) throw new LinuxError('EINVAL', `KVM_PRE_FAULT_MEMORY: flags ${flags}, want 0`);
-  if (gpa % PAGE !== 0n || size % PAGE !== 0n || size === 0n || gpa + size >= TWO_64)
+  if (gpa % PAGE !== 0n || size % PAGE !== 0n || size === 0n || wrapsAround(gpa, size))
     throw new LinuxError(
       'EINVAL',
       `KVM_PRE_FAULT_MEMORY: ${size} bytes at ${gpa}: want whole pages, at least one, that do not wrap around`,

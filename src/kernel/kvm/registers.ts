@@ -7,6 +7,7 @@
 import { SAVE, SEGMENT } from '../../abi/vmcb.ts';
 import { CR0, CR4, EFER, PAT_DEFAULT, RFLAGS } from '../../abi/x86.ts';
 import { LinuxError } from '../../base/errors.ts';
+import { GPR } from '../../hardware/cpu/state.ts';
 import type { DescriptorTable, Regs, Segment, Sregs } from '../interface.ts';
 import type { GuestCpuid } from './cpuid.ts';
 import { apicBaseIsValid } from './lapic/apic-base.ts';
@@ -30,7 +31,6 @@ const GPR_NAMES = [
   'r14',
   'r15',
 ] as const;
-const RDX = 2;
 
 /** What of a vCPU is neither in the VMCB nor among the general registers. */
 export interface OtherRegisters {
@@ -69,7 +69,7 @@ export function resetRegisters(
   event: { kind: 'power-on' } | { kind: 'init'; oldCr0: bigint; signature: number },
 ): void {
   gpr.fill(0n);
-  gpr[RDX] = event.kind === 'init' ? BigInt(event.signature) : 0x600n;
+  gpr[GPR.RDX] = event.kind === 'init' ? BigInt(event.signature) : 0x600n;
   const segment = (field: number, type: number, base = 0, selector = 0): void =>
     setRawSegment(vmcb, field, selector, type | ATTRIB_S | ATTRIB_P, 0xffff, BigInt(base));
   segment(SAVE.CS, CODE, 0xffff0000, 0xf000);

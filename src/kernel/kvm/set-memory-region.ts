@@ -11,7 +11,7 @@ import {
   KVM_MEM_READONLY,
   KVM_USER_MEM_SLOTS,
 } from '../../abi/kvm.ts';
-import { type Gfn, hva } from '../../base/address.ts';
+import { type Gfn, hva, wrapsAround } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
 import type { OpenFile } from '../files.ts';
@@ -24,7 +24,6 @@ import { MemorySlot, type MemorySlots } from './memory-slots.ts';
 import type { KvmPolicy } from './policy.ts';
 
 const PAGE = 4096n;
-const TWO_64 = 1n << 64n;
 /** TASK_SIZE_MAX: user addresses end a page below 2^47. */
 const USER_END = (1n << 47n) - PAGE;
 /** kvm_mmu_max_gfn: guest physical addresses of the host's 48 bits. */
@@ -72,7 +71,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
     refuse(`userspace_addr ${userspaceAddr} with ${memorySize} bytes: not page-aligned in user space`);
   if ((flags & KVM_MEM_GUEST_MEMFD) !== 0) {
     // 7
-    if (guestMemfdOffset % PAGE !== 0n || guestMemfdOffset + memorySize >= TWO_64)
+    if (guestMemfdOffset % PAGE !== 0n || wrapsAround(guestMemfdOffset, memorySize))
       refuse(`guest_memfd_offset ${guestMemfdOffset}: not page-aligned, or wraps around`);
   }
   const slots = vm.addressSpaces[asId];
@@ -82,7 +81,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
       'EINVAL',
       `slot ${id}: address space ${asId}, the VM has ${vm.addressSpaces.length}`,
     );
-  if (guestPhysAddr + memorySize >= TWO_64)
+  if (wrapsAround(guestPhysAddr, memorySize))
     refuse(`guest_phys_addr ${guestPhysAddr} + ${memorySize} wraps around`); // 9
   if (memorySize / PAGE > BigInt(KVM_MEM_MAX_NR_PAGES))
     // 10

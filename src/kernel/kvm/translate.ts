@@ -6,10 +6,10 @@
  */
 import { SAVE } from '../../abi/vmcb.ts';
 import { CR0, EFER, PTE } from '../../abi/x86.ts';
-import { type Gpa, gfnOf, type Pfn, spaOf } from '../../base/address.ts';
+import { type Gpa, gfnOf, offsetBy, PAGE_SIZE, type Pfn, spaOf } from '../../base/address.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { Translation } from '../interface.ts';
-import type { BackingPage } from './mmu/guest-memory.ts';
+import { type BackingPage, hvaOfGfn } from './mmu/guest-memory.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const NX = 1n << 63n;
@@ -60,10 +60,7 @@ function readGuest(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, gpa: bigint): bigi
   const slot = vm.slots.find(gfn);
   if (slot === undefined || slot.invalid) return undefined;
   const page: BackingPage = { pfn: 0 as Pfn, order: 0, writable: false, pending: undefined };
-  const hva = slot.userspaceAddr + (gfn - slot.baseGfn) * 4096;
-  const result = vm.faultInHva(hva as typeof slot.userspaceAddr, 'read', page);
+  const result = vm.faultInHva(hvaOfGfn(slot, gfn), 'read', page);
   if (result > 0) throw new NotImplementedError('KVM_TRANSLATE through a page that comes later');
-  return result < 0
-    ? undefined
-    : vm.memory.load64((spaOf(page.pfn) + (at % 4096)) as ReturnType<typeof spaOf>);
+  return result < 0 ? undefined : vm.memory.load64(offsetBy(spaOf(page.pfn), at % PAGE_SIZE));
 }

@@ -16,11 +16,17 @@ import {
   pageAlignUp,
   type Spa,
 } from '../../base/address.ts';
-import { LinuxError, NotImplementedError } from '../../base/errors.ts';
+import { ERRNO, LinuxError, NotImplementedError } from '../../base/errors.ts';
 import { type FrameOwner, type HostMemory, NO_FRAME } from '../../hardware/memory/host-memory.ts';
-import type { FileTable } from '../files.ts';
-import { OpenFile } from '../files.ts';
-import { MADV_DONTNEED, MADV_REMOVE, PROT_WRITE, type ProcessMemory } from '../interface.ts';
+import { type FileTable, OpenFile } from '../files.ts';
+import {
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  MADV_DONTNEED,
+  MADV_REMOVE,
+  PROT_WRITE,
+  type ProcessMemory,
+} from '../interface.ts';
 import { Mapping, MappingList } from './mapping.ts';
 import {
   checkMmap,
@@ -43,9 +49,6 @@ const PFN_SHIFT = 2;
 /** No access that the mapping (or its absence) allows: SIGSEGV. Beside the PAGE_FAULT codes. */
 const SEGV = -10;
 
-const EFAULT = -14;
-const ENOMEM = -12;
-const EHWPOISON = -133;
 /** `faultIn` returns this when the page is on its way. */
 export const FAULT_PENDING = 1;
 
@@ -365,8 +368,8 @@ export class AddressSpace implements ProcessMemory {
 
   #errnoOf(code: number): number {
     if (code === PAGE_FAULT.PENDING) return FAULT_PENDING;
-    if (code === PAGE_FAULT.NO_MEMORY) return ENOMEM;
-    return code === PAGE_FAULT.HWPOISON ? EHWPOISON : EFAULT;
+    if (code === PAGE_FAULT.NO_MEMORY) return -ERRNO.ENOMEM;
+    return code === PAGE_FAULT.HWPOISON ? -ERRNO.EHWPOISON : -ERRNO.EFAULT;
   }
 
   #signal(what: string, code: number): LinuxError {
@@ -395,7 +398,6 @@ function removePages(mapping: Mapping, start: Hva, end: Hva): void {
   if (backing === undefined)
     throw new LinuxError('EINVAL', 'madvise REMOVE: private anonymous memory has no file');
   if (!shared || !mayWrite) throw new LinuxError('EACCES', 'madvise REMOVE: not a shared, writable mapping');
-  const PUNCH_KEEPING_SIZE = 3;
   const offset = BigInt(mapping.pageAt(start)) * BigInt(PAGE_SIZE);
-  backing.file.fallocate(PUNCH_KEEPING_SIZE, offset, BigInt(end - start));
+  backing.file.fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, BigInt(end - start));
 }

@@ -1,9 +1,9 @@
 /**
- * What the MMU and the vCPUs ask of their VM: types alone. `KvmVm` (vm.ts) implements `VcpuVm`; tests may hand in less.
+ * What the MMU and the vCPUs ask of their VM. `Vm` (vm.ts) implements it; tests may hand in less.
  *
  * Linux: the fields of `struct kvm` and `struct kvm_memory_slot` that arch/x86/kvm/mmu reads. Nothing here allocates.
  */
-import type { Gfn, Hva, Pfn } from '../../../base/address.ts';
+import { type Gfn, type Hva, PAGE_SIZE, type Pfn } from '../../../base/address.ts';
 import type { ErrnoName } from '../../../base/errors.ts';
 import type { Trace } from '../../../base/trace.ts';
 import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
@@ -32,6 +32,10 @@ export interface FaultSlot {
   /** Whether a page of `level` (2 or 3) around `gfn` may not be used: the whole disallow_lpage word, MIXED included. */
   largePageDisallowed(gfn: Gfn, level: number): boolean;
 }
+
+/** Where the process has the first byte of `gfn` (__gfn_to_hva_memslot). */
+export const hvaOfGfn = (slot: FaultSlot, gfn: Gfn): Hva =>
+  (slot.userspaceAddr + (gfn - slot.baseGfn) * PAGE_SIZE) as Hva;
 
 /** A backing wants time: not an errno (all of those are negative), not 0. */
 export const BACKING_PENDING = 1;

@@ -3,7 +3,7 @@
  *
  * Linux: arch/x86/kvm/mmu/mmu.c, kvm_mmu_faultin_pfn, kvm_mmu_faultin_pfn_private, kvm_tdp_mmu_page_fault; the early form is seed 003's
  * kvm_faultin_pfn_private. `#faultIn` reads like the decision table of reference facts 1.7, in its order, because the order is
- * observable. Left out: the APIC access page (there is no in-kernel APIC), page tracking, asynchronous page faults.
+ * observable. Left out: the APIC access page (SVM without AVIC has none), page tracking, asynchronous page faults.
  *
  * A backing may need time. The fault is then kept as it is, with its old snapshot, as a thread that sleeps in get_pfn would
  * keep it; `resume` goes on behind get_pfn, and what was invalidated meanwhile is found by the same check under the lock.
@@ -14,6 +14,7 @@ import {
   KVM_MEM_GUEST_MEMFD,
   KVM_MEM_LOG_DIRTY_PAGES,
   KVM_MEM_READONLY,
+  KVM_MEMORY_EXIT_FLAG_PRIVATE,
 } from '../../../abi/kvm.ts';
 import type { KvmRun } from '../../../abi/kvm-run.ts';
 import { NPF } from '../../../abi/vmcb.ts';
@@ -25,6 +26,7 @@ import {
   type BackingPage,
   type FaultSlot,
   type GuestMemory,
+  hvaOfGfn,
   type InvalidationChecks,
 } from './guest-memory.ts';
 import { goalLevel } from './mapping-level.ts';
@@ -47,7 +49,6 @@ export const RET_PF = {
 } as const;
 
 const NAMES = ['continue', 'retry', 'emulate', 'fixed', 'spurious', 'pending'];
-const MEMORY_FAULT_PRIVATE = 8;
 
 /** struct kvm_page_fault; one per vCPU, used over and over. */
 export class PageFault implements BackingPage {
@@ -156,7 +157,7 @@ export class PageFaultHandler {
 
   #getSharedPage(fault: PageFault, slot: FaultSlot, run: KvmRun): number {
     if (fault.write && (slot.flags & KVM_MEM_READONLY) !== 0) return RET_PF.EMULATE;
-    const hva = (slot.userspaceAddr + (fault.gfn - slot.baseGfn) * PAGE_SIZE) as typeof slot.userspaceAddr;
+    const hva = hvaOfGfn(slot, fault.gfn);
     const result = this.#vm.faultInHva(hva, fault.write ? 'write' : 'read', fault);
     if (result === BACKING_PENDING) return RET_PF.PENDING;
     if (result === -ERRNO.EHWPOISON)
@@ -208,7 +209,7 @@ export class PageFaultHandler {
 /** kvm_mmu_prepare_memory_fault_exit: fills the exit, returns −errno. Write and fetch are not reported. */
 function memoryFaultExit(fault: PageFault, run: KvmRun, errno: number): number {
   run.exitReason = KVM_EXIT_MEMORY_FAULT;
-  run.memoryFaultFlagsNumber = fault.isPrivate ? MEMORY_FAULT_PRIVATE : 0;
+  run.memoryFaultFlagsNumber = fault.isPrivate ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0;
   run.memoryFaultGpaNumber = gpaOf(fault.gfn);
   run.memoryFaultSizeNumber = PAGE_SIZE;
   return -errno;

@@ -9,7 +9,7 @@
  * Left out: AVIC, virtual GIF and NMI, LBR virtualisation, PAUSE filter, SEV.
  */
 import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, VMCB } from '../../../abi/vmcb.ts';
-import { PAT_DEFAULT, VECTOR } from '../../../abi/x86.ts';
+import { EFER, PAT_DEFAULT, VECTOR } from '../../../abi/x86.ts';
 import { pfnOf, type Spa } from '../../../base/address.ts';
 import type { HostMemory } from '../../../hardware/memory/host-memory.ts';
 
@@ -47,6 +47,8 @@ const EXCEPTION_BITS = 64;
 const DEBUG_REGISTERS = 0xff_00ff;
 const V_INTR_MASKING = 1 << 24;
 const INTERRUPT_SHADOW = 1;
+/** Attribute bit 9, above the selector. */
+const CS_LONG = 1 << 25;
 /** Offsets of the save area from the page's start. */
 const at = (field: number): number => VMCB.SAVE_AREA + field;
 const RIP = at(SAVE.RIP);
@@ -202,5 +204,9 @@ export class Vmcb {
   }
   get rflags(): number {
     return this.saveWord(SAVE.RFLAGS);
+  }
+  /** is_64_bit_mode: long mode and CS.L. */
+  get in64BitMode(): boolean {
+    return (this.saveWord(SAVE.EFER) & EFER.LMA) !== 0 && (this.saveWord(SAVE.CS) & CS_LONG) !== 0;
   }
 }
