@@ -17,6 +17,23 @@ const loadDecoder = {
     }));
   },
 };
+/** Parts of Node that take milliseconds to load, and that `softcvm run hello` does not need: loaded when something of them is. */
+const loadWhenUsed = {
+  name: 'load-when-used',
+  setup(bundle) {
+    bundle.onResolve({ filter: /^node:(child_process|crypto|http|https)$/ }, ({ path, namespace }) =>
+      namespace === 'when-used' ? { path, external: true } : { path, namespace: 'when-used' },
+    );
+    bundle.onLoad({ filter: /.*/, namespace: 'when-used' }, async ({ path }) => {
+      const names = Object.keys(await import(path)).filter((name) => name !== 'default');
+      return {
+        contents: `let loaded;
+          for (const name of ${JSON.stringify(names)})
+            Object.defineProperty(exports, name, { enumerable: true, get: () => (loaded ??= require('${path}'))[name] });`,
+      };
+    });
+  },
+};
 const decoder = dirname(createRequire(import.meta.url).resolve('iced-x86'));
 
 await build({
@@ -30,7 +47,7 @@ await build({
   minifySyntax: true,
   legalComments: 'none',
   external: ['iced-x86'],
-  plugins: [loadDecoder],
+  plugins: [loadDecoder, loadWhenUsed],
   define: { 'import.meta.url': '__url' },
   banner: { js: "const __url = require('node:url').pathToFileURL(__filename).href;" },
   logLevel: 'warning',

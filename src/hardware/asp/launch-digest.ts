@@ -17,10 +17,10 @@ const CONTENTS = 0x30;
 const WORD = { TYPE: 0x60 / 4, PERMISSIONS: 0x64 / 4, GPA_LOW: 0x68 / 4, GPA_HIGH: 0x6c / 4 } as const;
 
 /** SHA-384 as a string of 48 characters, a byte each: the platform's fastest form, where it has one-shot hashes. */
-const digestOf: (bytes: Uint8Array) => string =
+const digestOf = (bytes: Uint8Array): string =>
   typeof crypto.hash === 'function'
-    ? (bytes) => crypto.hash('sha384', bytes, 'binary')
-    : (bytes) => crypto.createHash('sha384').update(bytes).digest('binary');
+    ? crypto.hash('sha384', bytes, 'binary')
+    : crypto.createHash('sha384').update(bytes).digest('binary');
 
 /** SHA-384. */
 export const sha384 = (bytes: Uint8Array): Uint8Array =>
