@@ -3,7 +3,7 @@
  * integers minimal, and nothing may follow what was read. Left out: tags above 30, and types that certificates of AMD do not use.
  *
  * Own code in place of a library: over the three certificates of a report, asn1js 3.1 takes 3 times, pkijs 4.0 and @peculiar/x509 2.2 take 5 times as long as
- * all four signature checks (this reader: a sixth of them), and all three read what is no DER: trailing bytes, longer lengths than needed, indefinite
+ * all four signature checks (this reader: a twentieth of it), and all three read what is no DER: trailing bytes, longer lengths than needed, indefinite
  * ones. test/attest/x509-library.test.ts holds reader and writer against pkijs.
  */
 

@@ -14,7 +14,7 @@ import {
 } from '../abi/amd-certificate.ts';
 import { fingerprint, sameBytes } from './bytes.ts';
 import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
-import type { Check, Checks } from './check.ts';
+import type { Checks, Outcome } from './check.ts';
 import type { RevocationList } from './crl.ts';
 import type { SignatureChecks } from './signatures.ts';
 import { attributesText, type Name, type Signed } from './x509.ts';
@@ -48,8 +48,8 @@ export const findCertificate = (
 
 const PSS = `RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1`;
 
-/** Checks the chain up to the given roots. */
-export async function checkChain(checks: Checks, input: ChainInput): Promise<void> {
+/** Checks the chain up to the given roots; the outcomes of its signatures come later. */
+export function checkChain(checks: Checks, input: ChainInput): void {
   const { certificates, roots, leafKind, leaf, at } = input;
   const product = leaf?.product ?? input.product;
   const now = at.toISOString();
@@ -76,7 +76,6 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
   present(leafKind, leaf);
   present(middleKind, middle);
 
-  const signatures: Promise<() => void>[] = [];
   const verified = (name: string, issuer: Certificate | undefined, signed: Signed | undefined): void => {
     if (signed === undefined) return;
     checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
@@ -84,19 +83,19 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
       checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${signed.issuer.text}`);
       return;
     }
-    const slot = checks.list.length;
     const want = `made by ${issuer.subject.commonName}, serial ${issuer.serial}`;
-    checks.add(`${name}.signature`, false, 'wrong', want);
-    signatures.push(
-      input.signatures.pss(issuer.publicKey, signed.tbs, signed.signature).then((ok) => () => {
-        if (ok) checks.list[slot] = { name: `${name}.signature`, ok, got: want, want };
-      }),
+    checks.addOutcome(
+      `${name}.signature`,
+      input.signatures
+        .pss(issuer.publicKey, signed.tbs, signed.signature)
+        .then((ok) => ({ ok, got: ok ? want : 'wrong', want })),
     );
   };
 
-  const isTrusted = trusted !== undefined && root !== undefined && sameBytes(trusted.bytes, root.bytes);
-  const rootSlot = checks.list.length;
-  checks.add('ARK.trusted', false, '', '');
+  if (trusted !== undefined && root !== undefined && sameBytes(trusted.bytes, root.bytes)) {
+    const text = `${root.subject.commonName}, serial ${root.serial}`;
+    checks.add('ARK.trusted', true, text, text);
+  } else checks.addOutcome('ARK.trusted', untrustedRoot(root, roots));
 
   for (const [certificate, issuer, kind] of [
     [root, root, 'ARK'],
@@ -131,21 +130,12 @@ export async function checkChain(checks: Checks, input: ChainInput): Promise<voi
       `one of ${product === undefined ? 'the ARK' : commonName('ARK', product)}`,
     );
   }
-
-  checks.list[rootSlot] = isTrusted ? trustedRoot(root) : await untrustedRoot(root, roots);
-  for (const settle of await Promise.all(signatures)) settle();
-}
-
-function trustedRoot({ subject, serial }: Certificate): Check {
-  const text = `${subject.commonName}, serial ${serial}`;
-  return { name: 'ARK.trusted', ok: true, got: text, want: text };
 }
 
 /** By fingerprint: the names are all the same. */
-async function untrustedRoot(root: Certificate | undefined, roots: readonly Certificate[]): Promise<Check> {
+async function untrustedRoot(root: Certificate | undefined, roots: readonly Certificate[]): Promise<Outcome> {
   const wanted = await Promise.all(roots.map(({ bytes }) => fingerprint(bytes)));
   return {
-    name: 'ARK.trusted',
     ok: false,
     got: root === undefined ? 'no ARK' : await fingerprint(root.bytes),
     want: wanted.length === 0 ? 'a root: none was given' : wanted.join(' or '),

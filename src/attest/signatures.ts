@@ -26,6 +26,11 @@ export class SignatureChecks {
     return this.#verify(key, { name: 'ECDSA', hash: 'SHA-384' }, message, signature);
   }
 
+  /** Resolves when the platform works on the signatures that were asked for with `key` up to now. */
+  async begun(key: PublicKey): Promise<void> {
+    await this.#keys.get(key)?.catch(() => undefined);
+  }
+
   async #verify(
     key: PublicKey,
     algorithm: { name: string; saltLength?: number; hash?: string },

@@ -53,11 +53,14 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const report = read(checks, 'report', () => parseReport(bytes));
   const signatures = new SignatureChecks();
   const signed = new ReportSignature(report, signatures);
-  const certificates = readAll(checks, 'certificates', options.certificates, (file, name) => {
-    const parsed = readCertificates(file, name);
-    for (const certificate of parsed) signed.begin(certificate);
-    return parsed;
-  }).flat();
+  const certificates: Certificate[] = [];
+  for (const [index, file] of options.certificates.entries()) {
+    const name = labelOf('certificates', options.certificates, index);
+    for (const certificate of read(checks, name, () => readCertificates(file, name)) ?? []) {
+      certificates.push(certificate);
+      if (signed.mayBeMadeBy(certificate)) await signed.begin(certificate);
+    }
+  }
   const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
   const roots = options.roots.flatMap((file, index) => {
     const known = certificates.find((certificate) => sameBytes(certificate.bytes, file));
@@ -76,7 +79,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const { leafKind } = signed;
   const leaf = findCertificate(certificates, leafKind, report.product);
   const product = leaf?.product ?? report.product;
-  await checkChain(checks, {
+  checkChain(checks, {
     certificates,
     roots,
     crls,
@@ -87,10 +90,11 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     signatures,
     product: report.product,
   });
-  checkSignature(checks, report, leaf, await signed.madeBy(leaf));
+  checkSignature(checks, report, leaf, signed);
   if (leaf !== undefined) checkBinding(checks, report, leaf, product);
   checkTcbOrder(checks, report, product);
   checkPolicy(checks, report, policy, product, { at, obtainedAt: options.obtainedAt });
+  await checks.settled();
   return verdict();
 }
 
@@ -102,11 +106,14 @@ function readAll<T>(
   parse: (bytes: Uint8Array, name: string) => T,
 ): T[] {
   return files.flatMap((file, index) => {
-    const label = files.length === 1 ? name : `${name}[${index}]`;
+    const label = labelOf(name, files, index);
     const parsed = read(checks, label, () => parse(file, label));
     return parsed === undefined ? [] : [parsed];
   });
 }
+
+const labelOf = (name: string, files: readonly Uint8Array[], index: number): string =>
+  files.length === 1 ? name : `${name}[${index}]`;
 
 function read<T>(checks: Checks, name: string, parse: () => T): T | undefined {
   try {
@@ -147,14 +154,20 @@ class ReportSignature {
     this.leafKind = report?.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
   }
 
-  begin(certificate: Certificate): void {
-    const { signedBytes, p1363 } = this.#report ?? {};
-    if (certificate.kind !== this.leafKind || signedBytes === undefined || p1363 === undefined) return;
-    this.#begun.set(certificate, this.#signatures.ecdsa(certificate.publicKey, signedBytes, p1363));
+  mayBeMadeBy({ kind }: Certificate): boolean {
+    return kind === this.leafKind;
   }
 
-  async madeBy(leaf: Certificate | undefined): Promise<boolean> {
-    return leaf !== undefined && (await this.#begun.get(leaf)) === true;
+  /** Resolves when the platform works on it. */
+  async begin(certificate: Certificate): Promise<void> {
+    const { signedBytes, p1363 } = this.#report ?? {};
+    if (signedBytes === undefined || p1363 === undefined) return;
+    this.#begun.set(certificate, this.#signatures.ecdsa(certificate.publicKey, signedBytes, p1363));
+    await this.#signatures.begun(certificate.publicKey);
+  }
+
+  async isMadeBy(leaf: Certificate): Promise<boolean> {
+    return (await this.#begun.get(leaf)) === true;
   }
 }
 
@@ -162,14 +175,17 @@ function checkSignature(
   checks: Checks,
   { p1363 }: AttestationReport,
   leaf: Certificate | undefined,
-  isSigned: boolean,
+  signed: ReportSignature,
 ): void {
   const name = 'report.signature';
   if (p1363 === undefined) checks.add(name, false, 'R or S above 48 bytes', 'numbers of P-384');
   else if (leaf === undefined) checks.add(name, false, 'no key to check it with', "made by the chip's key");
   else {
     const want = `made by the key of the ${leaf.kind}`;
-    checks.add(name, isSigned, isSigned ? want : 'wrong', want);
+    checks.addOutcome(
+      name,
+      signed.isMadeBy(leaf).then((ok) => ({ ok, got: ok ? want : 'wrong', want })),
+    );
   }
 }
 

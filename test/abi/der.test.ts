@@ -10,6 +10,7 @@ import {
   derSequence,
   derText,
   derTime,
+  KnownOids,
 } from '../../src/abi/der.ts';
 
 const hex = (text: string): Uint8Array => Buffer.from(text.replaceAll(' ', ''), 'hex');
@@ -38,6 +39,21 @@ describe('DER', () => {
   ])('writes OID %s as %s and reads it', (oid, bytes) => {
     expect(toHex(derOid(oid))).toBe(bytes);
     expect(reader(bytes).oid('o')).toBe(oid);
+  });
+
+  it('tells known OIDs by their bytes, and reads others all the same', () => {
+    const known = new KnownOids(['2.5.4.3', '2.5.4.10', '1.2.840.113549.1.1.10']);
+    for (const [bytes, oid] of [
+      ['0603550403', '2.5.4.3'],
+      ['060355040a', '2.5.4.10'],
+      ['06092a864886f70d01010a', '1.2.840.113549.1.1.10'],
+      ['0603550503', '2.5.5.3'],
+      ['0602010a', '0.1.10'],
+      ['06045504030a', '2.5.4.3.10'],
+    ] as const) {
+      expect([bytes, reader(bytes).oid('o', known)]).toEqual([bytes, oid]);
+    }
+    expect(() => reader('0600').oid('o', known)).toThrow('an empty OID');
   });
 
   it.each([
@@ -72,6 +88,7 @@ describe('DER', () => {
     expect([inside.integer('i'), [...inside.bits('b')], inside.text('t')]).toEqual([5, [1, 2], 'ä']);
     inside.end();
     outer.end();
+    expect(toHex(inside.encoding)).toBe('300c02010503030001020c02c3a4');
   });
 
   it.each([
@@ -83,6 +100,7 @@ describe('DER', () => {
     ['0285 00000000', 'x.f: got a length of 5 bytes, want 1 to 4'],
     ['028101 00', 'x.f: got length 1 in 1 bytes'],
     ['02820080 00', 'x.f: got length 128 in 2 bytes'],
+    ['028201', 'x.f: got 1 bytes, want a length of 2 (truncated)'],
     ['0202 00', 'x.f: got 1 bytes, want 2 (truncated)'],
     ['0284ffffffff', 'x.f: got 0 bytes, want 4294967295 (truncated)'],
     ['0200', 'x.f: got an INTEGER without bytes'],
@@ -107,6 +125,8 @@ describe('DER', () => {
     ['170d3230313330313030303030305a', 'want one that exists'],
     ['170d3230303233303030303030305a', 'want one that exists'],
     ['170d3230303130313234303030305a', 'want one that exists'],
+    ['170d3230313331353030303030305a', 'want one that exists'],
+    ['180f30303530303130313030303030305a', 'want one that exists'],
     ['170d32303031303130303030303041', 'want YYMMDDHHMMSSZ'],
     ['170c32303031303130303030305a', 'want YYMMDDHHMMSSZ'],
     ['180d3230303130313030303030305a', 'want YYYYMMDDHHMMSSZ'],
