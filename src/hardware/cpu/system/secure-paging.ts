@@ -7,7 +7,7 @@
 import { NPF } from '../../../abi/vmcb.ts';
 import { PF, RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import type { Pfn } from '../../../base/address.ts';
-import { RMP_RESULT, RMP_WORD0, RMP_WORD1, type Rmp } from '../../memory/rmp.ts';
+import { RMP_RESULT, RMP_WORD1, type Rmp } from '../../memory/rmp.ts';
 import { ACCESS, PRIVILEGE } from '../access.ts';
 import { isCanonical } from '../memory-access.ts';
 import { NESTED_LARGE } from '../nested-walk.ts';
@@ -16,11 +16,14 @@ import { GPR } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
 const FAIL_SIZEMISMATCH = 6;
+/** ECX: 4 KiB, 2 MiB. */
+const SMALL = 0;
+const LARGE = 1;
 /** Numbers of VMPLs, of bytes in a large page. */
 const VMPLS = 4;
 const LARGE_BYTES = 0x200000;
 const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
-/** `locateOwn`: the instruction has its result, in EAX. */
+/** The instruction has its result, in EAX. */
 const DONE = -1;
 
 export function pageValidate(i: SystemInstruction): number {
@@ -29,7 +32,7 @@ export function pageValidate(i: SystemInstruction): number {
   if (!i.privileged || guest.vmpl !== 0) return i.generalProtection();
   const rmp = memory.rmp!;
   const size = registers.gprWord(GPR.RCX);
-  const reason = locateOwn(i, rmp, size);
+  const reason = checkForm(i, size) || locateOwn(i) || checkSizes(i, rmp, size);
   if (reason !== 0) return reason === DONE ? i.resume() : reason;
   const { frame } = i.parts.nested;
   const wanted = (registers.gprWord(GPR.RDX) & 1) !== 0;
@@ -44,7 +47,7 @@ export function pageValidate(i: SystemInstruction): number {
       vcpu: id,
       gfn: walker.gfn,
       pfn: frame,
-      pages: size === 1 ? 512 : 1,
+      pages: size === LARGE ? 512 : 1,
     });
   }
   registers.setGprWord(GPR.RAX, RMP_RESULT.SUCCESS);
@@ -60,10 +63,13 @@ export function adjustPermissions(i: SystemInstruction): number {
   const attributes = registers.gprWord(GPR.RDX);
   const target = attributes & 0xff;
   const mask = (attributes >>> 8) & 0xff;
+  const size = registers.gprWord(GPR.RCX);
   const reserved = attributes >>> 17 !== 0 || target >= VMPLS;
-  const reason = reserved
-    ? finish(i, RMP_RESULT.FAIL_INPUT)
-    : locateValidated(i, rmp, target <= guest.vmpl ? RMP_RESULT.FAIL_PERMISSION : RMP_RESULT.SUCCESS);
+  const reason =
+    (reserved ? finish(i, RMP_RESULT.FAIL_INPUT) : checkForm(i, size)) ||
+    (target <= guest.vmpl ? finish(i, RMP_RESULT.FAIL_PERMISSION) : locateOwn(i)) ||
+    checkSizes(i, rmp, size) ||
+    checkValidated(i, rmp);
   if (reason !== 0) return reason === DONE ? i.resume() : reason;
   const { frame } = nested;
   const own = rmp.words[rmp.indexOf(frame) + 2]! >>> (8 * guest.vmpl);
@@ -81,17 +87,17 @@ export function adjustPermissions(i: SystemInstruction): number {
   return i.resume();
 }
 
+/** RMPQUERY: RCX is no operand but a result, so that sizes are not compared. */
 export function queryPermissions(i: SystemInstruction): number {
   const { registers, guest, memory, nested } = i.parts;
   if (!guest.snp) return i.undefined();
   if (!i.privileged) return i.generalProtection();
   const rmp = memory.rmp!;
   const target = registers.gprWord(GPR.RDX) & 0xff;
-  registers.setGprWord(GPR.RCX, 0);
   const reason =
-    target >= VMPLS
-      ? finish(i, RMP_RESULT.FAIL_INPUT)
-      : locateValidated(i, rmp, target < guest.vmpl ? RMP_RESULT.FAIL_PERMISSION : RMP_RESULT.SUCCESS);
+    (target >= VMPLS ? finish(i, RMP_RESULT.FAIL_INPUT) : checkForm(i, SMALL)) ||
+    (target < guest.vmpl ? finish(i, RMP_RESULT.FAIL_PERMISSION) : locateOwn(i)) ||
+    checkValidated(i, rmp);
   if (reason !== 0) return reason === DONE ? i.resume() : reason;
   const { frame } = nested;
   const at = rmp.indexOf(frame);
@@ -111,47 +117,43 @@ function finish(i: SystemInstruction, code: number): number {
   return DONE;
 }
 
-/** As `locateOwn`, for a page that must be validated. `refusal`: what the levels say, which counts after the operands' form. */
-function locateValidated(i: SystemInstruction, rmp: Rmp, refusal: number): number {
-  const { registers, nested, events } = i.parts;
-  const size = registers.gprWord(GPR.RCX);
-  const low = registers.gprWord(GPR.RAX);
-  if (isMalformed(low, size)) return finish(i, RMP_RESULT.FAIL_INPUT);
-  if (refusal !== 0) return finish(i, refusal);
-  const reason = locateOwn(i, rmp, size);
-  if (reason !== 0) return reason;
-  if ((rmp.words[rmp.indexOf(nested.frame) + 1]! & RMP_WORD1.VALIDATED) !== 0) return 0;
-  events.faultAddress = low;
-  events.faultAddressHigh = registers.word(RAX_HIGH);
-  return events.raiseWith(VECTOR.VC, VC_PAGE_NOT_VALIDATED);
+/** The size and the form of the address in RAX. 0 or DONE. */
+function checkForm(i: SystemInstruction, size: number): number {
+  const low = i.parts.registers.gprWord(GPR.RAX);
+  const isWellFormed = (size & ~LARGE) === 0 && (low & ((size === LARGE ? LARGE_BYTES : 4096) - 1)) === 0;
+  return isWellFormed ? 0 : finish(i, RMP_RESULT.FAIL_INPUT);
 }
-/** The high word of RAX in the state block. */
-const RAX_HIGH = 4;
 
-/**
- * The page at linear RAX of `size` (0: 4 KiB, 1: 2 MiB), which must be the guest's own. 0: `nested.frame` and `walker.gfn` say where it is. DONE: EAX says what is wrong.
- * Else a LEAVE code.
- */
-function locateOwn(i: SystemInstruction, rmp: Rmp, size: number): number {
+/** The page at linear RAX, which must be the guest's own. 0: `nested.frame` and `walker.gfn` say where it is. Else a LEAVE code. */
+function locateOwn(i: SystemInstruction): number {
   const { registers, walker, nested, events, rmp: check } = i.parts;
   const low = registers.gprWord(GPR.RAX);
   const high = registers.word(RAX_HIGH);
-  if (isMalformed(low, size)) return finish(i, RMP_RESULT.FAIL_INPUT);
   if (!isCanonical(high)) return events.raiseNotCanonical();
   let reason = walker.locate(low, high, ACCESS.READ, PRIVILEGE.SUPERVISOR);
   if (reason !== 0) return reason;
   if (!walker.leafEncrypted) return events.raisePageFault(PF.PRESENT | PF.RESERVED, low, high);
   const { gfn } = walker;
   reason = nested.translateNested(gfn, 0, ACCESS.READ, NPF.HIGH_GUEST_FINAL, true);
-  if (reason !== 0) return reason;
-  const { frame, rights } = nested;
-  reason = check.checkOwner(frame, gfn, 0, ACCESS.READ);
-  if (reason !== 0) return reason;
-  const rmpLarge = (rmp.words[rmp.indexOf(frame)]! & RMP_WORD0.LARGE) !== 0;
-  const nestedLarge = (rights & NESTED_LARGE) !== 0;
-  if (size === 0) return rmpLarge || nestedLarge ? check.sizeMismatch(gfn, 0, ACCESS.READ) : 0;
+  return reason === 0 ? check.checkOwner(nested.frame, gfn, 0, ACCESS.READ) : reason;
+}
+/** The high word of RAX in the state block. */
+const RAX_HIGH = 4;
+
+/** Whether the page that was located is one of `size`, in the guest's tables, the nested ones and the RMP. 0, DONE, or a LEAVE code. */
+function checkSizes(i: SystemInstruction, rmp: Rmp, size: number): number {
+  const { walker, nested, rmp: check } = i.parts;
+  const rmpLarge = rmp.isLarge(nested.frame as Pfn);
+  const nestedLarge = (nested.rights & NESTED_LARGE) !== 0;
+  if (size === SMALL) return rmpLarge || nestedLarge ? check.sizeMismatch(walker.gfn, 0, ACCESS.READ) : 0;
   return rmpLarge && nestedLarge && walker.large ? 0 : finish(i, FAIL_SIZEMISMATCH);
 }
 
-const isMalformed = (low: number, size: number): boolean =>
-  (size & ~1) !== 0 || (low & ((size === 1 ? LARGE_BYTES : 4096) - 1)) !== 0;
+/** Whether the page that was located is validated. 0, or a LEAVE code with #VC pending. */
+function checkValidated(i: SystemInstruction, rmp: Rmp): number {
+  const { registers, nested, events } = i.parts;
+  if ((rmp.words[rmp.indexOf(nested.frame) + 1]! & RMP_WORD1.VALIDATED) !== 0) return 0;
+  events.faultAddress = registers.gprWord(GPR.RAX);
+  events.faultAddressHigh = registers.word(RAX_HIGH);
+  return events.raiseWith(VECTOR.VC, VC_PAGE_NOT_VALIDATED);
+}
