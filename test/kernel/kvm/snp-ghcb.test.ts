@@ -329,6 +329,72 @@ describe('the scratch area', () => {
   });
 });
 
+describe('the scratch area of version 1 (6.12)', () => {
+  const ELSEWHERE = GHCB + 0x2000;
+  const version1 = () => new GhcbBench({ kernel: '6.12', ghcbVersion: 1 }).register();
+
+  // Address, bytes of an MMIO read; answer, −errno of KVM_RUN, or the exit to user space.
+  const ROWS: readonly (readonly [string, bigint, bigint, readonly bigint[] | number])[] = [
+    ['0', 0n, 8n, [2n, 3n]],
+    ['in the GHCB’s buffer', BigInt(BUFFER), 8n, 6],
+    ['in the GHCB, before its buffer', BigInt(GHCB) + 0x7ffn, 1n, [2n, 3n]],
+    ['in the GHCB, across its buffer’s end', BigInt(GHCB) + 0xfe9n, 8n, [2n, 3n]],
+    ['in another page', BigInt(ELSEWHERE), 8n, 6],
+    ['across two pages', BigInt(ELSEWHERE) + 0xffcn, 8n, 6],
+    ['from the page before into the GHCB', BigInt(GHCB) - 4n, 8n, 6],
+    ['16 pages', BigInt(ELSEWHERE), 0x10000n, 6],
+    ['16 pages and a byte', BigInt(ELSEWHERE), 0x10001n, [2n, 3n]],
+    ['nowhere', 0x4000_0000n, 8n, -14],
+    ['half nowhere', 0x1f_fffcn, 8n, -14],
+    ['beyond all addresses', 1n << 52n, 8n, -14],
+    ['to the last byte of 2^64', 0xffff_ffff_ffff_fff8n, 7n, -14],
+    ['around the end of 2^64', 0xffff_ffff_ffff_fff8n, 8n, [2n, 3n]],
+  ];
+  for (const [name, scratch, info2, outcome] of ROWS)
+    it(name, () => {
+      const bench = version1();
+      const result = bench.request({ code: 0x8000_0001n, info1: 0xd000_0000n, info2, scratch });
+      if (outcome === 6) expect([result, bench.exitReason]).toEqual([0, 6]);
+      else if (typeof outcome === 'number') expect(result).toBe(outcome);
+      else expect([result, bench.exitReason, ...bench.answer]).toEqual([0, HLT, ...outcome]);
+    });
+
+  it('is read when the guest exits, and what an MMIO read or INS gave is written there when it runs on', () => {
+    const bench = version1();
+    const { vcpu } = bench.snp;
+    bench.write(ELSEWHERE, Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8, 9));
+    const scratch = BigInt(ELSEWHERE);
+    bench.request({ code: 0x8000_0002n, info1: 0xd000_0000n, info2: 4n, scratch });
+    expect([...vcpu.kvmRun.mmioData.subarray(0, 4)]).toEqual([1, 2, 3, 4]);
+    bench.write(ELSEWHERE, Uint8Array.of(11));
+    vcpu.run();
+    expect([...bench.snp.read(ELSEWHERE, 2)]).toEqual([11, 2]);
+    bench.request({ code: 0x8000_0001n, info1: 0xd000_0000n, info2: 4n, scratch });
+    vcpu.kvmRun.mmioData.set([21, 22, 23, 24]);
+    vcpu.run();
+    expect([...bench.snp.read(ELSEWHERE, 6)]).toEqual([21, 22, 23, 24, 5, 6]);
+    bench.request({ code: 0x7bn, info1: 0x0060_0015n, info2: 5000n, scratch });
+    vcpu.kvmRun.bytes.fill(31, vcpu.kvmRun.ioDataOffset, vcpu.kvmRun.ioDataOffset + 4096);
+    vcpu.run();
+    expect([vcpu.kvmRun.exitReason, vcpu.kvmRun.ioCount]).toEqual([2, 904]);
+    expect(bench.snp.read(ELSEWHERE, 1)[0]).toBe(21);
+    vcpu.kvmRun.bytes.fill(32, vcpu.kvmRun.ioDataOffset, vcpu.kvmRun.ioDataOffset + 904);
+    vcpu.run();
+    expect([4095, 4096, 4999, 5000].map((at) => bench.snp.read(ELSEWHERE + at, 1)[0])).toEqual([
+      31, 32, 32, 0,
+    ]);
+    bench.write(ELSEWHERE, new Uint8Array(16));
+    bench.ask(0x002n);
+    expect(bench.snp.read(ELSEWHERE, 1)[0]).toBe(0);
+  });
+
+  it('has no room for page state changes outside of the GHCB: a bad header', () => {
+    const bench = version1();
+    bench.request({ ...EVENT, code: 0x8000_0010n, scratch: BigInt(ELSEWHERE) });
+    expect(bench.answer).toEqual([0n, 0x1_0000_0001n]);
+  });
+});
+
 describe('MMIO by GHCB', () => {
   it('goes to user space: a write has the guest’s bytes', () => {
     const bench = new GhcbBench().register();

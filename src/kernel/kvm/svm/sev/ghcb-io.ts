@@ -1,10 +1,7 @@
 /**
- * MMIO and string port I/O of an SEV-ES guest, whose data lie in the GHCB's scratch area (Linux arch/x86/kvm/x86.c: kvm_sev_es_mmio_write, kvm_sev_es_mmio_read,
- * kvm_sev_es_string_io; svm/sev.c: setup_vmgexit_scratch). Version 2 of the protocol: the scratch area lies in the GHCB's own shared buffer.
- *
- * Left out: version 1's scratch areas elsewhere in guest memory.
+ * MMIO and string port I/O of an SEV-ES guest, whose data lie in the scratch area (Linux arch/x86/kvm/x86.c: kvm_sev_es_mmio_write, kvm_sev_es_mmio_read,
+ * kvm_sev_es_string_io).
  */
-import { GHCB, GHCB_ANSWER, GHCB_MALFORMED } from '../../../../abi/ghcb.ts';
 import {
   KVM_EXIT_IO,
   KVM_EXIT_IO_IN,
@@ -15,44 +12,30 @@ import {
 import { IOIO } from '../../../../abi/vmcb.ts';
 import { ERRNO } from '../../../../base/errors.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
+import { setUpScratch } from './ghcb-scratch.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
 const FRAGMENT = 8;
 const PIO_BYTES = 4096;
 const INT_MAX = 0x7fff_ffffn;
 
-/** Whether `bytes` from the scratch address on are not all in the GHCB's shared buffer. */
-export function isScratchRefused(sev: VcpuSev, bytes = 8): boolean {
-  const { gpa, request } = sev.ghcb!;
-  const offset = request.scratch - BigInt(gpa);
-  return (
-    request.scratch === 0n ||
-    offset < BigInt(GHCB.SHARED_BUFFER) ||
-    offset + BigInt(bytes) > BigInt(GHCB.SHARED_BUFFER_END)
-  );
-}
-
-const refuseScratch = (sev: VcpuSev): number =>
-  sev.answer(GHCB_ANSWER.MALFORMED, GHCB_MALFORMED.INVALID_SCRATCH);
-
 /** The MMIO read and write events: user space gets pieces of at most 8 bytes. */
 export function answerMmio(sev: VcpuSev, access: 'read' | 'write'): number {
-  const ghcb = sev.ghcb!;
-  const { info1, info2, scratch } = ghcb.request;
+  const { info1, info2 } = sev.ghcb!.request;
   const length = Number(info2);
   if (length === 0) return GUEST_AGAIN;
-  if (isScratchRefused(sev, length)) return refuseScratch(sev);
-  const start = Number(scratch) - ghcb.gpa;
+  const scratch = setUpScratch(sev, length, access === 'read' ? 'kept' : 'dropped');
+  if (typeof scratch === 'number') return scratch;
   const { kvmRun, apic } = sev.vcpu;
   const first = Number(info1);
   if (apic?.covers(first)) {
     const data = new Uint8Array(length);
     if (access === 'write') {
-      ghcb.read(start, data);
+      scratch.read(0, data);
       apic.writePage(first, data);
     } else {
       apic.readPage(first, data);
-      ghcb.write(start, data);
+      scratch.write(0, data);
     }
     return GUEST_AGAIN;
   }
@@ -64,9 +47,9 @@ export function answerMmio(sev: VcpuSev, access: 'read' | 'write'): number {
     kvmRun.mmioPhysAddr = info1 + BigInt(done);
     kvmRun.mmioLen = count;
     kvmRun.mmioIsWrite = access === 'write' ? 1 : 0;
-    if (access === 'write') ghcb.read(start + done, data);
+    if (access === 'write') scratch.read(done, data);
     sev.awaitUserSpace(() => {
-      if (access === 'read') ghcb.write(start + done, data);
+      if (access === 'read') scratch.write(done, data);
       return piece(done + count);
     });
     return TO_USER_SPACE;
@@ -76,17 +59,16 @@ export function answerMmio(sev: VcpuSev, access: 'read' | 'write'): number {
 
 /** INS and OUTS: as many elements an exit as the PIO page holds. */
 export function stringIo(sev: VcpuSev): number {
-  const ghcb = sev.ghcb!;
-  const { info1, info2, scratch } = ghcb.request;
+  const { info1, info2 } = sev.ghcb!.request;
   const info = Number(info1 & 0xffff_ffffn);
   const size = (info >>> 4) & 7;
   if (size === 0) return GUEST_AGAIN;
   if (info2 * BigInt(size) > INT_MAX) return -ERRNO.EINVAL;
   const count = Number(info2);
   if (count === 0) return GUEST_AGAIN;
-  if (isScratchRefused(sev, count * size)) return refuseScratch(sev);
-  const start = Number(scratch) - ghcb.gpa;
   const isIn = (info & IOIO.IN) !== 0;
+  const scratch = setUpScratch(sev, count * size, isIn ? 'kept' : 'dropped');
+  if (typeof scratch === 'number') return scratch;
   const { kvmRun } = sev.vcpu;
   const page = kvmRun.bytes.subarray(KVM_PIO_PAGE_OFFSET, KVM_PIO_PAGE_OFFSET + PIO_BYTES);
   const batch = (done: number): number => {
@@ -99,9 +81,9 @@ export function stringIo(sev: VcpuSev): number {
     kvmRun.ioPort = info >>> 16;
     kvmRun.ioCount = elements;
     kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
-    if (!isIn) ghcb.read(start + done * size, data);
+    if (!isIn) scratch.read(done * size, data);
     sev.awaitUserSpace(() => {
-      if (isIn) ghcb.write(start + done * size, data);
+      if (isIn) scratch.write(done * size, data);
       return batch(done + elements);
     });
     return TO_USER_SPACE;

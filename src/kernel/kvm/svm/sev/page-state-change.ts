@@ -2,12 +2,11 @@
  * The Page State Change event (Linux arch/x86/kvm/svm/sev.c, snp_begin_psc and what follows it; reference facts 5.4): a list of pages in the GHCB's shared buffer, private or
  * shared from now on. User space converts them, range by range; progress is written into the list, so that a guest may ask again where it was left.
  */
-import { GHCB } from '../../../../abi/ghcb.ts';
 import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../../../abi/kvm.ts';
 import { TO_USER_SPACE } from '../../run-result.ts';
+import { type Scratch, setUpScratch } from './ghcb-scratch.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
-const MAX_ENTRIES = 253;
 const HEADER_BYTES = 8;
 const OP = { PRIVATE: 1, SHARED: 2 } as const;
 const LARGE_PAGES = 512;
@@ -26,26 +25,22 @@ interface Entry {
 }
 
 class Buffer {
-  readonly #sev: VcpuSev;
-  readonly #at: number;
+  readonly #scratch: Scratch;
 
-  constructor(sev: VcpuSev) {
-    this.#sev = sev;
-    this.#at = Number(sev.ghcb!.request.scratch) - sev.ghcb!.gpa;
+  constructor(scratch: Scratch) {
+    this.#scratch = scratch;
   }
 
   get header(): { current: number; end: number } {
-    const word = this.#sev.ghcb!.load32(this.#at);
+    const word = this.#scratch.load32(0);
     return { current: word & 0xffff, end: word >>> 16 };
   }
   set current(index: number) {
-    const word = this.#sev.ghcb!.load32(this.#at);
-    this.#sev.ghcb!.store32(this.#at, (word & ~0xffff) | index);
+    this.#scratch.store32(0, (this.#scratch.load32(0) & ~0xffff) | index);
   }
   entry(index: number): Entry {
-    const ghcb = this.#sev.ghcb!;
-    const low = ghcb.load32(this.#at + HEADER_BYTES + 8 * index);
-    const high = ghcb.load32(this.#at + HEADER_BYTES + 8 * index + 4);
+    const low = this.#scratch.load32(HEADER_BYTES + 8 * index);
+    const high = this.#scratch.load32(HEADER_BYTES + 8 * index + 4);
     return {
       current: low & 0xfff,
       gfn: (low >>> 12) + (high & 0xfffff) * 0x100000,
@@ -54,28 +49,32 @@ class Buffer {
     };
   }
   complete(index: number, pages: number): void {
-    const at = this.#at + HEADER_BYTES + 8 * index;
-    const low = this.#sev.ghcb!.load32(at);
-    this.#sev.ghcb!.store32(at, (low & ~0xfff) | pages);
+    const at = HEADER_BYTES + 8 * index;
+    this.#scratch.store32(at, (this.#scratch.load32(at) & ~0xfff) | pages);
   }
-  /** Bytes from the buffer's start to the end of the GHCB's shared buffer. */
-  get room(): number {
-    return GHCB.SHARED_BUFFER_END - this.#at;
+  /** Entries that it has room for. */
+  get capacity(): number {
+    return Math.floor((this.#scratch.room - HEADER_BYTES) / 8);
   }
 }
 
-/** The scratch area lies in the GHCB. A run result. */
-export function beginPageStateChange(sev: VcpuSev): number {
+/** The event. A run result. */
+export function changePageStates(sev: VcpuSev): number {
+  const scratch = setUpScratch(sev, HEADER_BYTES, 'kept');
+  return typeof scratch === 'number' ? scratch : begin(sev, new Buffer(scratch));
+}
+
+/** The list from its current entry on. A run result. */
+function begin(sev: VcpuSev, buffer: Buffer): number {
   const { vcpu, psc } = sev;
   const finish = (info2: bigint): number => {
     psc.inFlight = 0;
     return sev.answer(0, info2);
   };
   if ((vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return finish(GENERIC);
-  const buffer = new Buffer(sev);
   for (;;) {
     const { current, end } = buffer.header;
-    if (end >= MAX_ENTRIES || HEADER_BYTES + 8 * (end + 1) > buffer.room) return finish(INVALID_HEADER);
+    if (end >= buffer.capacity) return finish(INVALID_HEADER);
     let index = current;
     let entry: Entry | undefined;
     let gfn = 0;
@@ -120,7 +119,7 @@ export function beginPageStateChange(sev: VcpuSev): number {
       sev.awaitUserSpace(() => {
         if (kvmRun.hypercallRet !== 0n) return finish(GENERIC);
         completeInFlight(sev, buffer);
-        return beginPageStateChange(sev);
+        return begin(sev, buffer);
       });
       return TO_USER_SPACE;
     }

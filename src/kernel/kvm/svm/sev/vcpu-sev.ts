@@ -81,6 +81,8 @@ export class VcpuSev {
   registeredGhcb = -1;
   /** The GHCB, from VMGEXIT until the next entry. */
   ghcb: GhcbPage | undefined;
+  /** Gives the guest a scratch area that is not in the GHCB, before the next entry. */
+  writeBack: (() => void) | undefined;
   /** Finishes what user space was asked. A run result. */
   completion: (() => number) | undefined;
   /** AP creation: the guest's next VMSA; −1: none. Taken up when `resetRequested`. */
@@ -286,8 +288,10 @@ export class VcpuSev {
     memory.free(this.#frame, 0);
   }
 
-  /** sev_es_sync_to_ghcb and unmap: RAX, RBX, RCX and RDX always go back. */
+  /** sev_es_unmap_ghcb and sev_es_sync_to_ghcb: RAX, RBX, RCX and RDX always go back. */
   #returnGhcb(ghcb: GhcbPage): void {
+    this.writeBack?.();
+    this.writeBack = undefined;
     const { vmcb, gpr } = this.vcpu;
     ghcb.set(GHCB.RAX, vmcb.save(SAVE.RAX));
     ghcb.set(GHCB.RBX, gpr[RBX!]!);

@@ -9,11 +9,11 @@ import { GUEST_AGAIN } from '../../run-result.ts';
 import type { Vcpu } from '../../vcpu.ts';
 import { handleExit } from '../exits.ts';
 import { createAp } from './ap-creation.ts';
-import { answerMmio, isScratchRefused, stringIo } from './ghcb-io.ts';
+import { answerMmio, stringIo } from './ghcb-io.ts';
 import { HYPERVISOR_FEATURES, handleMsrProtocol } from './ghcb-msr.ts';
 import type { GhcbRequest } from './ghcb-page.ts';
 import { extendedGuestRequest, guestRequest } from './guest-request.ts';
-import { beginPageStateChange } from './page-state-change.ts';
+import { changePageStates } from './page-state-change.ts';
 import { exitTerminated } from './termination.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
@@ -146,9 +146,7 @@ function dispatch(sev: VcpuSev, request: GhcbRequest): number {
     case GHCB_EVENT.AP_JUMP_TABLE:
       return jumpTable(sev, request);
     case GHCB_EVENT.PAGE_STATE_CHANGE:
-      return isScratchRefused(sev)
-        ? malformed(sev, GHCB_MALFORMED.INVALID_SCRATCH)
-        : beginPageStateChange(sev);
+      return changePageStates(sev);
     case GHCB_EVENT.GUEST_REQUEST:
       return guestRequest(sev, Number(request.info1), Number(request.info2));
     case GHCB_EVENT.EXTENDED_GUEST_REQUEST:
