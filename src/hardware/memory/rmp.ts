@@ -1,6 +1,6 @@
 /**
  * The reverse map table: who owns each page of host memory (APM volume 2, 15.36; reference facts.md 3.1 and svm.md 5 and 6). 16 bytes a frame, behind 16 KiB of
- * bookkeeping, in frames of host memory that BIOS set aside. Here are the entries, the host's instructions on them (RMPUPDATE, PSMASH, RMPREAD) and what firmware
+ * bookkeeping, in frames of host memory that BIOS set aside. Here are the entries, the host's instructions on them (RMPUPDATE, PSMASH) and what firmware
  * does (`setEntry`); the checks of guests' accesses are in cpu/rmp-check.ts.
  *
  * | word 0 | word 1 | word 2 |
@@ -10,7 +10,7 @@
  * The entry of a 2 MiB page is its first frame's; the 511 others only have `assigned`. `count` is kept at the first frame of a 2 MiB region: how many of its 511
  * other frames are assigned as 4 KiB pages. An entry that is not assigned is all zero, but for count and HV-Fixed's immutable.
  *
- * Left out: the segmented table.
+ * Left out: the segmented table, RMPREAD.
  */
 import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
 

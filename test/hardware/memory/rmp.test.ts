@@ -112,6 +112,120 @@ describe('RMPUPDATE', () => {
     expect(rmp.psmash(spa(region))).toBe(3);
   });
 
+  const lock = (frame: number): void => {
+    memory.bytes[rmp.base + 16384 + frame * 16 + 7]! |= 0x80;
+  };
+
+  // What is there before, at the region's first frame; which frame is updated, to what; the result.
+  it.each<[string, Partial<RmpState> & { locked?: true }, number, RmpState, number]>([
+    [
+      'an address inside a page of a locked, immutable entry',
+      { immutable: true, locked: true },
+      0.5,
+      state(),
+      1,
+    ],
+    ['a 2 MiB page at a 4 KiB address inside an immutable one', { ...LARGE, immutable: true }, 1, LARGE, 1],
+    ['an ASID without assigned, of an immutable page', { immutable: true }, 0, state({ assigned: false }), 1],
+    ['immutable without assigned, of a locked page', { locked: true }, 0, { ...SHARED, immutable: true }, 1],
+    ['a page that is locked and immutable', { immutable: true, locked: true }, 0, SHARED, 3],
+    ['4 KiB of a locked 2 MiB page', { ...LARGE, locked: true }, 3, SHARED, 3],
+    ['2 MiB over a locked 4 KiB page', { locked: true }, 0, LARGE, 3],
+    ['4 KiB at the start of an immutable 2 MiB page', { ...LARGE, immutable: true }, 0, SHARED, 2],
+    ['4 KiB inside an immutable 2 MiB page', { ...LARGE, immutable: true }, 511, SHARED, 2],
+    ['2 MiB over an immutable 4 KiB page', { immutable: true }, 0, LARGE, 2],
+    ['2 MiB over an immutable 2 MiB page', { ...LARGE, immutable: true }, 0, LARGE, 2],
+    ['another 2 MiB page over a 2 MiB page', LARGE, 0, { ...LARGE, asid: 4, gpa: 0x60_0000 }, 0],
+    ['a free page beside an immutable one', { immutable: true }, 1, state(), 0],
+  ])('of several failures has the first: %s', (_, { locked, ...first }, page, next, code) => {
+    expect(rmp.rmpupdate(spa(region), state(first))).toBe(0);
+    if (locked) lock(region);
+    const before = [region, region + 1, region + 511].map((frame) => rmp.entry(frame as Pfn));
+    expect(rmp.rmpupdate(spa(region + page), next)).toBe(code);
+    if (code !== 0)
+      expect([region, region + 1, region + 511].map((frame) => rmp.entry(frame as Pfn))).toEqual(before);
+  });
+
+  it('of 2 MiB refuses a region with an immutable page inside as one that overlaps', () => {
+    expect(rmp.rmpupdate(spa(region + 511), state({ immutable: true }))).toBe(0);
+    expect(rmp.rmpupdate(spa(region), LARGE)).toBe(4);
+    expect(rmp.rmpupdate(spa(region), { ...SHARED, large: true })).toBe(4);
+  });
+
+  it.each([
+    ['below memory', -4096, 1],
+    ['nowhere', Number.NaN, 1],
+    ['the last page', 2303 * 4096, 0],
+    ['behind the last page', 2304 * 4096, 1],
+  ])('knows where the table ends: %s', (_, at, code) => {
+    memory.close();
+    memory = HostMemory.create({ bytes: 9 << 20, trace: new Trace(), rmp: true });
+    rmp = memory.rmp!;
+    rmp.initialise();
+    expect(rmp.rmpupdate(at as Spa, state())).toBe(code);
+    // A region that the table covers in part.
+    expect(rmp.rmpupdate(spa(2048), LARGE)).toBe(1);
+    expect(rmp.psmash(spa(2048))).toBe(1);
+    expect(rmp.psmash(-(2 << 20) as Spa)).toBe(1);
+  });
+
+  // What becomes of a validated VMSA page with masks; `kept`: all of that stays.
+  it.each<[string, Partial<RmpState>, boolean]>([
+    ['nothing', {}, true],
+    ['immutable alone', { immutable: true }, true],
+    ['the GPA', { gpa: 0x6000 }, false],
+    ['the ASID', { asid: 4 }, false],
+    ['GPA and immutable', { gpa: 0x6000, immutable: true }, false],
+    ['its owner to firmware', { asid: 0, gpa: 0, immutable: true }, false],
+  ])('that changes %s keeps Validated, VMSA and masks, or does not', (_, over, kept) => {
+    const marks = { vmsa: true, validated: true, permissions: 0x0102031f };
+    rmp.setEntry(region, { ...state(), ...marks });
+    expect(rmp.rmpupdate(spa(region), state(over))).toBe(0);
+    const fresh = { vmsa: false, validated: false, permissions: 0x1f };
+    expect(rmp.entry(region)).toEqual({ ...state(over), ...(kept ? marks : fresh) });
+  });
+
+  it('keeps nothing of a page without an ASID, nor of one that goes to the hypervisor', () => {
+    const reclaim = state({ asid: 0, gpa: 0 });
+    rmp.setEntry(region, { ...reclaim, vmsa: true, validated: false, permissions: 0x1f1f });
+    expect(rmp.rmpupdate(spa(region), reclaim)).toBe(0);
+    expect(rmp.entry(region)).toEqual({ ...reclaim, vmsa: false, validated: false, permissions: 0x1f });
+    expect(rmp.rmpupdate(spa(region), SHARED)).toBe(0);
+    expect(rmp.entry(region)).toEqual({ ...SHARED, vmsa: false, validated: false, permissions: 0 });
+  });
+
+  it('keeps a 2 MiB page validated when nothing changes, and has 511 entries that say assigned alone', () => {
+    rmp.rmpupdate(spa(region), LARGE);
+    rmp.setValidated(region, true);
+    rmp.rmpupdate(spa(region), LARGE);
+    expect(rmp.state((region + 511) as Pfn)).toBe('guest-valid');
+    for (const i of [1, 2, 511])
+      expect(memory.load64((rmp.base + 16384 + (region + i) * 16) as Spa)).toBe(1n);
+    rmp.rmpupdate(spa(region), { ...SHARED, large: true });
+    for (const i of [0, 1, 511])
+      expect(memory.load64((rmp.base + 16384 + (region + i) * 16) as Spa)).toBe(0n);
+  });
+
+  it('has cores forget translations to the frames that change hands, and to no others', () => {
+    const forgotten: number[][] = [];
+    memory.translationCaches.add({
+      forgetFrames: (frame, frames) => void forgotten.push([frame - region, frames]),
+    });
+    rmp.rmpupdate(spa(region + 7), state());
+    rmp.rmpupdate(spa(region), LARGE);
+    rmp.rmpupdate(spa(region + 7), SHARED);
+    rmp.rmpupdate(spa(region), LARGE);
+    rmp.rmpupdate(spa(region + 9), SHARED);
+    rmp.psmash(spa(region));
+    rmp.psmash(spa(region));
+    expect(forgotten).toEqual([
+      [7, 1],
+      [7, 1],
+      [0, 512],
+      [0, 512],
+    ]);
+  });
+
   it('gives the guest a page that is not validated, VMPL0 with all rights and the others with none', () => {
     rmp.rmpupdate(spa(region), state());
     expect(rmp.entry(region)).toEqual({ ...state(), vmsa: false, validated: false, permissions: 0x1f });
@@ -167,6 +281,35 @@ describe('PSMASH', () => {
     ['a page that is not assigned', () => spa(region), 7],
   ])('refuses %s', (_, at, code) => {
     expect(rmp.psmash(at())).toBe(code);
+  });
+
+  it('of several failures has the first', () => {
+    rmp.rmpupdate(spa(region), { ...LARGE, immutable: true });
+    const entry = rmp.base + 16384 + region * 16;
+    memory.bytes[entry + 7]! |= 0x80;
+    expect(rmp.psmash((spa(region) + 8) as Spa)).toBe(1);
+    expect(rmp.psmash(spa(region))).toBe(3);
+    memory.bytes[entry + 7]! &= 0x7f;
+    expect(rmp.psmash(spa(region))).toBe(2);
+    rmp.setEntry(region, { ...rmp.entry(region), large: false });
+    expect(rmp.psmash(spa(region))).toBe(7);
+  });
+
+  it('keeps owner, rights, VMSA and every GPA beyond 4 GiB', () => {
+    const gpa = 0xffe0_0000;
+    const entry = { ...LARGE, gpa, asid: 0x3ff, vmsa: true, validated: true, permissions: 0x01020304 };
+    rmp.setEntry(region, entry);
+    expect(rmp.psmash(spa(region))).toBe(0);
+    for (const i of [0, 1, 255, 511])
+      expect(rmp.entry((region + i) as Pfn)).toEqual({ ...entry, large: false, gpa: gpa + i * 4096 });
+    rmp.setEntry(region, { ...entry, gpa: 0xffff_ffe0_0000, large: true });
+    expect(rmp.psmash(spa(region))).toBe(0);
+    expect(rmp.entry((region + 511) as Pfn).gpa).toBe(0xffff_ffff_f000);
+    // All 511 others are counted: 2 MiB has to wait for the last of them.
+    for (let i = 0; i < 511; i++) rmp.rmpupdate(spa(region + i), SHARED);
+    expect(rmp.regionAssigned(region)).toBe(true);
+    rmp.rmpupdate(spa(region + 511), SHARED);
+    expect(rmp.regionAssigned(region)).toBe(false);
   });
 
   it('refuses 4 KiB pages and immutable ones', () => {
