@@ -36,6 +36,8 @@ export const VMSA = {
   X87_FSW: 0x40e,
   X87_FCW: 0x410,
   X87_FOP: 0x412,
+  X87_DS: 0x414,
+  X87_CS: 0x416,
   X87_RIP: 0x418,
   X87_REGISTERS: 0x420,
   XMM: 0x470,

@@ -2,7 +2,8 @@
  * Entering and leaving an encrypted guest (APM volume 2, 15.34 to 15.36; reference svm.md 1.8, 1.9 rows 15 to 19, 4.4): which key it has, and for SEV-ES the guest's
  * registers, which come from its VMSA, a page under the guest's own key, and go back there. The host sees the core's initial registers.
  *
- * Left out: the VMSA's integrity checksum (nobody but the core can write it), x87 registers beyond their control words, YMM, DebugVirt.
+ * Left out: the VMSA's integrity checksum (nobody but the core can write it), DebugVirt. YMM, PKRU and XSS stay in the VMSA as they are: this core has no AVX, no protection
+ * keys and no supervisor states.
  */
 import { SAVE, VMCB } from '../../abi/vmcb.ts';
 import { VMSA } from '../../abi/vmsa.ts';
@@ -12,6 +13,7 @@ import { SEV_FEATURE, SEV_FEATURES_KNOWN } from './encrypted-guest.ts';
 import type { CoreParts } from './parts.ts';
 import { copySaveArea } from './save-area.ts';
 import { GPR, STATE } from './state.ts';
+import { loadX87, storeX87 } from './vmsa-x87.ts';
 
 const NESTED_CTL_SEV = 1 << 1;
 const NESTED_CTL_SEV_ES = 1 << 2;
@@ -78,6 +80,7 @@ export class EncryptedState {
     memory.copyInside(state + STATE.XMM, vmsa + VMSA.XMM, 256);
     registers.setWord(STATE.MXCSR, words[(vmsa + VMSA.MXCSR) >>> 2]!);
     registers.setLong(STATE.XCR0, longs[(vmsa + VMSA.XCR0) >>> 3]!);
+    loadX87(memory, registers, vmsa);
   }
 
   /** Guest state to the VMSA, with the exit as an automatic one tells the guest; the core's registers become the host's, which hold nothing. */
@@ -114,6 +117,7 @@ export class EncryptedState {
     for (let number = 0; number < 16; number++) registers.setGpr(number, 0n);
     bytes.fill(0, state + STATE.XMM, state + STATE.XMM + 256);
     registers.setWord(STATE.MXCSR, MXCSR_RESET);
+    storeX87(memory, registers, vmsa);
   }
 
   /** VMSA_PA, or −1 where there is no such page. */

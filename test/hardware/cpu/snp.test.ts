@@ -1,7 +1,7 @@
 /** SNP guests on a core with nothing around it: the C-bit, the RMP's checks, VMSA, #VC and VMGEXIT, PVALIDATE and its relatives. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Pfn, Spa } from '../../../src/base/address.ts';
-import { Code, hlt, load, nop, op, Register, set, store, two } from './assembler.ts';
+import { Code, hlt, load, nop, onMemory, op, Register, set, store, two } from './assembler.ts';
 import { CODE, DATA, EXITCODE, EXITINFO1, EXITINFO2, HANDLERS, PT, RAX, RIP, STACK } from './guest-bench.ts';
 import { ASID, OTHER_KEY, SHARED, SnpBench } from './snp-bench.ts';
 
@@ -42,6 +42,51 @@ describe('an SNP guest', () => {
     expect(bench.vmsaLong(0x1f8)).toBe(1n);
     expect(bench.run()).toBe(0x78);
     expect(bench.readPrivate(DATA)).toBe(7n);
+  });
+
+  it('has its x87 and SSE registers in the VMSA too, and the host finds them initial', () => {
+    bench.load([set('rdi', DATA), onMemory(Code.Fxsave_m512byte, 'rdi'), hlt()]);
+    bench.launch();
+    // TOP is 6: register 6 holds 1.5 and is valid, 7 holds 0, the others are empty.
+    const fields: readonly (readonly [number, bigint])[] = [
+      [0x400, 0x5555n],
+      [0x408, 0x3000_4fff_0000_1f80n],
+      [0x410, 0x0033_002b_0123_027fn],
+      [0x418, 0x4444n],
+      [0x420, 0xc000_0000_0000_0000n],
+      [0x428, 0n],
+      [0x430, 0x1234_5678_9abc_def0n],
+      [0x460, 0x5678_0000_3fffn],
+      [0x468, 0x8765_0000_0000_0000n],
+      [0x560, SECRET],
+    ];
+    for (const [offset, value] of fields) bench.setVmsaLong(offset, value);
+    expect(bench.run()).toBe(0x78);
+    const saved = (at: number, bits = 64): bigint =>
+      BigInt.asUintN(bits, bench.readPrivate(DATA + (at & ~7)) >> BigInt((at & 7) * 8));
+    expect([saved(0, 16), saved(2, 16), saved(4, 8)]).toEqual([0x027fn, 0x3000n, 0xc0n]);
+    expect([saved(32), saved(40, 16), saved(48), saved(56, 16)]).toEqual([
+      (1n << 63n) | (1n << 62n),
+      0x3fffn,
+      0n,
+      0n,
+    ]);
+    expect([saved(64), saved(72, 16), saved(152, 16)]).toEqual([0x1234_5678_9abc_def0n, 0x5678n, 0x8765n]);
+    expect(saved(160 + 16 * 15)).toBe(SECRET);
+    for (const [offset, value] of fields) expect([offset, bench.vmsaLong(offset)]).toEqual([offset, value]);
+    const image = new Uint8Array(160);
+    bench.core.readX87(image);
+    expect([...image.subarray(0, 6), ...image.subarray(32, 160)]).toEqual([
+      0x7f,
+      3,
+      0,
+      0,
+      0,
+      0,
+      ...new Array(128).fill(0),
+    ]);
+    expect([...bench.core.xmm].every((byte) => byte === 0)).toBe(true);
+    expect(bench.core.mxcsr).toBe(0x1f80);
   });
 
   it('shares by a page without the C-bit what the host reads and writes', () => {
