@@ -2,13 +2,8 @@
  * The dirty bitmap of a slot (Linux virt/kvm/kvm_main.c, kvm_memory_slot.dirty_bitmap): a bit a page, in words of 32 pages, the low bit
  * for the lowest page; as long as user space's, whole 64 pages.
  *
- * A byte for each 4096 pages says whether any of them may be dirty, so that a harvest of a clean bitmap costs hardly more than
- * the copy. Nothing here allocates after construction.
+ * A summary, a bit a word, says which words may have dirty pages, so that a harvest visits no others. Nothing here allocates after construction.
  */
-
-/** Words that one byte of the summary stands for. */
-const CHUNK_SHIFT = 7;
-const CHUNK = 1 << CHUNK_SHIFT;
 
 /** Takes the write right from the nested mappings of those of the 32 pages from `gfn` on whose bit is set; says if a flush is due. */
 export interface WriteProtector {
@@ -23,13 +18,14 @@ export class DirtyBitmap {
 
   readonly #npages: number;
   readonly #words: Int32Array;
-  readonly #summary: Uint8Array;
+  /** A bit for each of `#words`; clear: no page of it is dirty. */
+  readonly #summary: Int32Array;
 
   /** All clean. Throws RangeError where there is no memory for it. */
   constructor(npages: number) {
     this.#npages = npages;
     this.#words = new Int32Array(DirtyBitmap.wordsFor(npages));
-    this.#summary = new Uint8Array(Math.ceil(this.#words.length / CHUNK));
+    this.#summary = new Int32Array(Math.ceil(this.#words.length / 32));
   }
 
   get length(): number {
@@ -39,15 +35,13 @@ export class DirtyBitmap {
   mark(page: number): void {
     const word = page >>> 5;
     this.#words[word]! |= 1 << (page & 31);
-    this.#summary[word >>> CHUNK_SHIFT] = 1;
+    this.#summary[word >>> 5]! |= 1 << (word & 31);
   }
 
   /** Every page of the slot; bits beyond its end stay clear. */
   markAll(): void {
-    const whole = this.#npages >>> 5;
-    this.#words.fill(-1, 0, whole);
-    if ((this.#npages & 31) !== 0) this.#words[whole] = (1 << (this.#npages & 31)) - 1;
-    this.#summary.fill(1);
+    setBits(this.#words, this.#npages);
+    setBits(this.#summary, this.#words.length);
   }
 
   /** Copies the bitmap as it is; as much as `into` holds. */
@@ -55,18 +49,22 @@ export class DirtyBitmap {
     into.set(into.length < this.#words.length ? this.#words.subarray(0, into.length) : this.#words);
   }
 
-  /** Cleans the bitmap; pages that were dirty lose their write right. `baseGfn`: the slot's. Returns whether a flush is due. */
-  clean(baseGfn: number, protector: WriteProtector): boolean {
+  /** The same, and all is clean; pages that were dirty lose their write right. `baseGfn`: the slot's. Returns whether a flush is due. */
+  take(into: Int32Array, baseGfn: number, protector: WriteProtector): boolean {
     const words = this.#words;
     const summary = this.#summary;
     let flush = false;
-    for (let chunk = summary.indexOf(1); chunk >= 0; chunk = summary.indexOf(1, chunk + 1)) {
-      summary[chunk] = 0;
-      const end = Math.min(words.length, (chunk + 1) << CHUNK_SHIFT);
-      for (let word = chunk << CHUNK_SHIFT; word < end; word++) {
+    into.fill(0, 0, words.length);
+    for (let group = 0; group < summary.length; group++) {
+      const dirtyWords = summary[group]!;
+      if (dirtyWords === 0) continue;
+      summary[group] = 0;
+      for (let left = dirtyWords; left !== 0; left &= left - 1) {
+        const word = group * 32 + 31 - Math.clz32(left & -left);
         const mask = words[word]!;
         if (mask === 0) continue;
         words[word] = 0;
+        if (word < into.length) into[word] = mask;
         if (protector.writeProtectMasked(baseGfn + word * 32, mask)) flush = true;
       }
     }
@@ -94,4 +92,10 @@ export class DirtyBitmap {
     }
     return flush;
   }
+}
+
+/** The first `count` bits. */
+function setBits(words: Int32Array, count: number): void {
+  words.fill(-1, 0, count >>> 5);
+  if ((count & 31) !== 0) words[count >>> 5] = (1 << (count & 31)) - 1;
 }

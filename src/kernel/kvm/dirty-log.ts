@@ -85,8 +85,8 @@ export interface DirtyLogVm {
 export function getDirtyLog(vm: DirtyLogVm, { slot: id, bitmap }: DirtyLogRequest): void {
   const slot = findSlot(vm, id);
   const dirty = bitmapOf(slot, id);
-  dirty.copyTo(bitmap);
-  if (!vm.dirtyTracking.manualProtect && dirty.clean(slot!.baseGfn, vm.mmu)) vm.mmu.flushRemoteTlbs();
+  if (vm.dirtyTracking.manualProtect) dirty.copyTo(bitmap);
+  else if (dirty.take(bitmap, slot!.baseGfn, vm.mmu)) vm.mmu.flushRemoteTlbs();
   if (bitmap.length < dirty.length)
     throw new LinuxError('EFAULT', `bitmap of ${bitmap.length} words, slot ${id} needs ${dirty.length}`);
 }

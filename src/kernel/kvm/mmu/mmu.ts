@@ -33,6 +33,8 @@ const NO_TABLE = 0;
 const LARGE_LEAF = 1;
 /** Tables that one fault may need. */
 const TABLES_PER_FAULT = 3;
+/** What a page directory (of 2 MiB entries) maps. */
+const DIRECTORY_PAGES = ENTRIES * ENTRIES;
 
 /** Pages that one entry of `level` spans. */
 export const pagesPerEntry = (level: number): number => 512 ** (level - 1);
@@ -59,9 +61,11 @@ export class Mmu {
   readonly #spare: Pfn[] = [];
   /** Tables that nothing links any more, but that a core's walk may still use until the flush. */
   readonly #unlinked: Pfn[] = [];
-  /** The last 4 KiB-level table that `map` went to, and the 2 MiB region that it maps. */
+  /** The page table and the page directory that a walk went to last, and the first gfn of each: neighbours need no walk from the root. */
   #lastTable = 0;
-  #lastRegion = -1;
+  #lastTableGfn = -ENTRIES;
+  #lastDirectory = 0;
+  #lastDirectoryGfn = -DIRECTORY_PAGES;
   #hasMmio = false;
 
   /** Allocates the root. Errors: ENOMEM. */
@@ -164,7 +168,6 @@ export class Mmu {
    * cores may still use what they cached.
    */
   zapRange(start: Gfn, end: Gfn): boolean {
-    this.#lastRegion = -1;
     const limit = Math.min(end, GFN_LIMIT);
     if (start >= limit) return false;
     const zapped = this.#zapTable(spaOf(this.#root), ROOT_LEVEL, 0, start, limit);
@@ -187,14 +190,9 @@ export class Mmu {
   writeProtectMasked(first: number, mask: number): boolean {
     const memory = this.#memory;
     let due = false;
-    let table = NO_TABLE;
-    let tableEnd = -1;
     for (let left = mask; left !== 0; left &= left - 1) {
       const gfn = (first + 31 - Math.clz32(left & -left)) as Gfn;
-      if (gfn >= tableEnd) {
-        table = this.#leafTable(gfn);
-        tableEnd = gfn - (gfn % ENTRIES) + ENTRIES;
-      }
+      const table = this.#inLastTable(gfn) ? this.#lastTable : this.#leafTable(gfn);
       if (table === NO_TABLE) continue;
       if (table === LARGE_LEAF) due = this.zapRange(gfn, (gfn + 1) as Gfn) || due;
       else if ((memory.clearBits32(entryAt(table, gfn, LEVEL_4K), WRITABLE | DIRTY) & WRITABLE) !== 0)
@@ -229,8 +227,7 @@ export class Mmu {
 
   /** The table that holds the entry of `level` for `gfn`; a large leaf on the way is replaced by an empty table. */
   #tableFor(gfn: Gfn, level: number): number {
-    const region = level === LEVEL_4K ? Math.floor(gfn / ENTRIES) : -1;
-    if (region >= 0 && region === this.#lastRegion) return this.#lastTable;
+    if (level === LEVEL_4K && this.#inLastTable(gfn)) return this.#lastTable;
     let table: number = spaOf(this.#root);
     let flush = false;
     for (let at = ROOT_LEVEL; at > level; at--) {
@@ -249,28 +246,37 @@ export class Mmu {
       table = spaOf(frameOf(entry));
     }
     if (flush) this.flushRemoteTlbs();
-    if (region >= 0) {
-      this.#lastRegion = region;
-      this.#lastTable = table;
-    }
+    if (level === LEVEL_4K) this.#rememberTable(gfn, table);
     return table;
   }
 
   /** The table of 4 KiB entries that maps `gfn`, NO_TABLE, or LARGE_LEAF where a larger page does. */
   #leafTable(gfn: Gfn): number {
     if (gfn >= GFN_LIMIT) return NO_TABLE;
-    const region = Math.floor(gfn / ENTRIES);
-    if (region === this.#lastRegion) return this.#lastTable;
-    let table: number = spaOf(this.#root);
-    for (let level = ROOT_LEVEL; level > LEVEL_4K; level--) {
+    const inDirectory = gfn - this.#lastDirectoryGfn;
+    const known = inDirectory >= 0 && inDirectory < DIRECTORY_PAGES;
+    let table: number = known ? this.#lastDirectory : spaOf(this.#root);
+    for (let level = known ? LEVEL_2M : ROOT_LEVEL; level > LEVEL_4K; level--) {
+      if (level === LEVEL_2M) {
+        this.#lastDirectory = table;
+        this.#lastDirectoryGfn = gfn - (gfn % DIRECTORY_PAGES);
+      }
       const entry = this.#memory.load32(entryAt(table, gfn, level));
       if ((entry & PRESENT) === 0) return NO_TABLE;
       if (!isTable(entry, level)) return LARGE_LEAF;
       table = spaOf(frameOf(entry));
     }
-    this.#lastRegion = region;
-    this.#lastTable = table;
+    this.#rememberTable(gfn, table);
     return table;
+  }
+
+  #inLastTable(gfn: number): boolean {
+    const page = gfn - this.#lastTableGfn;
+    return page >= 0 && page < ENTRIES;
+  }
+  #rememberTable(gfn: number, table: number): void {
+    this.#lastTable = table;
+    this.#lastTableGfn = gfn - (gfn % ENTRIES);
   }
 
   #protectTable(table: number, level: number, first: number, start: number, end: number): boolean {
@@ -323,7 +329,8 @@ export class Mmu {
 
   /** Queues the table of `level` that `entry` points to, and all below it, to be freed. */
   #unlinkTable(entry: number, level: number): void {
-    this.#lastRegion = -1;
+    this.#lastTableGfn = -ENTRIES;
+    this.#lastDirectoryGfn = -DIRECTORY_PAGES;
     const frame = frameOf(entry);
     const table = spaOf(frame);
     for (let i = 0; i < ENTRIES; i++) {
