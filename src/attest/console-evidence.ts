@@ -8,7 +8,7 @@ import {
   certificateName,
   decodeCertificateTable,
 } from '../abi/certificate-table.ts';
-import { writePem } from './pem.ts';
+import { writePem } from '../abi/pem.ts';
 
 /** A certificate or revocation list of the table. */
 export interface PrintedCertificate {

@@ -34,11 +34,3 @@ export function readPem(text: string, name: string): PemBlock[] {
   }
   return blocks;
 }
-
-/** One block of PEM. */
-export function writePem(label: string, bytes: Uint8Array): string {
-  let binary = '';
-  for (const byte of bytes) binary += String.fromCharCode(byte);
-  const lines = btoa(binary).match(/.{1,64}/g) ?? [];
-  return `-----BEGIN ${label}-----\n${lines.join('\n')}\n-----END ${label}-----\n`;
-}

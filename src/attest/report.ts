@@ -32,13 +32,15 @@ export interface AttestationReport extends Fields {
   readonly reservedByteSet: number | undefined;
 }
 
-/** Takes REPORT_SIZE bytes, or a whole MSG_REPORT_RSP (status, size, report) as guests get it. Throws EvidenceError. */
-export function parseReport(input: Uint8Array): AttestationReport {
-  const bytes = unwrap(input);
+/**
+ * Takes REPORT_SIZE bytes, or a whole MSG_REPORT_RSP (status, size, report) as guests get it; messages call it `name`. Throws EvidenceError.
+ */
+export function parseReport(input: Uint8Array, name = 'report'): AttestationReport {
+  const bytes = unwrap(input, name);
   const fields = attestationReport.decode(bytes);
   const { version } = fields;
   if (!(REPORT_VERSIONS as readonly number[]).includes(version)) {
-    throw new EvidenceError(`report.version: got ${version}, want ${REPORT_VERSIONS.join(', ')}`);
+    throw new EvidenceError(`${name}.version: got ${version}, want ${REPORT_VERSIONS.join(', ')}`);
   }
   const key = (fields.keyInfo >> KEY_INFO.SIGNING_KEY_SHIFT) & KEY_INFO.SIGNING_KEY_MASK;
   const isChipIdMasked = isZero(fields.chipId);
@@ -68,7 +70,7 @@ function signingKeyName(key: number): AttestationReport['signingKey'] {
 }
 
 /** The report inside a response of the firmware: u32 status, u32 size, 24 reserved bytes, report. */
-function unwrap(input: Uint8Array): Uint8Array {
+function unwrap(input: Uint8Array, name: string): Uint8Array {
   if (input.length === REPORT_SIZE) return input;
   const view = new DataView(input.buffer, input.byteOffset, input.byteLength);
   const isResponse =
@@ -76,7 +78,7 @@ function unwrap(input: Uint8Array): Uint8Array {
     view.getUint32(0, true) === 0 &&
     view.getUint32(4, true) === REPORT_SIZE;
   if (isResponse) return input.subarray(0x20, 0x20 + REPORT_SIZE);
-  throw new EvidenceError(`report: got ${input.length} bytes, want ${REPORT_SIZE}`);
+  throw new EvidenceError(`${name}: got ${input.length} bytes, want ${REPORT_SIZE}`);
 }
 
 const NUMBER = 72;

@@ -10,6 +10,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net';
 import { generationOf, hwidBytes, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { SPL_PARAMETER } from '../abi/kds-url.ts';
+import { writePem } from '../abi/pem.ts';
 import { encodeTcb, type TcbVersion, tcbComponents } from '../abi/tcb-version.ts';
 import type { Authority } from './authority.ts';
 
@@ -149,7 +150,7 @@ export class KeyServer {
 
   async #chain(endpoint: 'vcek' | 'vlek', product: Product): Promise<Body> {
     const { intermediate, ark } = await this.#authority.chain(endpoint, product);
-    return { type: PEM, bytes: pem(intermediate) + pem(ark) };
+    return { type: PEM, bytes: writePem('CERTIFICATE', intermediate) + writePem('CERTIFICATE', ark) };
   }
 
   async #fingerprints(): Promise<Body> {
@@ -221,12 +222,4 @@ function tcbOf(product: Product, query: URLSearchParams): bigint {
     tcb[component] = Number(text);
   }
   return encodeTcb(generation, tcb as TcbVersion);
-}
-
-function pem(certificate: Uint8Array): string {
-  const lines =
-    Buffer.from(certificate)
-      .toString('base64')
-      .match(/.{1,64}/g) ?? [];
-  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`;
 }

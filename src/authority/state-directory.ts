@@ -9,17 +9,25 @@
  *
  * Several processes may share it: a file appears whole or not at all, and whoever makes a root first wins.
  */
-import { linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 
 export class StateDirectory {
   readonly path: string;
 
   constructor(path: string) {
     this.path = path;
-    for (const folder of ['', 'roots', 'certificates', 'chips']) {
-      mkdirSync(join(path, folder), { recursive: true, mode: 0o700 });
-    }
+    for (const folder of ['roots', 'certificates', 'chips']) makeDirectory(resolve(path, folder));
   }
 
   /** The file's bytes; undefined if there is none. */
@@ -68,3 +76,16 @@ export class StateDirectory {
 
 /** Tells apart the temporary files of this process. */
 let temporaries = 0;
+
+/** Level by level: Node's `recursive` never returns where the kernel denies that an existing parent can have children, as below /proc. */
+function makeDirectory(path: string): void {
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && statSync(path).isDirectory()) return;
+    if (code !== 'ENOENT' || existsSync(dirname(path))) throw error;
+    makeDirectory(dirname(path));
+    makeDirectory(path);
+  }
+}

@@ -2,12 +2,12 @@
  * `softcvm certs`: what an authority has issued, as files. Says the root's fingerprint on stderr, since somebody has to compare it before trusting
  * it.
  */
-import { writeFileSync } from 'node:fs';
 import type { Product } from '../abi/amd-certificate.ts';
 import { generationOf, PRODUCTS } from '../abi/amd-certificate.ts';
-import { writePem } from '../attest/pem.ts';
+import { writePem } from '../abi/pem.ts';
 import type { Authority } from '../authority/authority.ts';
 import { type AuthorityOptions, openAuthority } from './authority.ts';
+import { writeOutput } from './files.ts';
 import { InputError, parseChoice } from './size.ts';
 
 /** Options as commander has them. */
@@ -65,7 +65,7 @@ export async function certs(what: string, options: CertsCommandOptions): Promise
     ? files[0]!.bytes
     : files.map(({ label, bytes }) => writePem(label, bytes)).join('');
   if (options.out === undefined) process.stdout.write(output);
-  else writeFileSync(options.out, output);
+  else writeOutput(options.out, output, '--out');
   return 0;
 }
 

@@ -1,5 +1,5 @@
 /** Files that a command line names. */
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { readImage } from '../index.ts';
@@ -10,7 +10,17 @@ export function readInput(path: string, option: string): Buffer {
   try {
     return readFileSync(path);
   } catch (error) {
-    throw new InputError(`${option}: got ${path}: ${why(error)}`);
+    throw new InputError(`${option}: got ${path}: ${reasonOf(error)}`);
+  }
+}
+
+/** Writes or replaces a file. InputError: it cannot be written there. */
+export function writeOutput(path: string, content: Uint8Array | string, option: string): void {
+  try {
+    writeFileSync(path, content);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new InputError(`${option}: got ${path}: ${code === 'ENOENT' ? 'no such directory' : message}`);
   }
 }
 
@@ -19,8 +29,8 @@ export async function readGuestImage(nameOrPath: string): Promise<{ image: Uint8
   try {
     return await readImage(nameOrPath);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const reason = code === 'ENOENT' ? 'no such file, nor a guest of that name' : message;
+    const { code } = error as NodeJS.ErrnoException;
+    const reason = code === 'ENOENT' ? 'no such file, nor a guest of that name' : reasonOf(error);
     throw new InputError(`image: got ${nameOrPath}: ${reason}`);
   }
 }
@@ -35,13 +45,23 @@ export function filesOf(paths: readonly string[], option: string): string[] {
             .map((name) => join(path, name))
         : [path];
     } catch (error) {
-      throw new InputError(`${option}: got ${path}: ${why(error)}`);
+      throw new InputError(`${option}: got ${path}: ${reasonOf(error)}`);
     }
   });
 }
 
-const why = (error: unknown): string =>
-  (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'no such file' : (error as Error).message;
+const REASONS: Readonly<Record<string, string>> = {
+  ENOENT: 'no such file',
+  EISDIR: 'is a directory',
+  ENOTDIR: 'a part of the path is no directory',
+  EACCES: 'permission denied',
+};
+
+/** Why the file system refused, in words. */
+export function reasonOf(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return REASONS[code ?? ''] ?? message;
+}
 
 /** Where an authority lives unless `--state` says: below XDG_STATE_HOME. */
 export function defaultStateDirectory(): string {

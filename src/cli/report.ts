@@ -12,13 +12,9 @@ import { InputError } from './size.ts';
 
 /** The report in a file, which may be binary (a response of the firmware around it, too) or hex. Throws InputError. */
 export function readReport(path: string): AttestationReport {
-  return asInput(() => parseReport(reportBytes(path)));
-}
-
-/** The file's bytes, without hex. */
-export function reportBytes(path: string): Uint8Array {
-  const bytes = readInput(path, 'report');
-  return reportFromHex(bytes.toString('latin1')) ?? bytes;
+  const file = readInput(path, 'report');
+  const bytes = reportFromHex(file.toString('latin1')) ?? file;
+  return asInput(() => parseReport(bytes, `report ${path}`));
 }
 
 /** Evidence that cannot be read is the user's to mend. */

@@ -6,10 +6,15 @@
 import { createHash } from 'node:crypto';
 import { statSync } from 'node:fs';
 import {
+  type AttestationReport,
+  type Certificate,
+  type CertificateTableEntry,
   decodeCertificateTable,
   fetchEvidence,
   KdsError,
+  type KdsEvidence,
   type Product,
+  parseCrl,
   type ReportPolicy,
   readCertificates,
   type TcbVersion,
@@ -17,7 +22,7 @@ import {
   verifyReport,
 } from '../attest/index.ts';
 import { filesOf, readInput } from './files.ts';
-import { asInput, readReport, reportBytes } from './report.ts';
+import { asInput, readReport } from './report.ts';
 import { InputError, parseChoice, parseInteger, parseNumber } from './size.ts';
 
 /** Options as commander has them. */
@@ -60,25 +65,32 @@ const U32 = 2 ** 32 - 1;
 
 export async function verify(path: string, options: VerifyCommandOptions): Promise<number> {
   const policy = policyOf(options);
-  const files = filesOf(options.certs ?? [], '--certs').map((file) => readInput(file, '--certs'));
   const certificates: Uint8Array[] = [];
-  const crls: Uint8Array[] = filesOf(options.crl ?? [], '--crl').map((file) => readInput(file, '--crl'));
-  for (const file of files) sort(file, certificates, crls);
-  const roots = filesOf(options.roots ?? [], '--roots').map((file) => readInput(file, '--roots'));
-  const bytes = reportBytes(path);
+  const crls: Uint8Array[] = [];
+  for (const file of filesOf(options.certs ?? [], '--certs')) {
+    asInput(() => sort(readInput(file, '--certs'), `--certs ${file}`, certificates, crls));
+  }
+  for (const file of filesOf(options.crl ?? [], '--crl')) {
+    const bytes = readInput(file, '--crl');
+    asInput(() => parseCrl(bytes, `--crl ${file}`));
+    crls.push(bytes);
+  }
+  const roots = filesOf(options.roots ?? [], '--roots').flatMap((file) =>
+    asInput(() => readCertificates(readInput(file, '--roots'), `--roots ${file}`)),
+  );
+  const report = readReport(path);
   if (options.kds !== undefined) {
-    const evidence = await fetched(path, options);
+    const evidence = await fetched(report, options);
     certificates.push(...evidence.certificates);
     crls.push(...evidence.crls);
   }
   const obtainedAt =
     options.obtained === undefined ? statSync(path).mtime : timeOf(options.obtained, '--obtained');
-  for (const root of roots) asInput(() => readCertificates(root, '--roots'));
   let verdict: Verdict;
   try {
-    verdict = await verifyReport(bytes, {
+    verdict = await verifyReport(report.bytes, {
       certificates,
-      roots,
+      roots: roots.map(({ bytes }) => bytes),
       crls,
       policy,
       obtainedAt,
@@ -92,21 +104,30 @@ export async function verify(path: string, options: VerifyCommandOptions): Promi
   return verdict.ok ? 0 : FAILED;
 }
 
-/** A revocation list and a certificate table are told from certificates by what they are. */
-function sort(file: Buffer, certificates: Uint8Array[], crls: Uint8Array[]): void {
+/**
+ * A revocation list and a certificate table are told from certificates by what they are. What stands in a table is evidence of the guest's: the verdict
+ * says if it is malformed.
+ */
+function sort(file: Buffer, name: string, certificates: Uint8Array[], crls: Uint8Array[]): void {
   const text = file.subarray(0, 64 * 1024).toString('latin1');
-  if (text.includes('-----BEGIN X509 CRL-----')) crls.push(file);
-  else if (text.includes('-----BEGIN ') || file[0] === 0x30)
-    (isDerCrl(file) ? crls : certificates).push(file);
-  else {
-    const entries = asInput(() => {
-      try {
-        return decodeCertificateTable(withoutHex(file, text));
-      } catch (error) {
-        throw new InputError(`--certs: ${(error as Error).message}`);
-      }
-    });
-    for (const { bytes } of entries) (isDerCrl(bytes) ? crls : certificates).push(bytes);
+  if (text.includes('-----BEGIN X509 CRL-----') || isDerCrl(file)) {
+    parseCrl(file, name);
+    crls.push(file);
+  } else if (text.includes('-----BEGIN ') || file[0] === 0x30) {
+    readCertificates(file, name);
+    certificates.push(file);
+  } else {
+    for (const { bytes } of tableOf(file, text, name)) {
+      (isDerCrl(bytes) ? crls : certificates).push(bytes);
+    }
+  }
+}
+
+function tableOf(file: Buffer, text: string, name: string): readonly CertificateTableEntry[] {
+  try {
+    return decodeCertificateTable(withoutHex(file, text));
+  } catch (error) {
+    throw new InputError(`${name}: got neither PEM nor DER, nor a table (${(error as Error).message})`);
   }
 }
 
@@ -125,11 +146,14 @@ function isDerCrl(bytes: Uint8Array): boolean {
 }
 
 async function fetched(
-  path: string,
+  report: AttestationReport,
   { kds, product }: VerifyCommandOptions,
-): Promise<Awaited<ReturnType<typeof fetchEvidence>>> {
+): Promise<KdsEvidence> {
+  if (typeof kds === 'string' && !/^https?:$/.test(protocolOf(kds))) {
+    throw new InputError(`--kds: got ${kds}, want an address such as https://kdsintf.amd.com`);
+  }
   try {
-    return await fetchEvidence(readReport(path), {
+    return await fetchEvidence(report, {
       ...(typeof kds === 'string' ? { url: kds } : {}),
       ...(product === undefined ? {} : { product: productOf(product) }),
     });
@@ -138,6 +162,15 @@ async function fetched(
     return asInput(() => {
       throw error;
     });
+  }
+}
+
+/** Empty: no URL. */
+function protocolOf(text: string): string {
+  try {
+    return new URL(text).protocol;
+  } catch {
+    return '';
   }
 }
 
@@ -239,10 +272,11 @@ function timeOf(text: string, option: string): Date {
 
 const SOFTWARE = 'the certificates are marked as made by SoftCVM, in software: not by AMD';
 
-function show(verdict: Verdict, roots: readonly Uint8Array[], options: VerifyCommandOptions): void {
-  const fingerprints = roots.flatMap((root) =>
-    readCertificates(root).map(({ bytes }) => createHash('sha256').update(bytes).digest('hex')),
-  );
+function show(verdict: Verdict, roots: readonly Certificate[], options: VerifyCommandOptions): void {
+  // The ASK of a chain that was given as roots is none.
+  const fingerprints = roots
+    .filter(({ subject, issuer }) => subject.text === issuer.text)
+    .map(({ bytes }) => createHash('sha256').update(bytes).digest('hex'));
   if (options.json) {
     const { ok, checks, isSoftware } = verdict;
     console.log(JSON.stringify({ ok, software: isSoftware, roots: fingerprints, checks }));
@@ -251,7 +285,9 @@ function show(verdict: Verdict, roots: readonly Uint8Array[], options: VerifyCom
   const shown = options.quiet ? verdict.failures : verdict.checks;
   const width = Math.max(0, ...shown.map(({ name }) => name.length));
   for (const { name, ok, got, want } of shown) {
-    const detail = ok && got === want ? got : `got ${got}, want ${want}`;
+    // What is malformed says itself what it should be.
+    const isWhole = (ok && got === want) || want === 'well-formed';
+    const detail = isWhole ? got : `got ${got}, want ${want}`;
     console.log(`${ok ? 'ok    ' : 'FAILED'}  ${name.padEnd(width)}  ${detail}`);
   }
   for (const print of fingerprints) console.log(`root ${print}`);

@@ -1,9 +1,12 @@
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { buildSync } from 'esbuild';
 import { afterAll, describe, expect, it } from 'vitest';
 import { decodeCertificateTable, parseCertificate, parseCrl } from '../../src/attest/index.ts';
 import { Authority } from '../../src/authority/authority.ts';
+import { StateDirectory } from '../../src/authority/state-directory.ts';
 import type { ChipGeneration } from '../../src/hardware/chip.ts';
 
 const PRODUCTS = ['Milan', 'Genoa', 'Turin'] as const;
@@ -213,6 +216,33 @@ describe('a state directory', () => {
     expect(statSync(join(path, 'a')).mode & 0o777).toBe(0o700);
     for (const file of readdirSync(join(path, 'a/roots'))) {
       expect(statSync(join(path, 'a/roots', file)).mode & 0o777).toBe(0o600);
+    }
+  });
+
+  it('below a folder in which nobody can make one is refused, and made level by level elsewhere', () => {
+    // In a process of its own, with an end: mkdir of several levels at once never returns below /proc (Node 20).
+    const source = new URL('../../src/authority/state-directory.ts', import.meta.url).pathname;
+    const { outputFiles } = buildSync({
+      entryPoints: [source],
+      bundle: true,
+      platform: 'node',
+      write: false,
+    });
+    const { signal, stderr } = spawnSync(process.execPath, ['-'], {
+      input: `${outputFiles[0]!.text}; new StateDirectory('/proc/softcvm/state');`,
+      encoding: 'utf8',
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    });
+    expect(signal).toBeNull();
+    expect(stderr).toMatch(/E[A-Z]+: .*\/proc\/softcvm/);
+
+    writeFileSync(join(path, 'file'), '');
+    expect(() => new StateDirectory(join(path, 'file'))).toThrow('ENOTDIR');
+    for (const _again of [1, 2]) new StateDirectory(join(path, 'c/d/e'));
+    expect(readdirSync(join(path, 'c/d/e'))).toEqual(['certificates', 'chips', 'roots']);
+    for (const folder of ['c', 'c/d/e', 'c/d/e/chips']) {
+      expect(statSync(join(path, folder)).mode & 0o777).toBe(0o700);
     }
   });
 

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { writePem } from '../../src/abi/pem.ts';
 import { parseCertificate, readCertificates } from '../../src/attest/index.ts';
 import { KeyServer } from '../../src/authority/kds.ts';
 import { certs } from '../../src/cli/certs.ts';
@@ -44,6 +45,9 @@ const paths = {
   ark: file('ark.der', ark),
   crl: file('list.crl', options.crls![0]!),
   table: file('table.bin', await authority.certificateTable(chip)),
+  chain: file('chain.pem', writePem('CERTIFICATE', ask) + writePem('CERTIFICATE', ark)),
+  html: file('index.html', '<html>busy</html>'),
+  half: file('half.der', vcek.subarray(0, 400)),
   hexTable: file('table.hex', `${Buffer.from(await authority.certificateTable(chip)).toString('hex')}\n`),
 };
 
@@ -68,6 +72,21 @@ describe('softcvm verify', () => {
     expect(await run({ certs: [paths.table], quiet: true })).toBe(1);
     expect(lines[0]).toContain('FAILED  ARK.trusted');
     expect(lines.at(-1)).toMatch(/^not verified: 1 of \d+ checks failed$/);
+  });
+
+  it('names as roots those that can be one: of a chain, its ARK', async () => {
+    expect(await run({ certs: [paths.table], roots: [paths.chain] })).toBe(0);
+    const print = await authority.fingerprint('Milan');
+    expect(lines.filter((line) => line.startsWith('root '))).toEqual([`root ${print}`]);
+    expect(await run({ certs: [paths.table], roots: [paths.chain], json: true })).toBe(0);
+    expect(JSON.parse(lines.at(-1)!).roots).toEqual([print]);
+  });
+
+  it('refuses a file that is no report, by its name', async () => {
+    await expect(run({ roots: [paths.ark] }, paths.html)).rejects.toMatchObject({
+      name: 'InputError',
+      message: `report ${paths.html}: got 17 bytes, want 1184`,
+    });
   });
 
   it('judges by policy options', async () => {
@@ -117,6 +136,16 @@ describe('softcvm verify', () => {
   it.each([
     [{ certs: ['nowhere'] }, '--certs: got nowhere: no such file'],
     [{ roots: ['nowhere'] }, '--roots: got nowhere: no such file'],
+    [
+      { certs: [paths.html] },
+      `--certs ${paths.html}: got neither PEM nor DER, nor a table (certificate table: got 17 bytes`,
+    ],
+    [{ certs: [paths.half] }, `--certs ${paths.half}.Certificate: got 396 bytes`],
+    [{ crl: [paths.vcek] }, `--crl ${paths.vcek}.CertificateList.`],
+    [{ roots: [paths.half] }, `--roots ${paths.half}.Certificate: got 396 bytes`],
+    [{ kds: 'http://127.0.0.1:99999' }, '--kds: got http://127.0.0.1:99999, want an address such as'],
+    [{ kds: 'ftp://127.0.0.1' }, '--kds: got ftp://127.0.0.1, want an address such as'],
+    [{ kds: 'kdsintf.amd.com' }, '--kds: got kdsintf.amd.com, want an address such as'],
     [{ vmpl: '4' }, '--vmpl: got 4'],
     [{ measurement: ['12'] }, 'policy.measurement: got 12'],
     [{ allow: ['everything'] }, '--allow: got everything'],
@@ -225,7 +254,7 @@ describe('softcvm measure', () => {
 
   it('names the modes that it does not have', async () => {
     await expect(measure(undefined, { ...peer, mode: 'seves' })).rejects.toThrow(
-      'not implemented: measure --mode seves',
+      '--mode: got seves, which is not implemented; want snp or snp:ovmf-hash',
     );
   });
 });
@@ -281,6 +310,8 @@ describe('softcvm certs', () => {
     ['vcek', { tcb: '7' }, '--tcb: got 7'],
     ['vcek', { chip: 'ab' }, '--chip: got ab'],
     ['root', { state: folder }, '--seed: got --state as well'],
+    ['root', { out: '/absent/root.pem' }, '--out: got /absent/root.pem: no such directory'],
+    ['root', { out: folder }, `--out: got ${folder}: `],
   ])('refuses %s %j', async (what, more, message) => {
     await expect(certs(what, { product: 'Milan', seed, ...more })).rejects.toThrow(message);
   });

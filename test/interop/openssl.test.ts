@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { writePem } from '../../src/attest/pem.ts';
+import { writePem } from '../../src/abi/pem.ts';
 import { parseReport } from '../../src/attest/report.ts';
 import { Authority } from '../../src/authority/authority.ts';
 import { evidenceOf } from '../attest/evidence.ts';

@@ -6,7 +6,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { writePem } from '../../src/attest/pem.ts';
+import { writePem } from '../../src/abi/pem.ts';
 import { evidenceFor } from './peers/evidence.ts';
 import { run } from './peers/install.ts';
 

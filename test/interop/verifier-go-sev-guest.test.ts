@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { CERTIFICATE_GUID, encodeCertificateTable } from '../../src/abi/certificate-table.ts';
-import { writePem } from '../../src/attest/pem.ts';
+import { writePem } from '../../src/abi/pem.ts';
 import { KeyServer } from '../../src/authority/kds.ts';
 import { CASES, evidenceFor, type PeerEvidence, peerAuthority } from './peers/evidence.ts';
 import { goPeer, run } from './peers/install.ts';

@@ -11,7 +11,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { writePem } from '../../src/attest/pem.ts';
+import { writePem } from '../../src/abi/pem.ts';
 import { firmwareImage } from '../attest/firmware-image.ts';
 import { CASES, type Case, evidenceFor, type PeerEvidence, peerAuthority } from './peers/evidence.ts';
 import { cratePeer, type Outcome, run } from './peers/install.ts';

@@ -2,7 +2,7 @@
  * Evidence for independent verifiers, made as a guest gets it: a chip of a seeded authority, its secure processor, a measured launch, a
  * guest message; the certificates as the table of an extended request, and as files.
  */
-import { writePem } from '../../../src/attest/pem.ts';
+import { writePem } from '../../../src/abi/pem.ts';
 import { Authority } from '../../../src/authority/authority.ts';
 import type { ChipGeneration, FirmwareVersion } from '../../../src/hardware/chip.ts';
 import { CMD, expectSuccess, type Field, type Guest, Machine } from '../../hardware/asp/machine.ts';
