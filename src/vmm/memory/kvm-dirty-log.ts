@@ -139,7 +139,7 @@ export class KvmDirtyLog {
    */
   clear(slot: KvmSlot, first: number, count: number): void {
     const log = this.#bitmaps.get(slot.slot);
-    if (!this.#isManual || log === undefined || count === 0) return;
+    if (!this.#isManual || log === undefined) return;
     const start = first - (first % CLEAR_PAGES);
     const end = Math.min(Math.ceil((first + count) / CLEAR_PAGES) * CLEAR_PAGES, log.pages);
     const bitmap = log.bits.slice(start / 32, Math.ceil((end - start) / CLEAR_PAGES) * 2 + start / 32);

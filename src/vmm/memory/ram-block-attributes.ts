@@ -66,7 +66,6 @@ export class RamBlockAttributes {
     const first = offset / PAGE_SIZE;
     const end = first + size / PAGE_SIZE;
     const populate = to === 'populated';
-    if (this.#nextBit(first, end, !populate) === end) return 0;
     if (this.#nextBit(first, end, populate) === end) {
       this.#fill(first, end, populate);
       return this.#notify(offset, size, to);

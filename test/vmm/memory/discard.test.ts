@@ -29,6 +29,7 @@ describe('ram_block_discard_range', () => {
     ['a start within a page', 0x800, 0x1000, -1, 'unaligned start address'],
     ['a length within a page', 0x1000, 0x800, -1, 'unaligned length'],
     ['an end beyond max_length', 0x3ff000, 0x2000, -1, 'overrun'],
+    ['a start below the block', -0x1000, 0x1000, -1, 'overrun'],
   ])('refuses %s with −1 and calls nothing', (_, start, length, result, message) => {
     const { process, block, reports, context } = setUp(plain(0));
     expect(discardRange(context, block, start, length)).toBe(result);
@@ -72,6 +73,18 @@ describe('ram_block_discard_range', () => {
     const { process, block, reports, context } = setUp(withFile(0x800));
     expect(discardRange(context, block, 0, 0x1000)).toBe(-1);
     expect(reports.join()).toContain('readonly files');
+    expect(process.calls).toEqual([]);
+  });
+
+  it('memory without a file has none that could be open for reading', () => {
+    const { process, block, context } = setUp(plain(0));
+    expect(discardRange(context, { ...block, flags: 0x800 }, 0, 0x1000)).toBe(0);
+    expect(process.calls).toEqual(['madvise(0x0, 0x1000, 0x4)']);
+  });
+
+  it('a block without host memory any more has nothing to discard', () => {
+    const { process, block, context } = setUp(plain(0));
+    expect(discardRange(context, { ...block, host: undefined }, 0, 0x1000)).toBe(-1);
     expect(process.calls).toEqual([]);
   });
 

@@ -121,6 +121,16 @@ describe('with bitmaps, the VMM', () => {
     expect(left).toEqual(expect.not.arrayContaining([17]));
     expect([16, 17, 18, 19, 20].filter((page) => left.includes(page))).toEqual([16, 20]);
   });
+
+  it('asks KVM to clear nothing for a range that only touches the RAM', () => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    machine.harvest();
+    const cleared: unknown[] = [];
+    machine.kvm.vm.clearDirtyLog = (request) => cleared.push(request);
+    machine.space.clearDirtyLog(SIZE, 0x1000);
+    expect(cleared).toEqual([]);
+  });
 });
 
 describe('with rings, the VMM', () => {

@@ -201,6 +201,16 @@ describe('slots follow the flat view', () => {
     ]);
   });
 
+  it('without LOG_DIRTY where there is no whole page to log', () => {
+    const { process, topology, memory, ram, slots } = setUp();
+    const crumb = ram('crumb', 0x800);
+    memory.add(crumb, 0x400);
+    process.calls.length = 0;
+    topology.setLog(crumb, 'start');
+    topology.setLog(crumb, 'stop');
+    expect([slotCalls(process), slots.slots]).toEqual([[], []]);
+  });
+
   it('of all that was there before it came', () => {
     const world = setUp();
     world.memory.removeListener(world.slots);

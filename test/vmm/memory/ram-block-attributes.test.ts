@@ -152,6 +152,25 @@ describe('a listener', () => {
     attributes.unregisterListener(self);
     expect(heard).toEqual(['populate 1+1', 'discard 0+8']);
   });
+
+  it('hears nothing when it leaves a block that is private throughout, double discard or not', () => {
+    const attributes = new RamBlockAttributes(8 * PAGE);
+    const [one, other] = [listener({ size: 8 * PAGE, once: true }), listener({ size: 8 * PAGE })];
+    for (const { self } of [one, other]) {
+      attributes.registerListener(self);
+      attributes.unregisterListener(self);
+    }
+    expect([...one.heard, ...other.heard]).toEqual([]);
+  });
+
+  it('that comes late and refuses a run hears of no further one', () => {
+    const attributes = new RamBlockAttributes(8 * PAGE);
+    attributes.stateChange(PAGE, PAGE, 'populated');
+    attributes.stateChange(3 * PAGE, PAGE, 'populated');
+    const { self, heard } = listener({ size: 8 * PAGE, refuses: 1 });
+    expect(attributes.registerListener(self)).toBe(-12);
+    expect(heard).toEqual(['populate 1+1']);
+  });
 });
 
 it('agrees with a set of pages under any sequence of changes, and listeners keep an exact picture (property)', () => {

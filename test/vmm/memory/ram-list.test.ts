@@ -208,6 +208,22 @@ describe('ram_addr offsets', () => {
     expect(pages(list, 'exact', 3 * 64).offset).toBe(0x140000);
   });
 
+  it('fill the first of two gaps of one size', () => {
+    const { list } = setUp();
+    const blocks = Array.from({ length: 5 }, (_, index) => pages(list, `${index}`, 64));
+    list.free(blocks[1]!);
+    list.free(blocks[3]!);
+    expect(pages(list, 'new', 64).offset).toBe(0x40000);
+  });
+
+  it('end where numbers are exact: beyond them there is no gap', () => {
+    const { list } = setUp();
+    pages(list, 'a', 1);
+    expect(() => list.alloc({ region, size: 2 ** 53 - 0x1000, flags: 0 })).toThrow(
+      'Failed to find gap of requested size: 0x1ffffffffff000',
+    );
+  });
+
   it('never overlap, and never take a gap when a smaller one fits (property)', () => {
     fc.assert(
       fc.property(
@@ -360,6 +376,14 @@ describe('whatever step of adding a block fails, nothing is left behind and the 
     expect([left(), list.locked, discards.coordinatedRequired]).toEqual([[], false, 0]);
   });
 
+  it('a block whose pages are too many to count: an error, and nothing is left', () => {
+    const { list, discards, left } = setUp();
+    expect(() => list.alloc({ region, size: 2 ** 50, flags: GUEST_MEMFD })).toThrow(
+      'Failed to create ram block attributes for 0x4000000000000 bytes',
+    );
+    expect([left(), list.locked, discards.coordinatedRequired]).toEqual([[], false, 0]);
+  });
+
   it('memory that the caller supplied is not touched', () => {
     const { list, process, left } = setUp();
     const host = process.memory.mmap({ length: 0x1000, protection: 3, flags: 0x22 });
@@ -370,6 +394,16 @@ describe('whatever step of adding a block fails, nothing is left behind and the 
       list.allocInternal({ region, size: 0x1000, maxSize: 0x1000, flags: flagsOfBlock, host }),
     ).toThrow('ENOMEM');
     expect(left()).toEqual(before);
+  });
+
+  it('less memory than a page of its file is refused before the file is looked at', () => {
+    const { list, process } = setUp();
+    const fd = process.memfdCreate('huge');
+    process.calls.length = 0;
+    expect(() => list.allocFromFd({ region, size: 0x1ff000, flags: 0, fd, pageSize: 0x200000 })).toThrow(
+      'pc.ram: memory size 0x1ff000 must be equal to or larger than page size 0x200000',
+    );
+    expect(process.calls).toEqual([]);
   });
 
   it('a file that is too small is refused before it is mapped', () => {
