@@ -53,13 +53,24 @@ const filesBelow = (path) =>
         .filter((item) => item.isDirectory() || item.name.endsWith('.ts'))
         .flatMap((item) => filesBelow(`${path}/${item.name}`));
 
-/** Comparisons with their neighbour at the boundary. The bound of a loop is no rule. */
+/** Comparisons with their neighbour at the boundary. */
 const TURNED = new Map([
   [ts.SyntaxKind.LessThanToken, '<='],
   [ts.SyntaxKind.LessThanEqualsToken, '<'],
   [ts.SyntaxKind.GreaterThanToken, '>='],
   [ts.SyntaxKind.GreaterThanEqualsToken, '>'],
 ]);
+/** `x < 0`, `x >= 0`: whether there is an index, a descriptor, an error; not a boundary among numbers. */
+const isSign = ({ operatorToken: { kind }, right }) =>
+  (kind === ts.SyntaxKind.LessThanToken || kind === ts.SyntaxKind.GreaterThanEqualsToken) &&
+  right.getText() === '0';
+/** The bound of a loop is no rule. */
+const isLoopBound = (node) => {
+  const { parent } = node;
+  if (ts.isForStatement(parent)) return parent.condition === node;
+  if (ts.isWhileStatement(parent)) return parent.expression === node;
+  return ts.isBinaryExpression(parent) && CHAINS.has(parent.operatorToken.kind) && isLoopBound(parent);
+};
 const CHAINS = new Map([
   [ts.SyntaxKind.BarBarToken, 'false'],
   [ts.SyntaxKind.AmpersandAmpersandToken, 'true'],
@@ -106,7 +117,7 @@ function mutate(path, all) {
       add(node.expression, 'rule taken away', node.expression, () => 'false');
     }
     const turned = ts.isBinaryExpression(node) ? TURNED.get(node.operatorToken.kind) : undefined;
-    if (turned !== undefined && !(ts.isForStatement(node.parent) && node.parent.condition === node))
+    if (turned !== undefined && !isSign(node) && !isLoopBound(node))
       add(node, 'boundary moved', node, (_, { left, right }) => `${left} ${turned} ${right}`);
     if (
       ts.isReturnStatement(node) &&
