@@ -105,27 +105,19 @@ describe('nested page tables', () => {
   });
 
   it.each([
-    ['its page table', 0, 512],
-    ['its page directory', 0, 2 ** 18],
-    ['all', 0, 2 ** 36],
-  ])('take the right to write from a page that is mapped anew after %s went', (_what, start, end) => {
+    ['its page table', 512],
+    ['its page directory', 2 ** 18],
+    ['everything', 2 ** 36],
+  ])('touch no page that went with %s when they take rights to write', (_what, end) => {
     bench = new FaultBench();
-    for (let round = 0; round < 2; round++) {
-      map(3, 0x300, 1);
-      map(2 ** 18 - 1, 0x301, 1);
-      map(2 ** 18, 0x302, 1);
-      expect([0, 2 ** 18 - 32, 2 ** 18].map((first) => bench.mmu.writeProtectMasked(first, -1))).toEqual([
-        true,
-        true,
-        true,
-      ]);
-      for (const page of [3, 2 ** 18 - 1, 2 ** 18]) expect(lookup(page)?.writable).toBe(false);
-      zap(start, end);
-      bench.mmu.flushRemoteTlbs();
-      zap(512, 2 ** 36);
-      bench.mmu.flushRemoteTlbs();
-      expect(bench.mmu.writeProtectMasked(3, 1)).toBe(false);
-    }
+    for (const page of [3, 2 ** 18]) map(page, 0x300, 1);
+    expect(bench.mmu.writeProtectMasked(0, -1)).toBe(true);
+    map(3, 0x300, 1);
+    zap(0, end);
+    expect(bench.mmu.writeProtectMasked(0, -1)).toBe(false);
+    map(3, 0x300, 1);
+    expect(bench.mmu.writeProtectMasked(0, -1)).toBe(true);
+    expect(lookup(3)?.writable).toBe(false);
   });
 
   it('leave no frame behind', () => {
