@@ -17,6 +17,7 @@ import { ramPointer } from '../../src/vmm/memory/memory-region.ts';
 const CERTIFICATES = '/run/certificates';
 /** Where the guest has its request, in shared memory. */
 const REQUEST = 0x400000;
+const RESPONSE = 0x401000;
 const guestData = Uint8Array.from({ length: 64 }, (_, i) => 3 * i + 1);
 
 let host: Host | undefined;
@@ -24,12 +25,14 @@ afterEach(() => host?.close());
 
 interface Options {
   readonly generation?: 'milan' | 'genoa' | 'turin';
-  readonly key?: 'VCEK' | 'none';
+  readonly key?: 'VCEK' | 'VLEK' | 'none';
   readonly kernel?: '7.2' | '6.12';
   readonly early?: readonly ['certs'];
   readonly snp?: SnpMachineOptions;
   /** Asked before each answer: whether to put the guest off. */
   readonly busy?: (vm: Vm) => boolean;
+  /** After an answer of firmware, before the guest sees it. */
+  readonly answered?: (vm: Vm) => void;
   /** Bytes behind the certificates' end. */
   readonly padding?: number;
 }
@@ -60,8 +63,23 @@ async function attester(options: Options = {}): Promise<{ run: RunReport; root: 
       ...options.snp,
     },
   });
+  if (key === 'VLEK') {
+    const { wrapped } = await authority.loadedKey(chip);
+    const data = new Uint8Array(16);
+    data[0] = 16;
+    host.process.sevIssueCommand(host.process.openSev(), { cmd: 12, data, blob: wrapped });
+  }
+  // The VMM gives its lock up when firmware has answered.
+  const { process } = host;
+  const { close } = process;
+  process.close = (fd) => {
+    close.call(process, fd);
+    options.answered?.(vm);
+  };
   const root = await authority.ark(chip.personality.product);
-  return { run: await vm.run({ timeoutMs: 60_000 }), root };
+  const run = await vm.run({ timeoutMs: 60_000 });
+  process.close = close;
+  return { run, root };
 }
 
 async function judge({ run, root }: Awaited<ReturnType<typeof attester>>): Promise<Verdict> {
@@ -132,6 +150,62 @@ describe('the guest attester', () => {
     });
     expect(run.console).toBe(`attester: ${message}\n`);
     expect(run.exit.code).toBe(1);
+  });
+
+  const byteOf = (vm: Vm, gpa: number) => ramPointer(vm.machine.ram, gpa) as Hva;
+  it.each([
+    ['tag', 0x00, 'tag of the answer: 0x4'],
+    ['sequence number', 0x20, 'sequence number of the answer: 0x5'],
+    ['type', 0x34, 'type of the answer: 0x7'],
+    ['size', 0x36, 'size of the answer: 0x4c1'],
+    ['key number, which is authenticated', 0x3c, 'tag of the answer: 0x4'],
+    ['status', 0x60, 'tag of the answer: 0x4'],
+    ['last byte', 0x60 + 0x4bf, 'tag of the answer: 0x4'],
+  ] as const)('sees that its host changed the %s of firmware’s answer', async (_, offset, message) => {
+    const { run } = await attester({
+      answered: (vm) => {
+        const { memory } = host!.process;
+        const byte = new Uint8Array(1);
+        memory.read(byteOf(vm, RESPONSE + offset), byte);
+        memory.write(byteOf(vm, RESPONSE + offset), Uint8Array.of(byte[0]! ^ 1));
+      },
+    });
+    expect(run.console).toBe(`attester: ${message}\n`);
+    expect(run.exit.code).toBe(1);
+    expect(run.report).toBeUndefined();
+  });
+
+  it('sees that its host gives it an earlier answer', async () => {
+    const earlier = new Uint8Array(4096);
+    let answers = 0;
+    const { run } = await attester({
+      answered: (vm) => {
+        const { memory } = host!.process;
+        if (++answers === 2) memory.write(byteOf(vm, RESPONSE), earlier);
+      },
+      // By the time that it asks for the second time its first answer is there.
+      busy: (vm) => {
+        host!.process.memory.read(byteOf(vm, RESPONSE), earlier);
+        return false;
+      },
+    });
+    expect(new DataView(earlier.buffer).getBigUint64(0x20, true)).toBe(2n);
+    expect(run.console).toBe('attester: sequence number of the answer: 0x2\n');
+    expect(run.exit.code).toBe(1);
+  });
+
+  it('has its report signed by the provider’s key where the chip has one', async () => {
+    const result = await attester({ key: 'VLEK' });
+    const { run, root } = result;
+    expect(run.certificates!.map(({ kind }) => kind)).toEqual(['VLEK', 'ASK', 'ARK', 'CRL']);
+    const verdict = await judge(result);
+    expect(verdict.failures).toEqual([]);
+    const certificates = run
+      .certificates!.filter(({ kind }) => kind !== 'CRL')
+      .map(({ pem }) => new TextEncoder().encode(pem));
+    const asked = { certificates, roots: [root] };
+    expect((await verifyReport(run.report!, { ...asked, policy: { signingKey: 'VLEK' } })).ok).toBe(true);
+    expect((await verifyReport(run.report!, { ...asked, policy: { signingKey: 'VCEK' } })).ok).toBe(false);
   });
 
   it('gives as much room as the certificates need', async () => {

@@ -47,6 +47,8 @@ export interface SnpOptions {
   readonly kernel?: Personality;
   readonly early?: readonly EarlyForm[];
   readonly generation?: ChipGeneration;
+  /** Instead of one of that generation. */
+  readonly chip?: Chip;
   readonly memory?: number;
   readonly gmemHuge?: boolean;
   /** The test closes it itself. */
@@ -67,7 +69,8 @@ export class SnpVm {
   #closed = false;
 
   constructor(options: SnpOptions = {}) {
-    this.chip = new Chip({ generation: options.generation ?? 'milan', entropy: seededEntropy(3) });
+    this.chip =
+      options.chip ?? new Chip({ generation: options.generation ?? 'milan', entropy: seededEntropy(3) });
     this.kernel = createKernel({
       memory: options.memory ?? 32 << 20,
       chip: this.chip,
