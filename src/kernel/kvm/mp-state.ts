@@ -78,6 +78,10 @@ export class MpState {
     return this.#state === KVM_MP_STATE_UNINITIALIZED;
   }
 
+  get isInitReceived(): boolean {
+    return this.#state === KVM_MP_STATE_INIT_RECEIVED;
+  }
+
   /** User space set the registers of a boot processor after reset: it runs. */
   makeRunnable(): void {
     this.#state = KVM_MP_STATE_RUNNABLE;

@@ -65,7 +65,7 @@ export function getVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm' | 'apic' | 'mp'>)
 }
 
 /**
- * Errors: EINVAL for a flag that is unknown or whose capability is not enabled, and for an exception that does not exist. As in Linux, what a wrong
+ * Errors: EINVAL for a flag that is unknown or whose capability is not enabled, for an exception that does not exist, for an SMI behind an INIT. As in Linux, what a wrong
  * TRIPLE_FAULT comes after has been set by then.
  */
 export function setVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm' | 'apic' | 'mp'>, request: VcpuEvents): void {
@@ -85,8 +85,11 @@ export function setVcpuEvents(vcpu: Pick<Vcpu, 'events' | 'vm' | 'apic' | 'mp'>,
   }
   const { nr } = request.exception;
   if ((injected !== 0 || pending !== 0) && (nr > 31 || nr === VECTOR.NMI)) invalid(`exception ${nr}`);
-  if (has(KVM_VCPUEVENT_VALID_SMM) && (smi.smm !== 0 || smi.pending !== 0))
+  if (has(KVM_VCPUEVENT_VALID_SMM) && (smi.smm !== 0 || smi.pending !== 0)) {
+    // INITs wait while in SMM.
+    if (vcpu.mp.isInitReceived) invalid('an SMI for a vCPU that has received INIT');
     throw new NotImplementedError('system management mode');
+  }
 
   const { exception } = events;
   exception.injected = injected !== 0;

@@ -57,7 +57,7 @@ describe('an entry', () => {
     expect(injected()).toEqual([want]);
   });
 
-  it('takes an interrupt that waits only after the NMI, and comes back at once for it', () => {
+  it('takes the interrupt of user space first, and comes back at once for the NMI', () => {
     const { vcpu } = start();
     vcpu.nmi();
     vcpu.interrupt(0x41);

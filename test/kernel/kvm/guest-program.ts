@@ -46,7 +46,6 @@ export class GuestProgram {
   out(): this {
     return this.#add(Instruction.createRegReg(Code.Out_DX_AL, Register.DX, Register.AL));
   }
-  /** AL = port DX */
   /** rep outsb */
   outString(): this {
     return this.#add(Instruction.createOutsb(64, Register.None, RepPrefixKind.Repe));
@@ -55,6 +54,7 @@ export class GuestProgram {
   inString(): this {
     return this.#add(Instruction.createInsw(64, RepPrefixKind.Repe));
   }
+  /** AL = port DX */
   in(): this {
     return this.#add(Instruction.createRegReg(Code.In_AL_DX, Register.AL, Register.DX));
   }

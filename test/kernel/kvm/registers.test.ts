@@ -172,7 +172,7 @@ describe('KVM_SET_SREGS', () => {
     });
   });
 
-  it('queues the highest interrupt of the bitmap', () => {
+  it('queues the interrupt of the bitmap', () => {
     bench = new VcpuBench();
     bench.setSregs({ interruptBitmap: [0n, 1n << 3n, 0n, 0n] });
     expect(bench.vcpu.getSregs().interruptBitmap).toEqual([0n, 8n, 0n, 0n]);

@@ -10,10 +10,10 @@ const X2APIC_API = 129;
 
 const split = ({ vm }: Subject, pins = 24n): void => vm.enableCap({ cap: SPLIT, args: [pins] });
 
-/** vCPUs 0 to `count` − 1 of a VM with a split irqchip. */
-function vcpus(subject: Subject, count = 1): KvmVcpu[] {
+/** vCPUs 0 to `ids` − 1, or those of `ids`, of a VM with a split irqchip. */
+function vcpus(subject: Subject, ids: number | readonly number[] = 1): KvmVcpu[] {
   split(subject);
-  return Array.from({ length: count }, (_, id) => {
+  return (typeof ids === 'number' ? Array.from({ length: ids }, (_, id) => id) : ids).map((id) => {
     const vcpu = subject.vm.createVcpu(id);
     subject.atEnd(() => vcpu.close());
     vcpu.setCpuid2(subject.kvm.getSupportedCpuid());
@@ -296,9 +296,33 @@ export const localApicSpec: Spec = {
       want: [1, 2, 0, 0, 0x9a00],
     },
     {
+      title: 'events with an SMI for a vCPU that has received INIT',
+      act(subject) {
+        const vcpu = one(subject);
+        vcpu.setMpState(2);
+        const events = vcpu.getVcpuEvents();
+        vcpu.setVcpuEvents({ ...events, flags: 8, smi: { ...events.smi, pending: 1 } });
+      },
+      want: 'EINVAL',
+    },
+    {
       title: 'KVM_SIGNAL_MSI without an irqchip',
       act: ({ vm }) => vm.signalMsi(msi({})),
       want: 'EINVAL',
+    },
+    {
+      title: 'KVM_INTERRUPT of a vector that does not exist',
+      act: (subject) => one(subject).interrupt(256),
+      want: 'EINVAL',
+    },
+    {
+      title: 'KVM_INTERRUPT while another waits',
+      act(subject) {
+        const vcpu = one(subject);
+        vcpu.interrupt(0x30);
+        vcpu.interrupt(0x31);
+      },
+      want: 'EEXIST',
     },
     {
       title: 'a message to an APIC that is software-disabled',
@@ -339,6 +363,31 @@ export const localApicSpec: Spec = {
       act(subject) {
         enable(one(subject));
         return subject.vm.signalMsi(msi({ flags: 2 }));
+      },
+      want: 'EINVAL',
+    },
+    {
+      title: 'a message with 32-bit ids goes to an id above 255, by its high address',
+      act(subject) {
+        subject.vm.enableCap({ cap: X2APIC_API, args: [3n] });
+        const [low, high] = vcpus(subject, [0x2c, 0x12c]);
+        for (const vcpu of [low!, high!]) {
+          setBase(vcpu, vcpu.getSregs().apicBase | 0xc00n);
+          enable(vcpu);
+        }
+        const to = (addressHi: number): number =>
+          subject.vm.signalMsi(msi({ addressLo: 0xfee2_c000, addressHi }));
+        const taken = [to(0x100), irr(low!), irr(high!), to(0), irr(low!)];
+        return [...taken, to(0x200)];
+      },
+      want: [1, 0, 1 << 17, 1, 1 << 17, 0],
+    },
+    {
+      title: 'a message with 32-bit ids and one of bits 7:0 of its high address',
+      act(subject) {
+        subject.vm.enableCap({ cap: X2APIC_API, args: [1n] });
+        enable(one(subject));
+        return subject.vm.signalMsi(msi({ addressHi: 0x101 }));
       },
       want: 'EINVAL',
     },
@@ -391,6 +440,12 @@ export const localApicSpec: Spec = {
     routing('GSI 4096', [route(4096)], 0, 'EINVAL'),
     routing('two of one GSI', [route(4), route(4)], 0, 'EINVAL'),
     routing('a pin of an irqchip', [route(4, { type: 1 })], 0, 'EINVAL'),
+    routing(
+      'bits 7:0 of a high address, without 32-bit ids',
+      [route(4, { msi: { addressLo: 0xfee0_0000, addressHi: 0x55, data: 0x61 } })],
+      0,
+      'OK',
+    ),
     routing('an unknown type', [route(4, { type: 77 })], 0, 'EINVAL'),
     routing('a flag of a route', [route(4, { flags: 2 })], 0, 'EINVAL'),
   ],

@@ -2,7 +2,9 @@
  * The ioctls that get and set a vCPU's state (Documentation/virt/kvm/api.rst 4; arch/x86/kvm/x86.c): what they refuse and with what, what a new vCPU has,
  * and that what was set comes back.
  */
-import type { KvmVcpu, VcpuEvents } from '../../../src/kernel/interface.ts';
+import type { CpuidEntry, KvmVcpu, VcpuEvents } from '../../../src/kernel/interface.ts';
+import { GuestProgram } from './guest-program.ts';
+import { Guest } from './spec-run.ts';
 import type { Row, Spec, Subject } from './spec-subject.ts';
 
 function newVcpu(subject: Subject, setUp = true): KvmVcpu {
@@ -27,11 +29,46 @@ const refuses = (title: string, want: string, act: (vcpu: KvmVcpu, subject: Subj
   want,
 });
 
+/** CPUID entries that say nothing. */
+const leaves = (count: number): CpuidEntry[] =>
+  Array.from({ length: count }, (_, i) => {
+    const registers = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    return { function: 0x100 + i, index: 0, flags: 0, ...registers };
+  });
+
+/** A vCPU whose guest ran, with the CPUID that the kernel supports. */
+function haltedGuest(subject: Subject): KvmVcpu {
+  const guest = new Guest(subject, new GuestProgram().hlt());
+  guest.run();
+  return guest.vcpu;
+}
+
 const NONE = { injected: 0, nr: 0, hasErrorCode: 0, pending: 0, errorCode: 0 };
 
 export const vcpuStateSpec: Spec = {
   title: 'state of a vCPU',
   rows: [
+    // KVM_SET_CPUID2
+    refuses('KVM_SET_CPUID2 of 256 entries', 'OK', (vcpu) => vcpu.setCpuid2(leaves(256))),
+    refuses('KVM_SET_CPUID2 of 257 entries', 'E2BIG', (vcpu) => vcpu.setCpuid2(leaves(257))),
+    refuses('KVM_SET_CPUID2 with 47 bits of linear addresses', 'EINVAL', (vcpu) =>
+      vcpu.setCpuid2([{ ...leaves(1)[0]!, function: 0x8000_0008, eax: 0x2f30 }]),
+    ),
+    {
+      title: 'KVM_SET_CPUID2 with the same entries once the vCPU has run',
+      act: (subject) => haltedGuest(subject).setCpuid2(subject.kvm.getSupportedCpuid()),
+      want: 'OK',
+    },
+    {
+      title: 'KVM_SET_CPUID2 with other entries once the vCPU has run',
+      act: (subject) => haltedGuest(subject).setCpuid2(subject.kvm.getSupportedCpuid().slice(1)),
+      want: 'EINVAL',
+    },
+    {
+      title: 'KVM_SET_CPUID2 of 257 entries once the vCPU has run',
+      act: (subject) => haltedGuest(subject).setCpuid2(leaves(257)),
+      want: 'E2BIG',
+    },
     // KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS
     {
       title: 'a new vCPU has no events; NMI_PENDING, SHADOW and SMM count',
