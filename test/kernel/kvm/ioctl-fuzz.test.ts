@@ -11,7 +11,7 @@ describe('any ioctl with any value in any order', () => {
     'has a declared answer, leaks nothing and touches no other VM: $kernel, seed $seed',
     ({ seed, kernel }) => {
       const fuzz = new IoctlFuzz({ seed, kernel });
-      fuzz.run(7000);
+      fuzz.run(5000);
       fuzz.close();
       const { succeeded, refused, runs } = fuzz.counts;
       expect(succeeded).toBeGreaterThan(1000);
