@@ -5,7 +5,9 @@
  *
  * All mutants stand in one scratch copy, each behind a switch; scripts/mutant-runner.mjs runs every test file that reaches any of them, and switches them on in turn.
  *
- * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--list]
+ * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--known LOG] [--list]
+ *
+ * With --known, what died in the run that wrote that log is not run again.
  */
 import { spawn } from 'node:child_process';
 import {
@@ -197,12 +199,27 @@ writeFileSync(
      maxWorkers: 1, isolate: false, silent: true, execArgv: ['--max-old-space-size=3000'] } };`,
 );
 const log = option('log', join(scratch, 'log.jsonl'));
-writeFileSync(log, `${JSON.stringify({ mutants: all })}\n`);
-const entries = () =>
-  readFileSync(log, 'utf8')
+const read = (path) =>
+  readFileSync(path, 'utf8')
     .split('\n')
     .filter((line) => line !== '')
     .map((line) => JSON.parse(line));
+const entries = () => read(log);
+const say = (entry) => writeFileSync(log, `${JSON.stringify(entry)}\n`, { flag: 'a' });
+const keyOf = ({ path, kind, was }) => `${path}\0${kind}\0${was}`;
+const alive = new Set();
+const dead = new Set();
+if (option('known') !== undefined) {
+  const earlier = read(option('known'));
+  const { mutants } = earlier.find((entry) => entry.mutants !== undefined);
+  const killed = new Set(earlier.flatMap((entry) => entry.killed ?? []));
+  for (const [id, mutant] of mutants.entries()) (killed.has(id) ? dead : alive).add(keyOf(mutant));
+}
+writeFileSync(log, '');
+say({ mutants: all });
+for (const [id, mutant] of all.entries())
+  if (dead.has(keyOf(mutant)) && !alive.has(keyOf(mutant)))
+    say({ killed: id, by: 'a test of an earlier run' });
 
 const runTest = (test) =>
   new Promise((resolve) => {
@@ -229,9 +246,7 @@ const work = async () => {
         problems.push(`${test} came to no end without a mutant, and judges none`);
         break;
       }
-      writeFileSync(log, `${JSON.stringify({ test, killed: last.begun, by: 'it does not end' })}\n`, {
-        flag: 'a',
-      });
+      say({ test, killed: last.begun, by: 'it does not end' });
     }
     finished++;
     const killed = new Set(entries().flatMap((entry) => entry.killed ?? []));
