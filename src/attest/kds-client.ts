@@ -4,6 +4,8 @@
  */
 import { AMD_KDS, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { chainPath, crlPath, vcekPath, vlekPath } from '../abi/kds-url.ts';
+import { readCertificates } from './certificate.ts';
+import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
 import type { AttestationReport } from './report.ts';
 
@@ -42,12 +44,18 @@ export interface KdsEvidence {
 /** Largest answer that is read: AMD's are some 5 KiB. */
 const MOST_BYTES = 1 << 20;
 
-/** Certificates and revocation list for `report`. Throws KdsError, or EvidenceError where the report does not say what to ask for. */
+/**
+ * Certificates and revocation list for `report`. Throws KdsError, EvidenceError where the report does not say what to ask for, or RangeError for a URL that is none.
+ */
 export async function fetchEvidence(
   report: AttestationReport,
   options: KdsOptions = {},
 ): Promise<KdsEvidence> {
   const { signingKey, isChipIdMasked, reportedTcb, chipId } = report;
+  const { url = AMD_KDS } = options;
+  if (!/^https?:$/.test(protocolOf(url))) {
+    throw new RangeError(`url: got ${url}, want an address such as ${AMD_KDS}`);
+  }
   if (signingKey !== 'VCEK' && signingKey !== 'VLEK') {
     throw new EvidenceError(
       `report.signing_key: got ${signingKey}, want VCEK or VLEK: no certificate belongs to it`,
@@ -63,10 +71,10 @@ export async function fetchEvidence(
     const path =
       endpoint === 'vcek' ? vcekPath(candidate, chipId, reportedTcb) : vlekPath(candidate, reportedTcb);
     try {
-      const leaf = await get(path, options);
+      const leaf = await get(path, readCertificates, options);
       const [chain, crl] = await Promise.all([
-        get(chainPath(endpoint, candidate), options),
-        get(crlPath(endpoint, candidate), options),
+        get(chainPath(endpoint, candidate), readCertificates, options),
+        get(crlPath(endpoint, candidate), parseCrl, options),
       ]);
       return { certificates: [leaf, chain], crls: [crl] };
     } catch (error) {
@@ -77,8 +85,19 @@ export async function fetchEvidence(
   throw new EvidenceError('report: got no generation, want Milan, Genoa or Turin');
 }
 
+/** Empty: no URL. */
+function protocolOf(text: string): string {
+  try {
+    return new URL(text).protocol;
+  } catch {
+    return '';
+  }
+}
+
+/** An answer's bytes, if `read` can read them. */
 async function get(
   path: string,
+  read: (bytes: Uint8Array, name: string) => unknown,
   { url = AMD_KDS, timeoutMs = 10_000, fetch: send = fetch }: KdsOptions,
 ): Promise<Uint8Array> {
   const address = `${url.replace(/\/$/, '')}${path}`;
@@ -86,10 +105,7 @@ async function get(
   try {
     response = await send(address, { signal: AbortSignal.timeout(timeoutMs), redirect: 'error' });
   } catch (error) {
-    const { cause, message } = error as Error;
-    throw new KdsError(
-      `${address}: no answer (${cause instanceof Error && cause.message !== '' ? cause.message : message})`,
-    );
+    throw new KdsError(`${address}: no answer (${reasonOf(error)})`);
   }
   if (response.status !== 200) {
     const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
@@ -101,13 +117,47 @@ async function get(
       retryAfter,
     );
   }
-  const bytes = new Uint8Array(
-    await response.arrayBuffer().catch((error: Error) => {
-      throw new KdsError(`${address}: got a part of an answer (${error.message})`, 200);
-    }),
-  );
-  if (bytes.length === 0 || bytes.length > MOST_BYTES) {
-    throw new KdsError(`${address}: got ${bytes.length} bytes, want 1 to ${MOST_BYTES}`, 200);
+  const bytes = await bodyOf(response, address);
+  try {
+    read(bytes, 'answer');
+  } catch (error) {
+    const type = response.headers.get('content-type') ?? 'no content type';
+    throw new KdsError(
+      `${address}: got ${bytes.length} bytes of ${type}, want certificates or a revocation list (${(error as Error).message})`,
+      200,
+    );
   }
   return bytes;
+}
+
+/** The answer's body. No more is taken of one that is too long than shows that it is. */
+async function bodyOf(response: Response, address: string): Promise<Uint8Array> {
+  const parts: Uint8Array[] = [];
+  let length = 0;
+  try {
+    for await (const part of response.body ?? []) {
+      parts.push(part);
+      length += part.length;
+      if (length > MOST_BYTES) break;
+    }
+  } catch (error) {
+    throw new KdsError(`${address}: got a part of an answer (${reasonOf(error)})`, 200);
+  }
+  if (length === 0 || length > MOST_BYTES) {
+    const got = length === 0 ? 'nothing' : `more than ${MOST_BYTES} bytes`;
+    throw new KdsError(`${address}: got ${got}, want 1 to ${MOST_BYTES} bytes`, 200);
+  }
+  const bytes = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
+}
+
+/** What the platform's fetch says of a failure often stands in its cause alone. */
+function reasonOf(error: unknown): string {
+  const { cause, message } = error as Error;
+  return cause instanceof Error && cause.message !== '' ? cause.message : message;
 }
