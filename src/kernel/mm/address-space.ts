@@ -326,9 +326,9 @@ export class AddressSpace implements ProcessMemory {
       const from = at + done;
       const offset = from % PAGE_SIZE;
       const page = (from - offset) / PAGE_SIZE;
-      const count = Math.min(PAGE_SIZE - offset, into.length - done);
       const frame = this.#frameToRead(page);
       if (frame < 0) return frame;
+      const count = this.#inOnePiece(page, offset, into.length - done);
       const part = count === into.length ? into : into.subarray(done, done + count);
       this.#memory.read((frame * PAGE_SIZE + offset) as Spa, part);
       done += count;
@@ -353,17 +353,24 @@ export class AddressSpace implements ProcessMemory {
       const to = at + done;
       const offset = to % PAGE_SIZE;
       const page = (to - offset) / PAGE_SIZE;
-      const count = Math.min(PAGE_SIZE - offset, from.length - done);
       let entry = this.#entries.get(page);
       if ((entry & WRITABLE) === 0) {
         entry = this.#fault(page, true);
         if (entry < 0) return entry;
       }
+      const count = this.#inOnePiece(page, offset, from.length - done);
       const part = count === from.length ? from : from.subarray(done, done + count);
       this.#memory.write(((entry >> PFN_SHIFT) * PAGE_SIZE + offset) as Spa, part);
       done += count;
     }
     return 0;
+  }
+
+  /** How many of the `bytes` bytes at `offset` of a page that is there lie in frames one behind the other, mapped alike. */
+  #inOnePiece(page: number, offset: number, bytes: number): number {
+    if (bytes <= PAGE_SIZE - offset) return bytes;
+    const pages = this.#entries.series(page, Math.ceil((offset + bytes) / PAGE_SIZE), 1 << PFN_SHIFT);
+    return Math.min(bytes, pages * PAGE_SIZE - offset);
   }
 
   #errnoOf(code: number): number {

@@ -29,6 +29,15 @@ export class PageEntries {
     return this.#last[page - key * CHUNK]!;
   }
 
+  /** How many pages from `page` on, `limit` at most, have the entry of the page before and `step` more. */
+  series(page: number, limit: number, step: number): number {
+    const first = this.get(page);
+    let count = 1;
+    if (first === 0) return count;
+    while (count < limit && this.get(page + count) === first + count * step) count++;
+    return count;
+  }
+
   /** Sets the entry of `page` to `word`; 0 removes it. */
   set(page: number, word: number): void {
     const key = Math.floor(page / CHUNK);

@@ -29,6 +29,48 @@ describe('page entries', () => {
     );
   });
 
+  it.each([
+    ['one alone', [[7, 40]], 7, 9, 1],
+    [
+      'three, across the end of a chunk',
+      [
+        [511, 40],
+        [512, 44],
+        [513, 48],
+        [514, 53],
+      ],
+      511,
+      9,
+      3,
+    ],
+    [
+      'as many as were asked for',
+      [
+        [1, 40],
+        [2, 44],
+        [3, 48],
+      ],
+      1,
+      2,
+      2,
+    ],
+    [
+      'up to a page that is absent',
+      [
+        [1, 40],
+        [3, 48],
+      ],
+      1,
+      9,
+      1,
+    ],
+    ['of a page that is absent', [[2, 4]], 1, 9, 1],
+  ] as const)('count a series: %s', (_title, sets, first, limit, count) => {
+    const entries = new PageEntries();
+    for (const [at, word] of sets) entries.set(at, word);
+    expect(entries.series(first, limit, 4)).toBe(count);
+  });
+
   it('may be removed while they are visited', () => {
     const entries = new PageEntries();
     for (let at = 500; at < 1600; at++) entries.set(at, at);
