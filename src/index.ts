@@ -30,6 +30,7 @@ import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
+import { type LaunchContents, WrongMeasurement } from './vmm/confidential-guest/sev-snp-guest.ts';
 import type { Machine } from './vmm/machine.ts';
 import { createMachine, type SnpMachineOptions } from './vmm/machine.ts';
 import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
@@ -47,7 +48,7 @@ export type { PrintedCertificate } from './attest/console-evidence.ts';
 export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts';
 export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
-export { VmmError };
+export { type LaunchContents, VmmError, WrongMeasurement };
 
 /** Kernel versions that a host can have; the first is the default. */
 export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
@@ -252,23 +253,28 @@ const PAGE_TYPE_NAMES = new Map<number, PageType>(
   Object.entries(PAGE_TYPE).map(([name, type]) => [type, name as PageType]),
 );
 
-/** Before the guest has run: its pages still lie in the VMM's memory as they were launched. Undefined: it is no SNP guest. */
+/** Before the guest has run. Undefined: it is no SNP guest. */
 async function launchReport(
   { snp, launchedPages }: Machine,
-  { memory }: Process,
+  process: Process,
 ): Promise<LaunchReport | undefined> {
   if (snp === undefined) return undefined;
-  const pages = snp.launched.map(({ gpa, hva, bytes: size, type }): LaunchUpdate => {
-    const bytes = new Uint8Array(size);
-    memory.read(hva, bytes);
-    return { type: PAGE_TYPE_NAMES.get(type)!, gpa, size, bytes, label: 'page' };
-  });
-  const vmsas = snp.vmsas.map(
+  const measurement = await launchMeasurement(snp.contents(process));
+  return { measurement, pages: launchedPages, policy: snp.policy };
+}
+
+/** The launch digest of an SNP guest, 48 bytes. */
+export async function launchMeasurement(contents: LaunchContents): Promise<Uint8Array> {
+  const pages = contents.pages.map(
+    ({ gpa, bytes, type }): LaunchUpdate => ({
+      ...{ type: PAGE_TYPE_NAMES.get(type)!, gpa, size: bytes.length, bytes, label: 'page' },
+    }),
+  );
+  const vmsas = contents.vmsas.map(
     (bytes): LaunchUpdate => ({ type: 'vmsa', gpa: VMSA_GPA, size: bytes.length, bytes, label: 'VMSA' }),
   );
   const sha384 = (bytes: Uint8Array): Uint8Array => createHash('sha384').update(bytes).digest();
-  const measurement = await launchDigest([...pages, ...vmsas], { sha384 });
-  return { measurement, pages: launchedPages, policy: snp.policy };
+  return await launchDigest([...pages, ...vmsas], { sha384 });
 }
 
 interface GmemFrames {

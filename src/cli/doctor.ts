@@ -5,6 +5,7 @@
 import { spawnSync } from 'node:child_process';
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { freemem, totalmem } from 'node:os';
+import { isParavirtualKvm, PARAVIRTUAL_KVM } from '../linux/paravirtual-kvm.ts';
 
 interface Finding {
   readonly name: string;
@@ -126,7 +127,9 @@ function realKvm(): Finding {
         name,
         state: 'limited',
         found,
-        hint: 'no private memory in this kernel; it needs Linux 6.8 with KVM_SW_PROTECTED_VM',
+        hint: isParavirtualKvm()
+          ? PARAVIRTUAL_KVM
+          : 'no private memory in this kernel; it needs Linux 6.8 with KVM_SW_PROTECTED_VM',
       };
 }
 

@@ -75,7 +75,8 @@ export async function measure(image: string | undefined, options: MeasureCommand
 
 async function measureImage(image: string | undefined, options: MeasureCommandOptions): Promise<number> {
   const mode = parseChoice(options.mode, '--mode', MODES);
-  if (mode !== 'snp' && mode !== 'snp:ovmf-hash') throw new NotImplementedError(`measure --mode ${mode}`);
+  if (mode !== 'snp' && mode !== 'snp:ovmf-hash')
+    throw new InputError(`--mode: got ${mode}, which is not implemented; want snp or snp:ovmf-hash`);
   if ((image === undefined) === (options.ovmf === undefined)) {
     throw new InputError('measure: want one image, as --ovmf PATH or by itself');
   }

@@ -4,15 +4,21 @@ import {
   createHost,
   EARLY_FORMS,
   GiB,
+  type Host,
   IRQCHIPS,
   KERNELS,
   type LaunchReport,
+  launchMeasurement,
   MiB,
   type RunReport,
   Trace,
   VM_TYPES,
+  type Vm,
   VmmError,
+  type VmOptions,
+  WrongMeasurement,
 } from '../index.ts';
+import { isParavirtualKvm, PARAVIRTUAL_KVM } from '../linux/paravirtual-kvm.ts';
 import { readGuestImage } from './files.ts';
 import { InputError, parseChoice, parseInteger, parseNumber, parseSize } from './size.ts';
 import { refuseSnpOptions, type SnpCommandOptions, snpSetup } from './snp-options.ts';
@@ -80,8 +86,11 @@ export async function run(
   }
   const loaded = await readGuestImage(image);
 
-  if (options.certs !== undefined && kernel === '6.12' && !early.includes('certs'))
-    throw new InputError('--certs: got it with --kernel 6.12, which never asks for them; want --early certs');
+  const certificates = options.certs === undefined ? options.certsBusy && '--certs-busy' : '--certs';
+  if (certificates !== undefined && kernel === '6.12' && !early.includes('certs'))
+    throw new InputError(
+      `${certificates}: got it with --kernel 6.12, which never asks for them; want --early certs`,
+    );
   const snp = type === 'sev-snp' ? await snpSetup(options) : undefined;
   const trace = new Trace();
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
@@ -98,21 +107,19 @@ export async function run(
     });
     snp?.prepare(host);
     const json = options.json === true;
-    using vm = createVm(() =>
-      host.createVm({
-        type,
-        memory,
-        smp,
-        irqchip,
-        ...loaded,
-        ...(snp === undefined ? {} : { snp: snp.machine }),
-        ...(json ? {} : { onConsole: (bytes: Uint8Array) => process.stdout.write(bytes) }),
-      }),
-    );
+    using vm = await createVm(host, options, {
+      type,
+      memory,
+      smp,
+      irqchip,
+      ...loaded,
+      ...(snp === undefined ? {} : { snp: snp.machine }),
+      ...(json ? {} : { onConsole: (bytes: Uint8Array) => process.stdout.write(bytes) }),
+    });
     const report = await vm.run(timeoutMs === undefined ? {} : { timeoutMs });
     if (json) console.log(JSON.stringify(reportAsJson(report)));
     else if (report.exit.reason !== 'debug-exit' && report.exit.reason !== 'hlt') {
-      console.error(`softcvm: ${describeEnd(report, timeout)}`);
+      console.error(`softcvm: ${describeEnd(report, accel)}${hintAtEnd(report, image, type)}`);
     }
     file?.close();
     atEnd(report.exit.code);
@@ -136,23 +143,42 @@ function refuseOptionsOfOurKernel(options: RunCommandOptions): void {
     throw new InputError(`--accel kvm: got ${wrong}, which the real kernel does not have`);
 }
 
-/** An image or a size that cannot be is the user's to mend; a system call that failed is not. */
-function createVm<Vm>(create: () => Vm): Vm {
+/** An image, a size or a property that cannot be is the user's to mend; another system call that failed is not. */
+async function createVm(host: Host, options: RunCommandOptions, vm: VmOptions): Promise<Vm> {
   try {
-    return create();
+    return host.createVm(vm);
   } catch (error) {
-    if (error instanceof VmmError && error.errno === undefined) throw new InputError(error.message);
+    if (!(error instanceof VmmError)) throw error;
+    if (error instanceof WrongMeasurement) {
+      const launched = hex(await launchMeasurement(error.contents));
+      throw new InputError(
+        `--id-block: got ${options.idBlock} for a launch digest ${hex(error.wanted)}, want it for ${launched}`,
+      );
+    }
+    if (error.property === 'policy')
+      throw new InputError(`--policy: got ${options.policy}: ${error.message}`);
+    if (error.property === 'type')
+      throw new InputError(
+        `--type: got ${options.type}: ${error.message}; want default, which every KVM has`,
+      );
+    if (error.errno === undefined) throw new InputError(error.message);
     throw error;
   }
 }
 
-function describeEnd({ exit }: RunReport, timeout: string | undefined): string {
-  switch (exit.reason) {
-    case 'timeout':
-      return `timeout: the guest still ran after ${timeout} s`;
-    default:
-      return exit.message ?? exit.reason;
-  }
+function describeEnd({ exit }: RunReport, accel: string): string {
+  const message = exit.message ?? exit.reason;
+  if (exit.reason !== 'timeout') return message;
+  const why = accel === 'kvm' && isParavirtualKvm() ? `; ${PARAVIRTUAL_KVM}` : '';
+  return `timeout: ${message}${why}`;
+}
+
+/** A guest for another VM goes wrong at its first access to memory that it has not validated. */
+function hintAtEnd({ exit, exits }: RunReport, image: string, type: string): string {
+  const { shutdown, ...others } = exits;
+  const silent = Object.values(others).every((count) => count === 0);
+  if (type !== 'sev-snp' || exit.reason !== 'shutdown' || !silent) return '';
+  return `; it never spoke to its host: is ${image} built as an SNP guest?`;
 }
 
 /** The object that --json prints. */

@@ -1,7 +1,8 @@
 /** Options of `softcvm run --type sev-snp`: what the chip is, what firmware is asked for, and what the guest is given. */
+import { CertificateTableError, decodeCertificateTable } from '../abi/certificate-table.ts';
 import { decodeTcb } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
-import { platformEntropy } from '../base/entropy.ts';
+import { platformEntropy, seededEntropy } from '../base/entropy.ts';
 import { Chip, type ChipGeneration, type Host, type SnpMachineOptions } from '../index.ts';
 import { openAuthority } from './authority.ts';
 import { readInput } from './files.ts';
@@ -17,6 +18,7 @@ export interface SnpCommandOptions {
   readonly idAuth?: string;
   readonly authorKey?: boolean;
   readonly certs?: string;
+  readonly certsBusy?: string;
   readonly guestData?: string;
   /** With kernel-hashes, whose hashes firmware gets. */
   readonly guestKernel?: string;
@@ -38,6 +40,7 @@ const OPTIONS = {
   idAuth: '--id-auth',
   authorKey: '--author-key',
   certs: '--certs',
+  certsBusy: '--certs-busy',
   guestData: '--guest-data',
   guestKernel: '--guest-kernel',
   initrd: '--initrd',
@@ -78,7 +81,7 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
   if ((idBlock === undefined) !== (idAuth === undefined))
     throw new InputError('--id-block, --id-auth: got one of them, want both or none');
   const kernel = kernelOption(options);
-  const given = options.certs === undefined ? undefined : readInput(options.certs, OPTIONS.certs);
+  const given = options.certs === undefined ? undefined : certificateTable(options.certs);
   const authority = openAuthority(options);
   const chip = chipOf(authority, generation, options.tcb);
   const table = given ?? (await authority.certificateTable(chip));
@@ -92,7 +95,10 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
         ...(kernel === undefined ? {} : { 'kernel-hashes': true }),
         ...(options.authorKey === undefined ? {} : { 'author-key-enabled': options.authorKey }),
       },
-      certificates: { path: CERTIFICATES },
+      certificates: {
+        path: CERTIFICATES,
+        ...(options.certsBusy === undefined ? {} : { busy: putOff(options.certsBusy, options.seed) }),
+      },
       ...(guestData === undefined ? {} : { guestData }),
       ...(kernel === undefined ? {} : { kernel }),
     },
@@ -102,6 +108,34 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
       process.close(fd);
     },
   };
+}
+
+/** What guests see of the file, who check nothing of it until they use it. */
+function certificateTable(path: string): Uint8Array {
+  const table = readInput(path, OPTIONS.certs);
+  try {
+    decodeCertificateTable(table);
+  } catch (error) {
+    if (!(error instanceof CertificateTableError)) throw error;
+    throw new InputError(`${OPTIONS.certs}: got ${path}: ${error.message}`);
+  }
+  return table;
+}
+
+/** Whether to put off each request for certificates: the first so many, or a share of all. */
+function putOff(text: string, seed: string | undefined): () => boolean {
+  const [, digits, percent] = /^(\d{1,9})(%?)$/.exec(text) ?? [];
+  const number = Number(digits);
+  if (digits === undefined || (percent === '%' && number > 100))
+    throw new InputError(
+      `${OPTIONS.certsBusy}: got ${text}, want a number of requests, such as 3, or a share, such as 25%`,
+    );
+  if (percent === '') {
+    let left = number;
+    return () => left-- > 0;
+  }
+  const entropy = seed === undefined ? platformEntropy() : seededEntropy(Number(seed));
+  return () => entropy.below(100) < number;
 }
 
 /** The authority's chip of that generation, with another TCB if the user wants one. */

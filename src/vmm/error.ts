@@ -9,16 +9,19 @@ export class VmmError extends Error {
   override readonly name = 'VmmError';
   /** The errno behind it (positive), where a system call was. */
   readonly errno: number | undefined;
+  /** The property whose value the system call refused, where that is known. */
+  readonly property: string | undefined;
 
-  constructor(message: string, errno?: number) {
+  constructor(message: string, errno?: number, property?: string) {
     super(message);
     this.errno = errno;
+    this.property = property;
   }
 
   /** error_setg_errno: `message`, then what the system call said. */
-  static because(message: string, cause: unknown): VmmError {
+  static because(message: string, cause: unknown, property?: string): VmmError {
     if (!(cause instanceof LinuxError)) throw cause;
-    return new VmmError(`${message}: ${cause.message}`, cause.errno);
+    return new VmmError(`${message}: ${cause.message}`, cause.errno, property);
   }
 }
 

@@ -11,7 +11,7 @@ import {
   KVM_CAP_USER_MEMORY2,
   KVM_MEMORY_ATTRIBUTE_PRIVATE,
 } from '../abi/kvm.ts';
-import { ERRNO } from '../base/errors.ts';
+import { ERRNO, type LinuxError } from '../base/errors.ts';
 import type { Kvm, KvmVm, Process } from '../kernel/interface.ts';
 import { assert, negativeErrno, VmmError } from './error.ts';
 
@@ -52,7 +52,8 @@ export class KvmState {
       return new KvmState(kvm, kvm.createVm(type));
     } catch (error) {
       kvm.close();
-      throw VmmError.because(`ioctl(KVM_CREATE_VM) failed for VM type ${type}`, error);
+      const what = `ioctl(KVM_CREATE_VM) failed for VM type ${type}`;
+      throw VmmError.because(what, error, (error as LinuxError).code === 'EINVAL' ? 'type' : undefined);
     }
   }
 

@@ -61,6 +61,8 @@ const EXITS_A_TURN = 64;
 const SLICE = 10e6;
 /** Faults of one vCPU at one place, with conversions by others in between, before the run ends. */
 const MAX_FAULT_REPEATS = 1000;
+/** vCPUs of which a time-out says where they stand. */
+const POSITIONS = 4;
 
 export interface RunOptions {
   /** Milliseconds; absent: for ever. */
@@ -180,7 +182,7 @@ export class RunLoop {
         return {
           reason: 'timeout',
           code: EXIT_CODE_TIMEOUT,
-          message: `the guest did not end within ${options.timeoutMs} ms`,
+          message: `the guest did not end within ${options.timeoutMs} ms${this.#positions()}`,
         };
       }
       if (idle) await this.#settled((deadline - now) / 1e6, options.signal);
@@ -309,6 +311,15 @@ export class RunLoop {
         this.exits.other++;
         this.#fail(turn, `KVM: unhandled exit reason ${run.exitReason}${where(turn.vcpu)}`);
     }
+  }
+
+  /** Where the vCPUs stand, as far as they can be asked. */
+  #positions(): string {
+    const positions = this.#turns.slice(0, POSITIONS).flatMap(({ vcpu }) => {
+      const at = where(vcpu);
+      return at === '' ? [] : [`vCPU ${vcpu.id}${at}`];
+    });
+    return positions.length === 0 ? '' : `: ${positions.join(', ')}`;
   }
 
   /** Where and why the vCPU stopped, if its core said so; else where it stands. */

@@ -7,6 +7,7 @@ import { verifyReport } from '../../src/attest/index.ts';
 import { Authority } from '../../src/authority/authority.ts';
 import { measure } from '../../src/cli/measure.ts';
 import { type RunCommandOptions, run } from '../../src/cli/run.ts';
+import { InputError } from '../../src/cli/size.ts';
 
 const DEFAULTS: RunCommandOptions = {
   type: 'sev-snp',
@@ -130,7 +131,12 @@ describe('softcvm run --type sev-snp', () => {
     expect(field(result, 0x110, 48)).not.toBe('00'.repeat(48));
     block[0]! ^= 1;
     const wrong = file('wrong', block);
-    await expect(attest({ idBlock: wrong, idAuth })).rejects.toThrow(/SNP_LAUNCH_FINISH: .*BAD_MEASUREMENT/);
+    const inBlock = Buffer.from(block.subarray(0, 48)).toString('hex');
+    await expect(attest({ idBlock: wrong, idAuth })).rejects.toThrow(
+      new InputError(
+        `--id-block: got ${wrong} for a launch digest ${inBlock}, want it for ${launch.measurement}`,
+      ),
+    );
   });
 
   it.each([
@@ -144,6 +150,12 @@ describe('softcvm run --type sev-snp', () => {
     [{ tcb: '0x0000000000010000' }, '--tcb: got 0x0000000000010000, want a TCB_VERSION of a milan'],
     [{ idBlock: '/nowhere' }, '--id-block: got /nowhere: no such file'],
     [{ certs: '/nowhere' }, '--certs: got /nowhere: no such file'],
+    [{ certs: 'README.md' }, '--certs: got README.md: certificate table'],
+    [
+      { certsBusy: 'often' },
+      '--certs-busy: got often, want a number of requests, such as 3, or a share, such as 25%',
+    ],
+    [{ certsBusy: '101%' }, '--certs-busy: got 101%, want'],
     [
       { certs: 'x', kernel: '6.12' },
       '--certs: got it with --kernel 6.12, which never asks for them; want --early certs',
@@ -170,8 +182,36 @@ describe('softcvm run --type sev-snp', () => {
     );
   });
 
-  it('says why a policy cannot be launched', async () => {
-    await expect(attest({ policy: '0x10000' })).rejects.toThrow(/sev-snp-guest: SNP_LAUNCH_START/);
+  it.each([
+    [{ policy: '0' }, /^--policy: got 0: sev-snp-guest: SNP_LAUNCH_START: EINVAL: .*bit 17 must be 1$/],
+    [{ policy: '0x10000' }, /^--policy: got 0x10000: .*bit 17 must be 1$/],
+    [{ policy: '0x3ff00' }, /^--policy: got 0x3ff00: .*firmware error 7 \(POLICY_FAILURE\)$/],
+  ] as const)('says why a policy cannot be launched: %j', async (options, message) => {
+    const error = await attest(options).catch((error: unknown) => error);
+    expect(error).toBeInstanceOf(InputError);
+    expect((error as Error).message).toMatch(message);
+  });
+
+  it('says when an image that ended at once is no SNP guest', async () => {
+    const lines: string[] = [];
+    vi.spyOn(console, 'error').mockImplementation((line) => lines.push(line));
+    expect(await run('hello', DEFAULTS)).toBe(125);
+    expect(lines.join('\n')).toMatch(
+      /triple fault.*; it never spoke to its host: is hello built as an SNP guest\?$/,
+    );
+  });
+
+  it('puts the guest off as often as --certs-busy says, and it asks again', async () => {
+    const asked = async (certsBusy: string): Promise<number> => {
+      const { exits, certificates } = (await attest({ certsBusy })) as Report & {
+        exits: { req_certs: number };
+      };
+      expect(certificates.map(({ kind }) => kind)).toEqual(['VCEK', 'ASK', 'ARK', 'CRL']);
+      return exits.req_certs;
+    };
+    const never = await asked('0%');
+    expect(await asked('3')).toBe(never + 3);
+    expect(await asked('75%')).toBeGreaterThan(never);
   });
 });
 

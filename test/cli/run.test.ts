@@ -75,7 +75,9 @@ describe('softcvm run: how a run ends', () => {
       timeout: '0.2',
     });
     expect({ status, stdout }).toEqual({ status: 124, stdout: 'on' });
-    expect(stderr).toBe('softcvm: timeout: the guest still ran after 0.2 s\n');
+    expect(stderr).toMatch(
+      /^softcvm: timeout: the guest did not end within 200 ms: vCPU 0 at rip 0x[0-9a-f]+\n$/,
+    );
   });
 });
 
@@ -172,7 +174,14 @@ describe('softcvm run: bad input is refused by name', () => {
     ['no vCPU', () => 'hello', { smp: '0' }, '--smp: got 0'],
     ['a seed that is no number', () => 'hello', { seed: 'x' }, '--seed: got x'],
     ['no time', () => 'hello', { timeout: '0' }, '--timeout: got 0'],
-    ['a trace that cannot be written', () => 'hello', { trace: '/nonexistent/x' }, '--trace: '],
+    [
+      'a trace that cannot be written',
+      () => 'hello',
+      { trace: '/nonexistent/x' },
+      '--trace: got /nonexistent/x: no such file',
+    ],
+    ['a folder as a trace', () => 'hello', { trace: folder }, `--trace: got ${folder}: is a directory`],
+    ['a folder as an image', () => folder, {}, `image: got ${folder}: is a directory`],
     ['a host beyond 4 GiB', () => 'hello', { hostMemory: '8G' }, '--host-memory: got 8G'],
   ];
   it.each(ROWS)('%s', async (_, path, options, message) => {

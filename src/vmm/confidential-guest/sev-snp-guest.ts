@@ -9,7 +9,7 @@ import { KVM_X86_GRP_SEV, KVM_X86_SEV_SNP_REQ_CERTS } from '../../abi/kvm-sev.ts
 import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
 import { type Hva, hva, PAGE_SIZE } from '../../base/address.ts';
-import { LinuxError } from '../../base/errors.ts';
+import { ERRNO, LinuxError } from '../../base/errors.ts';
 import type { KvmVcpu, KvmVm, Process, SevCommand, SnpLaunchUpdateCommand } from '../../kernel/interface.ts';
 import { hex, VmmError } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
@@ -34,10 +34,31 @@ const DEFAULT_POLICY = 0x30000n;
 /** SEV_FEATURES of the VMSAs: what KVM adds to those asked for by INIT2, none. */
 const SNP_ACTIVE = 1n;
 const SIZES = { workarounds: 16, idBlock: 96, idAuth: 4096, hostData: 32 } as const;
+const DIGEST_BYTES = 48;
 const TRIES_WHEN_BUSY = 1000;
 
+/** What a launch measures, in order, the VMSAs last. */
+export interface LaunchContents {
+  /** `type`: SNP_PAGE_TYPE */
+  readonly pages: readonly { readonly gpa: number; readonly bytes: Uint8Array; readonly type: number }[];
+  readonly vmsas: readonly Uint8Array[];
+}
+
+/** The ID block is another launch's. */
+export class WrongMeasurement extends VmmError {
+  /** What the ID block wants, 48 bytes. */
+  readonly wanted: Uint8Array;
+  readonly contents: LaunchContents;
+
+  constructor(message: string, errno: number, wanted: Uint8Array, contents: LaunchContents) {
+    super(message, errno, 'id-block');
+    this.wanted = wanted;
+    this.contents = contents;
+  }
+}
+
 /** Pages of the VMM's memory that become the guest's. `type`: SNP_PAGE_TYPE. */
-export interface LaunchPages {
+interface LaunchPages {
   readonly gpa: number;
   readonly hva: Hva;
   readonly bytes: number;
@@ -57,7 +78,7 @@ export class SevSnpGuest {
   readonly #cbitpos: number | undefined;
   readonly #queue: LaunchPages[] = [];
   /** VMSAs as KVM will have them measured, in the order of vCPUs, once `expectVcpus` was called. */
-  vmsas: readonly Uint8Array[] = [];
+  #vmsas: readonly Uint8Array[] = [];
   #fd = -1;
   /** `launched` once LAUNCH_FINISH was done. */
   state: 'uninit' | 'launch' | 'launched' = 'uninit';
@@ -105,11 +126,16 @@ export class SevSnpGuest {
     });
     if (options.certificates && offersCertificateExits(kvm))
       this.#call(vm, 'KVM_SEV_SNP_ENABLE_REQ_CERTS', { id: 103, sevFd: this.#fd });
-    this.#call(vm, 'SNP_LAUNCH_START', {
+    const start: SevCommand = {
       id: 100,
       sevFd: this.#fd,
       data: { policy: this.policy, gosvw: this.#gosvw, flags: 0 },
-    });
+    };
+    this.#call(vm, 'SNP_LAUNCH_START', start, ({ message, errno }) =>
+      errno === ERRNO.EINVAL || start.error === SEV_STATUS.POLICY_FAILURE
+        ? new VmmError(message, errno, 'policy')
+        : undefined,
+    );
     this.state = 'launch';
   }
 
@@ -118,14 +144,19 @@ export class SevSnpGuest {
     this.#queue.push({ gpa, hva: address, bytes, type });
   }
 
-  /** What was queued, in order; measured in this order, the VMSAs last. */
-  get launched(): readonly LaunchPages[] {
-    return this.#queue;
+  /** Before the guest has run: its pages still lie in the VMM's memory as they were launched. */
+  contents({ memory }: Process): LaunchContents {
+    const pages = this.#queue.map(({ gpa, hva, bytes: size, type }) => {
+      const bytes = new Uint8Array(size);
+      memory.read(hva, bytes);
+      return { gpa, bytes, type };
+    });
+    return { pages, vmsas: this.#vmsas };
   }
 
   /** Notes what the vCPUs start with; later nobody can ask them. */
   expectVcpus(vcpus: readonly KvmVcpu[]): void {
-    this.vmsas = vcpus.map((vcpu) => expectedVmsa(vcpu, SNP_ACTIVE));
+    this.#vmsas = vcpus.map((vcpu) => expectedVmsa(vcpu, SNP_ACTIVE));
   }
 
   /** sev_snp_launch_finish: adds what is queued, in order, and finishes. Throws VmmError. Returns how many pages were added. */
@@ -139,10 +170,19 @@ export class SevSnpGuest {
       this.#idBlock === undefined
         ? {}
         : { id: { block: this.#idBlock, auth: this.#idAuth!, authorKeyEnabled: this.#authorKeyEnabled } };
-    this.#call(kvm.vm, 'SNP_LAUNCH_FINISH', {
+    const finish: SevCommand = {
       id: 102,
       sevFd: this.#fd,
       data: { ...id, vcekDisabled: this.vcekDisabled, hostData: this.hostData, flags: 0 },
+    };
+    this.#call(kvm.vm, 'SNP_LAUNCH_FINISH', finish, ({ message, errno }) => {
+      if (this.#idBlock === undefined || finish.error !== SEV_STATUS.BAD_MEASUREMENT) return undefined;
+      return new WrongMeasurement(
+        message,
+        errno!,
+        this.#idBlock.slice(0, DIGEST_BYTES),
+        this.contents(process),
+      );
     });
     this.state = 'launched';
     return pages;
@@ -183,12 +223,19 @@ export class SevSnpGuest {
     }
   }
 
-  #call(vm: KvmVm, what: string, command: SevCommand): void {
+  /** `explain`: what the failure is, if it is more than that. */
+  #call(
+    vm: KvmVm,
+    what: string,
+    command: SevCommand,
+    explain: (failure: VmmError) => VmmError | undefined = () => undefined,
+  ): void {
     try {
       vm.memoryEncryptOp(command);
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
-      throw this.#failure(what, command, error);
+      const failure = this.#failure(what, command, error);
+      throw explain(failure) ?? failure;
     }
   }
 
