@@ -76,8 +76,7 @@ export function checkChain(checks: Checks, input: ChainInput): void {
   present(leafKind, leaf);
   present(middleKind, middle);
 
-  const verified = (name: string, issuer: Certificate | undefined, signed: Signed | undefined): void => {
-    if (signed === undefined) return;
+  const verified = (name: string, issuer: Certificate | undefined, signed: Signed): void => {
     checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
     if (issuer === undefined) {
       checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${signed.issuer.text}`);

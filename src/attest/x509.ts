@@ -9,6 +9,7 @@ import { sameBytes } from './bytes.ts';
 /** Parameters of RSASSA-PSS (RFC 4055); `undefined` for another signature algorithm. */
 export interface PssParameters {
   readonly hash: string;
+  /** MGF1's hash, or what is there in place of MGF1. */
   readonly maskHash: string;
   readonly saltLength: number;
   readonly trailer: number;
@@ -91,8 +92,10 @@ function readSignatureAlgorithm(algorithm: DerReader): SignatureAlgorithm {
   if (mask !== undefined) {
     const generator = mask.inside('algorithm');
     const generatorOid = generator.oid('algorithm', KNOWN_OIDS);
-    maskHash = generatorOid === OID.MGF1 ? plainAlgorithm(generator, 'parameters') : generatorOid;
-    generator.end();
+    if (generatorOid === OID.MGF1) {
+      maskHash = plainAlgorithm(generator, 'parameters');
+      generator.end();
+    } else maskHash = generatorOid;
     mask.end();
   }
   const salt = parameters.optional('saltLength', 2);
