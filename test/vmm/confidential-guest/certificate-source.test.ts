@@ -1,9 +1,12 @@
 /**
- * Certificates that come with reports, while somebody updates the machine: new firmware, SNP_COMMIT, SNP_SET_CONFIG and the certificates' file, under the exclusive lock. The
- * updater tries at every point between a guest's request and its answer. A certificate here is the TCB that it is for.
+ * Certificates that come with reports, while somebody updates the machine: new firmware, SNP_COMMIT and SNP_SET_CONFIG, or SNP_VLEK_LOAD of a provider's next key, and the
+ * certificates' file, under the exclusive lock. The updater tries at every point between a guest's request and its answer. A certificate here is the TCB and the public key that it
+ * is for.
  */
+import { createPublicKey, type KeyObject, verify } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { decodeCertificateTable, encodeCertificateTable } from '../../../src/abi/certificate-table.ts';
+import { VLEK_SIZE, vlekSigningKey, wrapVlek } from '../../../src/hardware/chip.ts';
 import { CertificateSource } from '../../../src/vmm/confidential-guest/certificate-source.ts';
 import { GhcbBench } from '../../kernel/kvm/ghcb-bench.ts';
 import { GuestMessages } from '../../kernel/kvm/guest-messages.ts';
@@ -13,7 +16,7 @@ import { Random } from '../../oracle/random.ts';
 const REQUEST = SHARED;
 const RESPONSE = SHARED + 0x1000;
 const CERTS = SHARED + 0x2000;
-const VCEK = '63da758d-e664-4564-adc5-f4b93be8accd';
+const VLEK = 'a8074bc2-a25a-483e-aae6-39c045a0b8a1';
 const PATH = '/certificates';
 
 class Machine {
@@ -22,6 +25,9 @@ class Machine {
   readonly source: CertificateSource;
   readonly isEarly: boolean;
   updates = 0;
+  vlekUpdates = 0;
+  /** How many updates there were when a signature was last found right: without another one it stays so. */
+  #verifiedAt = -1;
   refused = 0;
   #busy = false;
 
@@ -38,37 +44,49 @@ class Machine {
       { path: PATH, locking, busy: () => this.#busy },
       (gpa, bytes) => this.bench.write(gpa, bytes),
     );
-    this.#writeFile();
+    this.#loadKey();
   }
 
-  /** The updater: everything or nothing. */
-  update(): void {
+  /** The updater: everything or nothing. A key is loaded for a TCB, so that a new TCB wants a new one. */
+  update(what: 'TCB' | 'VLEK'): void {
     const { process, chip, kernel, sevFd } = this.bench.snp;
     const fd = process.open(PATH);
     if (process.lock(fd, 'exclusive')) {
       this.updates++;
-      const tcb = chip.tcbOf({ snp: 60 + Math.floor(this.updates / 200), microcode: this.updates % 200 });
-      expect(kernel.secureProcessor!.updateFirmware({ tcb })).toBe(0);
-      process.sevIssueCommand(sevFd, { cmd: 10 });
-      const config = new Uint8Array(64);
-      new DataView(config.buffer).setBigUint64(0, tcb, true);
-      process.sevIssueCommand(sevFd, { cmd: 11, data: config });
-      this.#writeFile();
+      if (what === 'TCB') {
+        const tcb = chip.tcbOf({ snp: 60 + Math.floor(this.updates / 200), microcode: this.updates % 200 });
+        expect(kernel.secureProcessor!.updateFirmware({ tcb })).toBe(0);
+        process.sevIssueCommand(sevFd, { cmd: 10 });
+        const config = new Uint8Array(64);
+        new DataView(config.buffer).setBigUint64(0, tcb, true);
+        process.sevIssueCommand(sevFd, { cmd: 11, data: config });
+      } else this.vlekUpdates++;
+      this.#loadKey();
     } else this.refused++;
     process.close(fd);
   }
 
-  #writeFile(): void {
-    const { process, chip } = this.bench.snp;
-    const bytes = new Uint8Array(8);
-    new DataView(bytes.buffer).setBigUint64(0, chip.reportedTcb, true);
+  /** A provider's next key, and its certificate. */
+  #loadKey(): void {
+    const { process, chip, sevFd } = this.bench.snp;
+    const tcb = chip.reportedTcb;
+    const sticks = new Uint8Array(VLEK_SIZE).fill(this.updates & 0xff);
+    sticks[0] = this.updates >> 8;
+    const blob = wrapVlek({ sticks, tcb, wrappingKey: chip.vlekWrappingKey(tcb), iv: new Uint8Array(12) });
+    const data = new Uint8Array(16);
+    data[0] = 16;
+    process.sevIssueCommand(sevFd, { cmd: 12, data, blob });
+    const spki = vlekSigningKey(sticks, 'random').publicKey.export({ type: 'spki', format: 'der' });
+    const bytes = new Uint8Array(8 + spki.length);
+    new DataView(bytes.buffer).setBigUint64(0, tcb, true);
+    bytes.set(spki, 8);
     const fd = process.open(PATH);
-    process.pwrite(fd, encodeCertificateTable([{ guid: VCEK, bytes }]), 0n);
+    process.pwrite(fd, encodeCertificateTable([{ guid: VLEK, bytes }]), 0n);
     process.close(fd);
   }
 
-  /** A guest asks for a report; `between` is called between any two steps. The TCB of the report, and that of the certificate. */
-  report(between: () => void): { reported: bigint; certified: bigint } {
+  /** A guest asks for a report; `between` is called between any two steps. What of the certificate is not the report's. */
+  report(between: () => void): 'nothing' | 'TCB' | 'key' {
     const { bench } = this;
     const { vcpu } = bench.snp;
     bench.write(REQUEST, this.messages.reportRequest(new Uint8Array(64)));
@@ -96,12 +114,16 @@ class Machine {
       }
     }
     expect(this.source.holds(vcpu)).toBe(false);
-    const report = this.messages.open(bench.snp.read(RESPONSE, 4096));
+    const report = this.messages.open(bench.snp.read(RESPONSE, 4096)).slice(0x20);
     const [certificate] = decodeCertificateTable(bench.snp.read(CERTS, 4096));
-    return {
-      reported: new DataView(report.buffer, report.byteOffset).getBigUint64(0x20 + 0x180, true),
-      certified: new DataView(certificate!.bytes.slice().buffer).getBigUint64(0, true),
-    };
+    const bytes = certificate!.bytes.slice();
+    const reported = new DataView(report.buffer).getBigUint64(0x180, true);
+    if (new DataView(bytes.buffer).getBigUint64(0, true) !== reported) return 'TCB';
+    const key = createPublicKey({ key: Buffer.from(bytes.subarray(8)), format: 'der', type: 'spki' });
+    if (this.updates === this.#verifiedAt) return 'nothing';
+    if (!isSignedBy(report, key)) return 'key';
+    this.#verifiedAt = this.updates;
+    return 'nothing';
   }
 
   set busy(busy: boolean) {
@@ -109,21 +131,28 @@ class Machine {
   }
 }
 
+function isSignedBy(report: Uint8Array, key: KeyObject): boolean {
+  const number = (at: number) => Buffer.from(report.subarray(at, at + 48)).reverse();
+  const signature = Buffer.concat([number(0x2a0), number(0x2e8)]);
+  return verify('sha384', report.subarray(0, 0x2a0), { key, dsaEncoding: 'ieee-p1363' }, signature);
+}
+
 const SEED = 20_261_121;
 
 describe('certificates under a lock', () => {
   for (const form of ['landed', 'early'] as const) {
-    it(`${form}: of a thousand reports none carries another TCB's, whenever the machine is updated (seed ${SEED})`, () => {
+    it(`${form}: of a thousand reports none carries another TCB's, whenever the machine is updated, nor another key's (seed ${SEED})`, () => {
       const random = new Random(SEED);
       const machine = new Machine(form, 'shared');
       const between = (): void => {
-        if (random.oneIn(30)) machine.update();
+        if (random.oneIn(30)) machine.update(random.pick(['TCB', 'VLEK']));
       };
       for (let i = 0; i < 1000; i++) {
-        const { reported, certified } = machine.report(between);
-        if (reported !== certified) expect({ i, reported }).toEqual({ i, reported: certified });
+        const wrong = machine.report(between);
+        if (wrong !== 'nothing') expect({ i, wrong }).toEqual({ i, wrong: 'nothing' });
       }
-      expect(machine.updates).toBeGreaterThan(50);
+      expect(machine.updates - machine.vlekUpdates).toBeGreaterThan(25);
+      expect(machine.vlekUpdates).toBeGreaterThan(25);
       expect(machine.refused).toBeGreaterThan(20);
       expect(machine.source.served).toBe(1000);
       machine.bench.close();
@@ -132,15 +161,16 @@ describe('certificates under a lock', () => {
     it(`${form}: without locking some do`, () => {
       const random = new Random(SEED);
       const machine = new Machine(form, 'off');
-      let wrong = 0;
-      for (let i = 0; i < 50; i++) {
-        const { reported, certified } = machine.report(() => {
-          if (random.oneIn(6)) machine.update();
-        });
-        if (reported !== certified) wrong++;
-      }
+      const wrong = { nothing: 0, TCB: 0, key: 0 };
+      for (let i = 0; i < 50; i++)
+        wrong[
+          machine.report(() => {
+            if (random.oneIn(6)) machine.update(random.pick(['TCB', 'VLEK']));
+          })
+        ]++;
       expect(machine.refused).toBe(0);
-      expect(wrong).toBeGreaterThan(2);
+      expect(wrong.TCB).toBeGreaterThan(2);
+      expect(wrong.key).toBeGreaterThan(2);
       machine.bench.close();
     });
 
@@ -158,8 +188,7 @@ describe('certificates under a lock', () => {
       expect(vcpu.run()).toBe(0);
       expect(bench.answer).toEqual([0n, 0x2_0000_0000n]);
       machine.busy = false;
-      const { reported, certified } = machine.report(() => {});
-      expect(reported).toBe(certified);
+      expect(machine.report(() => {})).toBe('nothing');
     });
 
     it(`${form}: a guest with too little room hears how many pages it takes, and nothing is locked`, () => {
@@ -175,7 +204,7 @@ describe('certificates under a lock', () => {
       expect(vcpu.run()).toBe(0);
       expect([...bench.answer, bench.field('rbx')]).toEqual([0n, 0x1_0000_0000n, 1n]);
       const before = machine.updates;
-      machine.update();
+      machine.update('TCB');
       expect(machine.updates).toBe(before + 1);
     });
   }
@@ -193,7 +222,6 @@ describe('certificates under a lock', () => {
     vcpu.run();
     expect(bench.answer).toEqual([0n, 0x2_0000_0000n]);
     process.close(fd);
-    const { reported, certified } = machine.report(() => {});
-    expect(reported).toBe(certified);
+    expect(machine.report(() => {})).toBe('nothing');
   });
 });
