@@ -1,6 +1,9 @@
 /** /dev/sev (Linux include/uapi/linux/psp-sev.h): the commands of SEV_ISSUE_CMD, and what their `data` points to where firmware has no such struct. */
 import { struct, u8, u32, u64 } from './layout.ts';
 
+/** The ioctl, and its argument, packed: cmd u32, data u64, error u32. */
+export const SEV_ISSUE_CMD_IOCTL = 0xc010_5300;
+export const SEV_ISSUE = { CMD: 0, DATA: 4, ERROR: 12, SIZE: 16 } as const;
 export const SEV_ISSUE_CMD = {
   FACTORY_RESET: 0,
   PLATFORM_STATUS: 1,

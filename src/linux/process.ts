@@ -3,11 +3,13 @@
  * opened through it: any other is EBADF, since it may be Node's own.
  */
 import { fstatSync } from 'node:fs';
+import { SEV_ISSUE_CMD_IOCTL } from '../abi/sev-device.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
-import type { Kvm, Process, ProcessMemory } from '../kernel/interface.ts';
+import type { Kvm, Process, ProcessMemory, SevIssueCommand } from '../kernel/interface.ts';
 import { LinuxKvm } from './kvm.ts';
 import { Libc } from './libc.ts';
 import { LinuxProcessMemory } from './process-memory.ts';
+import { sevIssueArgument } from './sev-issue-command.ts';
 import { Timeslice } from './timeslice.ts';
 
 const O_RDONLY = 0;
@@ -46,12 +48,18 @@ export class LinuxProcess implements Process {
   }
 
   /** Errors: ENOENT (no such device), EACCES. */
-  openSev(): number {
-    return this.open('/dev/sev', { readOnly: false, create: false });
+  openSev({ readOnly = false }: { readOnly?: boolean } = {}): number {
+    return this.open('/dev/sev', { readOnly, create: false });
   }
 
-  sevIssueCommand(): void {
-    throw new NotImplementedError('SEV_ISSUE_CMD of the real /dev/sev');
+  sevIssueCommand(fd: number, command: SevIssueCommand): void {
+    this.#check(fd, 'SEV_ISSUE_CMD');
+    const argument = sevIssueArgument(command, (bytes) => this.libc.koffi.address(bytes));
+    try {
+      this.libc.ioctlBytes(fd, SEV_ISSUE_CMD_IOCTL, argument.bytes, `SEV_ISSUE_CMD ${command.cmd}`);
+    } finally {
+      argument.finish();
+    }
   }
 
   memfdCreate(name: string): number {

@@ -136,9 +136,12 @@ describe.skipIf(!koffi)('files', () => {
 
   it('that the VMM did not open are not there for it', () => {
     const process = start();
+    expect(failure(() => process.sevIssueCommand(1, { cmd: 10 }))).toBe('EBADF');
     expect(failure(() => process.close(1))).toBe('EBADF');
     expect(failure(() => process.pwrite(2, Uint8Array.of(0x21), 0n))).toBe('EBADF');
     const fd = process.memfdCreate('once');
+    const data = new Uint8Array(32);
+    expect(failure(() => process.sevIssueCommand(fd, { cmd: 9, data }))).toBe('ENOTTY');
     process.close(fd);
     expect(failure(() => process.close(fd))).toBe('EBADF');
   });
