@@ -24,6 +24,8 @@ export interface LaunchDifference {
 }
 
 const PAGE = 4096;
+/** Of pages whose type says what is in them. */
+const NOTHING = new Uint8Array(0);
 
 function* pages(updates: readonly LaunchUpdate[]): Generator<LaunchPage> {
   for (const { type, gpa, size, bytes, label } of updates) {
@@ -77,8 +79,8 @@ function differs(first: LaunchPage, second: LaunchPage): Difference | undefined 
       want: `0x${second.gpa.toString(16)}`,
     };
   }
-  const [a, b] = [first.bytes, second.bytes];
-  if (a === undefined || b === undefined || sameBytes(a, b)) return undefined;
+  const [a, b] = [first.bytes ?? NOTHING, second.bytes ?? NOTHING];
+  if (sameBytes(a, b)) return undefined;
   const at = a.findIndex((byte, index) => byte !== b[index]);
   const field = first.type === 'vmsa' ? vmsaFieldAt(at) : undefined;
   if (field !== undefined) {

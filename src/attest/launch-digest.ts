@@ -101,10 +101,10 @@ async function contentDigests(
   end: number,
   sha384: Sha384,
 ): Promise<Uint8Array[]> {
-  if (bytes === undefined || (type !== 'normal' && type !== 'vmsa')) return [];
+  if (type !== 'normal' && type !== 'vmsa') return [];
   const digests: (Uint8Array | Promise<Uint8Array>)[] = [];
   for (let at = first; at < end; at += PAGE) {
-    const page = bytes.subarray(at, at + PAGE);
+    const page = bytes!.subarray(at, at + PAGE);
     digests.push(sha384(type === 'vmsa' ? withoutTsc(page) : page));
   }
   return Promise.all(digests);

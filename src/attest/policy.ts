@@ -203,9 +203,8 @@ function checkLevels(
 function checkFirmware(checks: Checks, report: AttestationReport, { minimumFirmware }: ReportPolicy): void {
   if (minimumFirmware === undefined) return;
   const got = [report.committedMajor, report.committedMinor, report.committedBuild];
-  const differs = got.findIndex((part, index) => part !== minimumFirmware[index]);
-  const isEnough = differs === -1 || got[differs]! > minimumFirmware[differs]!;
-  checks.add('firmware', isEnough, got.join('.'), `at least ${minimumFirmware.join('.')}`);
+  const more = got.map((part, index) => part - minimumFirmware[index]!).find((part) => part !== 0) ?? 0;
+  checks.add('firmware', more >= 0, got.join('.'), `at least ${minimumFirmware.join('.')}`);
 }
 
 /**

@@ -52,13 +52,13 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const { policy = {}, at = new Date() } = options;
   const report = read(checks, 'report', () => parseReport(bytes));
   const signatures = new SignatureChecks();
-  const signed = new ReportSignature(report, signatures);
+  const signed = report && new ReportSignature(report, signatures);
   const certificates: Certificate[] = [];
   for (const [index, file] of options.certificates.entries()) {
     const name = labelOf('certificates', options.certificates, index);
     for (const certificate of read(checks, name, () => readCertificates(file, name)) ?? []) {
       certificates.push(certificate);
-      if (signed.mayBeMadeBy(certificate)) await signed.begin(certificate);
+      if (signed?.mayBeMadeBy(certificate)) await signed.begin(certificate);
     }
   }
   const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
@@ -73,7 +73,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     isSoftware: certificates.some(({ isSoftware }) => isSoftware),
     report,
   });
-  if (report === undefined) return verdict();
+  if (report === undefined || signed === undefined) return verdict();
 
   checkForm(checks, report);
   const { leafKind } = signed;
@@ -144,14 +144,14 @@ function checkForm(checks: Checks, report: AttestationReport): void {
  */
 class ReportSignature {
   readonly leafKind: 'VCEK' | 'VLEK';
-  readonly #report: AttestationReport | undefined;
+  readonly #report: AttestationReport;
   readonly #signatures: SignatureChecks;
   readonly #begun = new Map<Certificate, Promise<boolean>>();
 
-  constructor(report: AttestationReport | undefined, signatures: SignatureChecks) {
+  constructor(report: AttestationReport, signatures: SignatureChecks) {
     this.#report = report;
     this.#signatures = signatures;
-    this.leafKind = report?.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
+    this.leafKind = report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
   }
 
   mayBeMadeBy({ kind }: Certificate): boolean {
@@ -160,8 +160,7 @@ class ReportSignature {
 
   /** Resolves when the platform works on it. */
   async begin(certificate: Certificate): Promise<void> {
-    const { signedBytes, p1363 } = this.#report ?? {};
-    if (signedBytes === undefined || p1363 === undefined) return;
+    const { signedBytes, p1363 = new Uint8Array(0) } = this.#report;
     this.#begun.set(certificate, this.#signatures.ecdsa(certificate.publicKey, signedBytes, p1363));
     await this.#signatures.begun(certificate.publicKey);
   }

@@ -160,7 +160,8 @@ export const vmsaFieldAt = (offset: number): VmsaField | undefined =>
 
 /** CPUID Fn0000_0001 EAX of a family, model and stepping. */
 export function vcpuSignature(family: number, model: number, stepping: number): number {
-  const [low, extended] = family > 0xf ? [0xf, (family - 0xf) & 0xff] : [family, 0];
+  const low = Math.min(family, 0xf);
+  const extended = (family - low) & 0xff;
   return (extended << 20) | ((model >> 4) << 16) | (low << 8) | ((model & 0xf) << 4) | (stepping & 0xf);
 }
 

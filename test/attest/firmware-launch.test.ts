@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { firmwareUpdates, launchDifference, parseFirmware, vcpuSignature } from '../../src/attest/index.ts';
-import { guidBytes } from '../../src/attest/ovmf.ts';
+import { guidBytes, isFirmware } from '../../src/attest/ovmf.ts';
 import { firmwareImage, SECTIONS } from './firmware-image.ts';
 
 const launch = (image: Uint8Array, more: Partial<Parameters<typeof firmwareUpdates>[0]> = {}) =>
@@ -34,6 +34,22 @@ describe('a firmware image', () => {
     });
   });
 
+  it('may be 2 GiB, have a table that is a footer alone, metadata and sections up to the end', () => {
+    expect(parseFirmware(new Uint8Array(2 ** 31)).gpa).toBe(0x8000_0000);
+    expect(parseFirmware(changed(-50, 18, 0))).toMatchObject({ sections: [], apEip: undefined });
+    expect(parseFirmware(changed(-112, 22, 0)).hashTableGpa).toBe(0x400);
+    expect(parseFirmware(firmwareImage({ metadataLength: 0x400 })).sections).toHaveLength(4);
+    const { sections } = parseFirmware(firmwareImage({ sections: [[0xfffff000, 0x1000, 1]] }));
+    expect(sections).toEqual([{ gpa: 0xfffff000, size: 0x1000, type: 1 }]);
+  });
+
+  it('is told by its footer', () => {
+    expect(isFirmware(image)).toBe(true);
+    expect(isFirmware(image.subarray(-50))).toBe(true);
+    expect(isFirmware(image.subarray(-49))).toBe(false);
+    expect(isFirmware(image.subarray(0, -1))).toBe(false);
+  });
+
   const image = firmwareImage();
   const changed = (at: number, ...bytes: number[]): Uint8Array => {
     const copy = image.slice();
@@ -55,6 +71,18 @@ describe('a firmware image', () => {
       changed(-68, 0xff, 0),
       'dc886566-984a-4798-a75e-5585a7bf67cc, length: got 255',
     ],
+    [
+      'an entry without room for its number',
+      changed(-112, 18, 0),
+      'SEV hash table entry: got 0 bytes, want at least 4',
+    ],
+    ['an entry of three bytes', changed(-112, 21, 0), 'SEV hash table entry: got 3 bytes, want at least 4'],
+    [
+      'more than 2 GiB',
+      new Uint8Array(2 ** 31 + 4096),
+      'got 2147487744 bytes, want a multiple of 4096 up to 2 GiB',
+    ],
+    ['metadata whose head alone fits', firmwareImage({ metadataOffset: 16 }), 'SEV metadata, signature: got'],
     ['metadata outside of it', firmwareImage({ metadataOffset: 0x2001 }), 'SEV metadata, offset: got 8193'],
     ['metadata at its end', firmwareImage({ metadataOffset: 8 }), 'SEV metadata, offset: got 8'],
     [
@@ -148,6 +176,16 @@ describe('the launch of a firmware image', () => {
     const hex = Buffer.from(page.bytes!).toString('hex');
     expect(hex).toContain('6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d');
     expect(hex).toContain('e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855');
+  });
+
+  it('takes a table that ends with its page, filled up to 176 bytes', async () => {
+    const image = firmwareImage({ hashTableGpa: 0x805f50 });
+    const page = (await launch(image, { kernel: { kernel: Buffer.from('k') } })).find(
+      ({ gpa }) => gpa === 0x805000,
+    )!;
+    expect(Buffer.from(page.bytes!.subarray(0xf50, 0xf62)).toString('hex')).toBe(
+      '06d63894224fc94cb479a793d411fd21a800',
+    );
   });
 
   it.each([
@@ -248,6 +286,8 @@ describe('vCPU signatures', () => {
     [23, 1, 2, 0x800f12],
     [26, 0, 0, 0xb00f00],
     [6, 0x9e, 3, 0x906e3],
+    [15, 2, 1, 0xf21],
+    [270, 0, 0, 0xff00f00],
   ])('of family %i, model %i, stepping %i', (family, model, stepping, signature) => {
     expect(vcpuSignature(family, model, stepping)).toBe(signature);
   });

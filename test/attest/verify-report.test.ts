@@ -326,6 +326,29 @@ const inWords = (policy: ReportPolicy): string =>
     typeof value === 'bigint' ? `0x${value.toString(16)}` : value instanceof Uint8Array ? 'bytes' : value,
   );
 
+describe('what is no evidence at all', () => {
+  it('gets no verdict: the caller is mistaken', async () => {
+    const certificates = [undefined as unknown as Uint8Array];
+    await expect(verifyReport(milan.report, { ...milan.options, certificates })).rejects.toThrow(TypeError);
+  });
+});
+
+describe('a report that does not say its generation', () => {
+  it('without a certificate gets a verdict all the same', async () => {
+    const cpuid = { cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 };
+    const report = signedReport(milan.chip, { version: 2, ...cpuid });
+    const policy: ReportPolicy = { product: 'Milan', minimumTcb: { snp: 1 } };
+    expect(await failing(report, { ...milan.options, certificates: [], policy })).toEqual([
+      'VCEK.present',
+      'ASK.present',
+      'ARK.trusted',
+      'report.signature',
+      'product.wanted',
+      'tcb.minimum.snp',
+    ]);
+  });
+});
+
 describe('policy', () => {
   const rows: readonly (readonly [policy: ReportPolicy, failures: string[]])[] = [
     [{ product: 'Milan' }, []],
@@ -415,6 +438,7 @@ describe('policy', () => {
 
   it.each([
     [{ measurement: 'abc' }, 'policy.measurement: got abc, want 48 bytes in hex'],
+    [{ hostData: 'xy'.repeat(32) }, 'policy.hostData: got xyxy'],
     [{ hostData: '00' }, 'policy.hostData: got 00, want 32 bytes in hex'],
     [{ vmpl: 4 }, 'policy.vmpl: got 4, want 0 to 3'],
   ] as [ReportPolicy, string][])('%j is malformed: it throws and says how', async (policy, message) => {

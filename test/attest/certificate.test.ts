@@ -1,0 +1,100 @@
+import { describe, expect, it } from 'vitest';
+import { writePem } from '../../src/abi/pem.ts';
+import { parseCertificate, parseCrl, verifyReport } from '../../src/attest/index.ts';
+import { evidenceOf } from './evidence.ts';
+import { forged, signerOf } from './forged-certificate.ts';
+
+const { authority, chip, report, options } = await evidenceOf('milan');
+const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8Array];
+const vlek = await authority.vlek('Milan', chip.reportedTcb);
+const [arkKey, askKey] = [await signerOf('Milan', 'ARK'), await signerOf('Milan', 'ASK')];
+const hex = (text: string): string => Buffer.from(text).toString('hex');
+
+describe('a certificate', () => {
+  it('is known by subject and issuer', () => {
+    const kinds = [ark, ask, vcek, vlek].map((bytes) => parseCertificate(bytes));
+    expect(kinds.map(({ kind, product }) => [kind, product])).toEqual([
+      ['ARK', 'Milan'],
+      ['ASK', 'Milan'],
+      ['VCEK', 'Milan'],
+      ['VLEK', 'Milan'],
+    ]);
+    for (const [bytes, from, to] of [
+      [vcek, hex('SEV-VCEK'), hex('SEV-VCEX')],
+      [vcek, hex('SEV-Milan'), hex('SEV-Paris')],
+      [vlek, `0c08${hex('SEV-VLEK')}`, `0c08${hex('SEV-VLEX')}`],
+      [vlek, hex('VLEK-Milan'), hex('VLEK-Paris')],
+    ] as const) {
+      expect(parseCertificate(forged(bytes, askKey, [{ from, to }])).kind).toBeUndefined();
+    }
+  });
+
+  it('has levels from 0 to 255', () => {
+    const microcode = '1.3.6.1.4.1.3704.1.3.8';
+    const of = (level: string) =>
+      parseCertificate(forged(vcek, askKey, [{ from: '0404020200db', to: `04040202${level}` }]), 'VCEK');
+    expect(of('00db').amd.levels.get(microcode)).toBe(219);
+    expect(of('00ff').amd.levels.get(microcode)).toBe(255);
+    expect(() => of('0100')).toThrow(`VCEK.${microcode}.SPL: got 256, want 0 to 255`);
+  });
+});
+
+describe('what a verdict shows of a chain', () => {
+  const shown = async (certificates: Uint8Array[]): Promise<Record<string, [string, string]>> => {
+    const { checks } = await verifyReport(report, { ...options, certificates, roots: [certificates[2]!] });
+    return Object.fromEntries(checks.map(({ name, got, want }) => [name, [got, want]]));
+  };
+
+  it('is what is there and what should be', async () => {
+    expect(await shown([vcek, ask, ark])).toMatchObject({
+      'ARK.signature-algorithm': [
+        'RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1',
+        'RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1',
+      ],
+      'ARK.basic-constraints': ['CA', 'CA'],
+      'ASK.basic-constraints': ['CA, path length 0', 'CA, path length 0'],
+      'VCEK.basic-constraints': ['no CA', 'no CA'],
+      'ARK.key-usage': ['key usage bits 5, 6', 'certificate signing, bit 5'],
+      'ASK.public-key': ['RSA 4096, exponent 65537', 'RSA 4096, exponent 65537'],
+      'VCEK.public-key': ['P-384', 'P-384'],
+      'VCEK.subject': [
+        'OU = Engineering, C = US, L = Santa Clara, ST = CA, O = Advanced Micro Devices, CN = SEV-VCEK',
+        'OU = Engineering, C = US, L = Santa Clara, ST = CA, O = Advanced Micro Devices, CN = SEV-VCEK',
+      ],
+    });
+  });
+
+  it('names the algorithm that should not be', async () => {
+    const algorithm = async (from: string, to: string, where: 'both' | 'outside'): Promise<string> => {
+      const one = forged(ask, arkKey, [{ from, to, where }]);
+      return (await shown([vcek, one, ark]))['ASK.signature-algorithm']![0];
+    };
+    expect(await algorithm('a203020130', 'a203020114', 'outside')).toBe('two algorithms that differ');
+    expect(await algorithm('a203020130', 'a203020114', 'both')).toBe(
+      'RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 20, trailer 1',
+    );
+    expect(await algorithm('06092a864886f70d01010a', '06092a864886f70d01010c', 'both')).toBe(
+      '1.2.840.113549.1.1.12',
+    );
+    expect(await algorithm('06092a864886f70d010108', '06092a864886f70d010109', 'both')).toContain(
+      'MGF1 with 1.2.840.113549.1.1.9',
+    );
+  });
+});
+
+describe('a revocation list', () => {
+  const crl = options.crls![0]!;
+
+  it('in PEM is the one in DER', () => {
+    for (const label of ['X509 CRL', 'CRL']) {
+      const text = writePem('CERTIFICATE', ark) + writePem(label, crl);
+      expect(parseCrl(Buffer.from(text))).toEqual(parseCrl(crl));
+    }
+  });
+
+  it('is not in PEM that holds none', () => {
+    expect(() => parseCrl(Buffer.from(writePem('CERTIFICATE', ark)), 'list')).toThrow(
+      'list: got PEM without an X509 CRL, want one',
+    );
+  });
+});
