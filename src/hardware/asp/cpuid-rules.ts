@@ -151,7 +151,7 @@ function rulesOf(chip: Personality): ReadonlyMap<number, Rules> {
   const has = FEATURES[chip.generation];
   const name: Rules = [any(), any(), any(), any()];
   const nothing: Rules = [any(), any(), any(), any()];
-  const cache = (level: number): Rules => [any(0xfc003c00), any(), any(), level < 4 ? any(0xfffffffc) : zero];
+  const cache: Rules = [any(0xfc003c00), any(), any(), any(0xfffffffc)];
   const area = (size: number, offset: number, flags: Rule): Rules => [
     exact(size),
     exact(offset),
@@ -228,7 +228,7 @@ function rulesOf(chip: Personality): ReadonlyMap<number, Rules> {
     [0x80000019, 0, [any(), any(), zero, zero]],
     [0x8000001a, 0, [any(0xfffffff8), zero, zero, zero]],
     [0x8000001b, 0, [within(0xbff), zero, zero, zero]],
-    ...[0, 1, 2, 3].map((subleaf): [number, number, Rules] => [0x8000001d, subleaf, cache(subleaf)]),
+    ...[0, 1, 2, 3].map((subleaf): [number, number, Rules] => [0x8000001d, subleaf, cache]),
     [0x8000001d, 4, [any(0xfffffff0), zero, any(), zero]],
     [0x8000001e, 0, [any(), any(0xffff0000), any(0xfffff800), any(0xffffffff)]],
     [0x8000001f, 0, [within(chip.sevFeatures), sevBits, any(), any()]],

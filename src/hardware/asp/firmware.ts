@@ -169,9 +169,6 @@ export class Firmware {
   /** Writes what a host sees. Returns a status. */
   write(address: Spa, from: Uint8Array): number {
     if (!this.isMemory(address, from.length)) return SEV_STATUS.INVALID_ADDRESS;
-    const { rmp } = this.memory;
-    if (rmp !== undefined && address < rmp.end && address + from.length > rmp.base)
-      return SEV_STATUS.INVALID_ADDRESS;
     this.memory.encryption.writeUnder(0, address, from);
     return SEV_STATUS.SUCCESS;
   }

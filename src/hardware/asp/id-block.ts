@@ -45,27 +45,22 @@ export function verifyIdBlock(options: {
 /** Whether `signature` (R and S, 72 bytes each, little endian) is one of `message` by the key of `publicKey` (SNP_PUBLIC_KEY). */
 function isSigned(message: Uint8Array, signature: Uint8Array, publicKey: Uint8Array): boolean {
   const curve = new DataView(publicKey.buffer, publicKey.byteOffset).getUint32(SNP_PUBLIC_KEY.CURVE, true);
-  const [x, y, r, s] = [
-    number(publicKey, SNP_PUBLIC_KEY.X),
-    number(publicKey, SNP_PUBLIC_KEY.Y),
-    number(signature, 0),
-    number(signature, ECDSA_NUMBER_SIZE),
-  ];
-  if (curve !== SNP_PUBLIC_KEY.CURVE_P384 || !x || !y || !r || !s) return false;
+  if (curve !== SNP_PUBLIC_KEY.CURVE_P384) return false;
   try {
-    const key = createPublicKey({
-      format: 'jwk',
-      key: { kty: 'EC', crv: 'P-384', x: x.toString('base64url'), y: y.toString('base64url') },
-    });
-    return verify('sha384', message, { key, dsaEncoding: 'ieee-p1363' }, Buffer.concat([r, s]));
+    const x = number(publicKey, SNP_PUBLIC_KEY.X).toString('base64url');
+    const y = number(publicKey, SNP_PUBLIC_KEY.Y).toString('base64url');
+    const key = createPublicKey({ format: 'jwk', key: { kty: 'EC', crv: 'P-384', x, y } });
+    const raw = Buffer.concat([number(signature, 0), number(signature, ECDSA_NUMBER_SIZE)]);
+    return verify('sha384', message, { key, dsaEncoding: 'ieee-p1363' }, raw);
   } catch {
     return false;
   }
 }
 
-/** A number of 72 bytes, little endian, as 48 bytes, big endian; undefined when it is longer. */
-function number(bytes: Uint8Array, offset: number): Buffer | undefined {
+/** A number of 72 bytes, little endian, as 48 bytes, big endian. Throws RangeError when it is longer. */
+function number(bytes: Uint8Array, offset: number): Buffer {
   const field = bytes.subarray(offset, offset + ECDSA_NUMBER_SIZE);
-  if (field.subarray(SIZE).some((byte) => byte !== 0)) return undefined;
+  if (field.subarray(SIZE).some((byte) => byte !== 0))
+    throw new RangeError('a number of P-384 of more than 48 bytes');
   return Buffer.from(field.subarray(0, SIZE)).reverse();
 }

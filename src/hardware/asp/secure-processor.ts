@@ -98,8 +98,7 @@ export class SecureProcessor {
    * Executes a command (SEV_CMD) whose buffer is at `buffer` in host memory (0 for a command that takes none). Returns its status (SEV_STATUS).
    */
   execute(command: number, buffer: Spa): number {
-    const status = this.#failures.length > 0 ? this.#injected(command) : undefined;
-    const answer = status ?? this.#run(command, buffer);
+    const answer = this.#injected(command) ?? this.#run(command, buffer);
     if (this.#firmware.trace.on) this.#traceCall(command, answer);
     return answer;
   }
@@ -155,11 +154,11 @@ export class SecureProcessor {
     for (let i = 0; i < size / 4; i++) words[i] = memory.words[at + i]!;
   }
 
-  /** Answers in the command buffer; its page, if firmware's, goes to state Reclaim (sev_dispatch.c). */
+  /** Answers in the command buffer; with SNP initialised its page, which is firmware's then, goes to state Reclaim (sev_dispatch.c). */
   #giveBack(buffer: Spa, bytes: Uint8Array): void {
     const firmware = this.#firmware;
     firmware.write(buffer, bytes);
-    if (!firmware.isInitialised || firmware.stateOf(buffer) !== 'firmware') return;
+    if (!firmware.isInitialised) return;
     const frame = Math.floor(buffer / PAGE_SIZE) as Pfn;
     firmware.rmp.setEntry(frame, { ...firmware.entryOf(frame), immutable: false });
   }

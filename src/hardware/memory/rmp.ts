@@ -220,7 +220,7 @@ export class Rmp {
   /** PSMASH of the 2 MiB page at `spa` into 512 of 4 KiB with the same owner and rights. Returns RMP_RESULT. */
   psmash(spa: Spa): number {
     const frame = spa / PAGE_SIZE;
-    if (!Number.isInteger(frame) || frame % LARGE_FRAMES !== 0) return RMP_RESULT.FAIL_INPUT;
+    if (frame % LARGE_FRAMES !== 0) return RMP_RESULT.FAIL_INPUT;
     if (frame < 0 || frame + LARGE_FRAMES > this.#memory.frameCount) return RMP_RESULT.FAIL_INPUT;
     const { words } = this;
     const at = this.#entries + frame * 4;

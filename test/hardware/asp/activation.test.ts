@@ -98,6 +98,27 @@ describe('ACTIVATE', () => {
     const context = machine.createContext();
     machine.launchStart(context, 0x130000n);
     expect(machine.activate(context, 1)).toBe(7);
+    // Before it asks whether the ASID is one, but not for those that no counter is for.
+    expect(machine.activate(context, 1023)).toBe(7);
+    expect(machine.activate(context, 1024)).toBe(0x0d);
+    const other = machine.createContext();
+    machine.launchStart(other, 0x30000n);
+    expect(machine.activate(other, 1)).toBe(0);
+  });
+
+  it('lets a guest of a single socket onto a machine of one', () => {
+    machine = new Machine({ sockets: 1 }).init();
+    const context = machine.createContext();
+    machine.launchStart(context, 0x130000n);
+    expect(machine.activate(context, 1)).toBe(0);
+  });
+
+  it('looks for pages of the ASID in the RMP, and not behind it', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    machine.launchStart(context);
+    machine.memory.store64(machine.rmp.end, 5n << 51n);
+    expect(machine.activate(context, 5)).toBe(0);
   });
 });
 
@@ -142,7 +163,9 @@ describe('ACTIVATE_EX', () => {
     expect(activate({ count: 0 })).toBe(0x16);
     expect(activate({ count: 1025 })).toBe(0x16);
     expect(activate({ list: 1 << 30 })).toBe(9);
-    expect(activate({})).toBe(0);
+    machine.startGuest({ asid: 2 });
+    expect(activate({ asid: 2 })).toBe(0x0c);
+    expect(activate({ count: 1024 })).toBe(0);
     expect(activate({})).toBe(0);
     expect(activate({ asid: 2 })).toBe(0x12);
   });
@@ -199,6 +222,7 @@ describe('GUEST_STATUS', () => {
     expect(status(context, host)).toBe(0x1a);
     expect(status(context, 1 << 30)).toBe(9);
     expect(status(context, machine.firmwarePage())).toBe(0);
+    expect(status(context, machine.firmwarePage() + 0xfe0)).toBe(0);
   });
 
   it('tells policy, ASID, state, and whether the VCEK is disabled', () => {

@@ -1,4 +1,9 @@
 import { afterEach, describe, expect, it } from 'vitest';
+import type { Spa } from '../../../src/base/address.ts';
+import { seededEntropy } from '../../../src/base/entropy.ts';
+import { Trace } from '../../../src/base/trace.ts';
+import { SecureProcessor } from '../../../src/hardware/asp/secure-processor.ts';
+import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import { CMD, type Field, hex, Machine } from './machine.ts';
 
 let machine: Machine;
@@ -113,6 +118,7 @@ describe('FEATURE_INFO', () => {
     expect(ask(2, page + 0xff4)).toBe(9);
     expect(ask(2, page)).toBe(0x16);
     expect(ask(0, page)).toBe(0);
+    expect(ask(0, page + 0xff0)).toBe(0);
     machine.init();
     expect(ask(2, page)).toBe(0x1a);
     expect(ask(2, machine.firmwarePage())).toBe(0x16);
@@ -137,6 +143,23 @@ describe('commands of SEV without SNP', () => {
     machine = new Machine();
     expect(machine.run(4, [[0, 8, 0xffffffffffffffffn]])).toBe(0);
     expect(hex(machine.read(machine.buffer, 12))).toBe('013700000000001500000000');
+  });
+
+  it('leave pages as they are while SNP is not initialised, and on a machine without SNP', () => {
+    machine = new Machine().init();
+    const page = machine.firmwarePage();
+    expect(machine.run(CMD.SHUTDOWN_EX, [[0, 4, 8]])).toBe(0);
+    expect(machine.asp.execute(4, page)).toBe(0);
+    expect(machine.stateOf(page)).toBe('firmware');
+    const trace = new Trace();
+    const memory = HostMemory.create({ bytes: 1 << 20, trace });
+    const entropy = seededEntropy(1);
+    const { chip } = machine;
+    const asp = new SecureProcessor({ memory, trace, entropy, chip });
+    const at = ((memory.allocate(0, memory.owner('test')) as number) * 4096) as Spa;
+    expect(asp.execute(4, at)).toBe(0);
+    expect(memory.load32(at)).toBe(0x3701);
+    memory.close();
   });
 
   it('take an answer page of firmware once SNP is initialised, and give it back', () => {

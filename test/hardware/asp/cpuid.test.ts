@@ -51,6 +51,11 @@ describe('CPUID pages', () => {
     // leaf, subleaf, registers; undefined: fine, else as they should have been (Genoa)
     [0, 0, [0x10, 1, 2, 3], undefined],
     [0, 0, [0x11, 1, 2, 3], [0x10, 1, 2, 3]],
+    [0, 256, [0x00a10f11, 0x800, 0, 0], [0, 0, 0, 0]],
+    [0xffff, 0, [1, 0, 0, 0], [0, 0, 0, 0]],
+    [0x10000, 0, [1, 2, 3, 4], undefined],
+    [0x8000ffff, 0, [0, 0, 0, 1], [0, 0, 0, 0]],
+    [0x80010000, 0, [1, 2, 3, 4], undefined],
     [1, 0, [0x00a10f11, 0x800, 0, 0], undefined],
     [1, 0, [0x00a10f10, 0x800, 0, 0], undefined],
     [1, 0, [0x00800f12, 0x800, 0, 0], undefined],

@@ -125,6 +125,11 @@ describe('GUEST_REQUEST', () => {
     expect(guest.send(guest.message(REPORT, payload(), { sequence: status === 0 ? 3n : 1n }))).toBe(0);
   });
 
+  it('takes a message up to the end of its page', () => {
+    const guest = guestOf();
+    expect(guest.send(guest.message(TSC_INFO, payload(4000)))).toBe(0);
+  });
+
   it('writes nothing across the end of the response page, and no counter moves', () => {
     const guest = guestOf();
     machine.memory.write(guest.request, guest.message(REPORT, payload()));
@@ -223,6 +228,17 @@ describe('REPORT_REQ', () => {
     expect(report.subarray(0x1a8, 0x1e0).every((byte) => byte === 0)).toBe(true);
   });
 
+  it.each([
+    [1, 55, 2],
+    [1, 56, 3],
+    [1, 57, 3],
+    [1, 58, 5],
+    [2, 0, 5],
+  ])('of firmware %d.%d has version %d', (major, minor, version) => {
+    const guest = guestOf({ firmware: { major, minor, build: 1 } });
+    expect(guest.report().report[0]).toBe(version);
+  });
+
   it('repeats byte for byte with a seed', () => {
     const run = (): string => {
       machine = new Machine({ signatures: 'rfc6979' }).init();
@@ -274,6 +290,7 @@ describe('KEY_REQ', () => {
     ['VMPL 1 by VMPCK 1', { vmpck: 1, vmpl: 1 }, 0],
     ['field 6 in version 1', { fields: 64 }, 0x16],
     ['an SVN above that of the ID block, not mixed in', { svn: 1 }, 0],
+    ['the SVN of the ID block', { fields: 16, svn: 0 }, 0],
     ['an SVN above that of the ID block', { fields: 16, svn: 1 }, 0x16],
     ['a TCB above the committed, not mixed in', { tcb: 0xffn }, 0],
     ['a TCB with one component above the committed', { fields: 32, tcb: 5n }, 0x16],

@@ -139,6 +139,27 @@ describe('LAUNCH_UPDATE', () => {
     expect(update(context, mine, NORMAL << 1)).toBe(0x1a);
   });
 
+  it('knows where the RMP ends, and believes no entry behind it', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest();
+    const { rmp, memory } = machine;
+    const update = (page: number): number => {
+      const command = machine.page();
+      memory.store64(command, BigInt(context));
+      memory.store32((command + 8) as Spa, 2);
+      memory.store64((command + 16) as Spa, BigInt(page));
+      return machine.asp.execute(CMD.LAUNCH_UPDATE, command);
+    };
+    // Frame 4096 is none: its entry would be the first of what lies behind the table.
+    memory.store64(rmp.end, 5n | (1n << 51n));
+    memory.store64((rmp.end + 8) as Spa, 0x1fn);
+    const slot = rmp.base + 16384 + memory.frameCount * 16;
+    expect(slot).toBe(rmp.end);
+    expect(update(memory.frameCount * 4096)).toBe(0x1a);
+    machine.rmpupdate(rmp.end, { gpa: 0x1000, asid: 1, immutable: true });
+    expect(update(rmp.end)).toBe(0);
+  });
+
   it('needs an initialised platform', () => {
     machine = new Machine();
     expect(machine.launchUpdate(machine.page(), machine.page(), NORMAL)).toBe(1);

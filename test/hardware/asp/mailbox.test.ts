@@ -100,6 +100,17 @@ describe('the mailbox', () => {
     expect(machine.memory.bytes.subarray(at, at + 4096).every((byte) => byte === 0x5a)).toBe(true);
   });
 
+  it('takes a buffer that ends where memory ends, and none of a command that has none', () => {
+    machine = new Machine().init();
+    const end = machine.memory.frameCount * 4096;
+    const context = machine.firmwarePage();
+    machine.memory.store64((end - 8) as Spa, BigInt(context));
+    expect(machine.asp.execute(CMD.GCTX_CREATE, (end - 8) as Spa)).toBe(0);
+    expect(machine.asp.execute(CMD.GCTX_CREATE, (end - 7) as Spa)).toBe(9);
+    expect(machine.run(CMD.PLATFORM_STATUS, [[0, 8, end]])).toBe(9);
+    expect(machine.asp.execute(CMD.DF_FLUSH, 0 as Spa)).toBe(0);
+  });
+
   it('takes a buffer at any address, across pages too', () => {
     machine = new Machine().init();
     const pages = machine.page(1);

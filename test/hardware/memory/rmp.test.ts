@@ -279,6 +279,7 @@ describe('PSMASH', () => {
     ['an address that is not 2 MiB aligned', () => spa(region + 1), 1],
     ['memory behind the table’s end', () => spa(2048), 1],
     ['a page that is not assigned', () => spa(region), 7],
+    ['the last region that the table covers', () => spa(2048 - 512), 7],
   ])('refuses %s', (_, at, code) => {
     expect(rmp.psmash(at())).toBe(code);
   });
