@@ -37,6 +37,7 @@ describe('SEV_ISSUE_CMD', () => {
     ['PEK_GEN', 2, undefined, EPERM, EIO, 0x11],
     ['PEK_CSR', 3, 16, EPERM, EIO, 0x11],
     ['PDH_GEN', 4, undefined, EPERM, EIO, 0x11],
+    ['PDH_CERT_EXPORT', 5, 32, EPERM, EIO, 0x11],
     ['PEK_CERT_IMPORT', 6, 32, EPERM, EIO, 0x11],
     ['GET_ID', 7, 128, 0, 0, 0],
     ['GET_ID2 without data', 8, undefined, EFAULT, EFAULT, 0],
@@ -74,6 +75,14 @@ describe('SEV_ISSUE_CMD', () => {
     const plain = createKernel({ memory: 4 << 20 });
     expect(errnoOf(() => plain.newProcess().openSev())).toBe(ENODEV);
     plain.close();
+  });
+
+  it('SNP_SET_CONFIG and SNP_VLEK_LOAD are ENODEV while SNP is not initialised, whatever else is wrong', () => {
+    const { process, fd, readOnly, kernel } = machine();
+    kernel.psp!.shutDown();
+    for (const cmd of [11, 12])
+      for (const descriptor of [fd, readOnly])
+        expect(errnoOf(() => process.sevIssueCommand(descriptor, { cmd }))).toBe(ENODEV);
   });
 
   it('PLATFORM_STATUS has versions, state UNINIT and no guests', () => {

@@ -57,6 +57,20 @@ describe('the GHCB MSR protocol', () => {
     expect(bench.msr).toBe(0x0002_0001_3300_0001n);
   });
 
+  // Codes that are SNP's, from an SEV-ES guest.
+  for (const msr of [0x010n, 0x4_0012n, (1n << 52n) | 0x8_0014n, 0x080n])
+    it(`ends a guest that is not SNP-active for 0x${msr.toString(16)}`, () => {
+      const bench = new GhcbBench();
+      Object.assign(bench.snp.vm.sev!, { vmsaFeatures: 0n });
+      expect(bench.ask(msr)).toBe(0);
+      const { exits } = bench.snp.vcpu.sev!;
+      expect([bench.exitReason, exits.systemEventType, exits.systemEventData(0)]).toEqual([
+        SYSTEM_EVENT,
+        6,
+        msr,
+      ]);
+    });
+
   it('ends the guest: SYSTEM_EVENT, type 6, with the MSR', () => {
     const bench = new GhcbBench();
     expect(bench.ask(0x0002_1100n)).toBe(0);
@@ -268,6 +282,43 @@ describe('a GHCB page', () => {
         if (bench.exitReason === 6) bench.snp.vcpu.run();
         while (bench.exitReason === 6) bench.snp.vcpu.run();
         expect([bench.exitReason, ...bench.answer]).toEqual([HLT, ...(kernel === '6.12' ? old : late)]);
+      });
+
+  // Events that need no field but the code and the two numbers: none of them is refused for what is missing, or unknown.
+  const BARE: readonly (readonly [string, Request])[] = [
+    ['DR7 read', { code: 0x27n }],
+    ['RDTSC', { code: 0x6en }],
+    ['INVD', { code: 0x76n }],
+    ['IN', { code: 0x7bn, info1: 0x0060_0011n }],
+    ['RDTSCP', { code: 0x87n }],
+    ['WBINVD', { code: 0x89n }],
+    ['NMI complete', { code: 0x8000_0003n }],
+    ['AP reset hold', { code: 0x8000_0004n }],
+    ['AP jump table', { code: 0x8000_0005n, info1: 1n }],
+    ['guest request', { code: 0x8000_0011n, info1: 0x41000n, info2: 0x42000n }],
+    ['AP destroy', { code: 0x8000_0013n, info1: (1n << 32n) | 2n }],
+    ['hypervisor features', { code: 0x8000_fffdn }],
+    ['termination', { code: 0x8000_fffen }],
+  ];
+  for (const kernel of KERNELS)
+    for (const [name, request] of BARE)
+      it(`${kernel}: ${name} wants no further field`, () => {
+        const bench = new GhcbBench({ kernel, others: [1] }).register();
+        expect(bench.request({ ...EVENT, ...request })).toBe(0);
+        expect(bench.answer[0]).toBe(0n);
+      });
+
+  // An SEV-ES guest may not ask for what is SNP's. 6.12 finds fields missing, 7.2 does not know the event.
+  for (const kernel of KERNELS)
+    for (const code of [0x8000_0010n, 0x8000_0011n, 0x8000_0012n, 0x8000_0013n, 0x8000_fffdn])
+      it(`${kernel}: 0x${code.toString(16)} of a guest that is not SNP-active`, () => {
+        const bench = new GhcbBench({ kernel });
+        Object.assign(bench.snp.vm.sev!, { vmsaFeatures: 0n });
+        bench.request({ ...EVENT, code, rax: 0n, scratch: BigInt(BUFFER), info2: 0x1000n });
+        expect([bench.exitReason, ...bench.answer]).toEqual([HLT, 2n, kernel === '6.12' ? 4n : 6n]);
+        // Its GHCB needs no registration.
+        bench.request({ ...EVENT, code: 0x89n });
+        expect(bench.answer).toEqual([0n, 0n]);
       });
 
   it('gives RAX, RBX, RCX and RDX back, with valid bits for them and the two numbers alone', () => {
@@ -541,6 +592,30 @@ describe('events by GHCB that are a plain guest’s exits', () => {
     kvmRun.setIoValue(0x5a);
     bench.snp.vcpu.run();
     expect(bench.field('rax')).toBe(0x5an);
+  });
+  it('DR7 is the guest’s: reading and writing it does nothing', () => {
+    const bench = new GhcbBench().register();
+    for (const code of [0x27n, 0x37n]) {
+      bench.request({ ...EVENT, code, rax: 0x155n, rcx: 7n });
+      expect([bench.exitReason, ...bench.answer]).toEqual([HLT, 0n, 0n]);
+      expect([bench.field('rax'), bench.field('rcx')]).toEqual([0x155n, 7n]);
+    }
+  });
+  it('RDTSC: KVM knows no such exit, INTERNAL_ERROR 4 with its number', () => {
+    const bench = new GhcbBench().register();
+    expect(bench.request({ ...EVENT, code: 0x6en })).toBe(0);
+    const { kvmRun } = bench.snp.vcpu;
+    expect([kvmRun.exitReason, kvmRun.internalErrorSuberror, kvmRun.internalErrorData(0)]).toEqual([
+      17,
+      4,
+      0x6en,
+    ]);
+  });
+  it('RDTSCP: #UD', () => {
+    const bench = new GhcbBench().register();
+    bench.request({ ...EVENT, code: 0x87n });
+    expect([bench.exitReason, ...bench.answer]).toEqual([HLT, 0n, 0n]);
+    expect(bench.core.eventInjections.at(-1)! & 0xffff_ffffn).toBe(0x8000_0306n);
   });
   it('WBINVD, INVD, MONITOR and MWAIT do nothing', () => {
     const bench = new GhcbBench().register();

@@ -57,7 +57,8 @@ set(handleUndefinedOpcode, VMEXIT.EXCEPTION0 + VECTOR.UD);
 set((vcpu) => vcpu.debug.debugException(), VMEXIT.EXCEPTION0 + VECTOR.DB);
 set((vcpu) => vcpu.debug.breakpoint(), VMEXIT.EXCEPTION0 + VECTOR.BP);
 for (let code = VMEXIT.READ_DR0; code < VMEXIT.READ_DR0 + DEBUG_REGISTER_CODES; code++)
-  set((vcpu) => vcpu.debug.accessRegister(code), code);
+  // Of an SEV-ES guest DR7 is in the VMSA, whatever it asks by its GHCB (dr_interception).
+  set((vcpu) => (vcpu.sev === undefined ? vcpu.debug.accessRegister(code) : GUEST_AGAIN), code);
 set(handleInterruptWindow, VMEXIT.VINTR);
 set(handleIret, VMEXIT.IRET);
 set(handleWriteCr8, WRITE_CR8);
@@ -74,6 +75,7 @@ set(
   VMEXIT.CLGI,
   VMEXIT.SKINIT,
   VMEXIT.INVLPGA,
+  VMEXIT.RDTSCP,
   VMEXIT.RDPRU,
   VMEXIT.RSM,
 );

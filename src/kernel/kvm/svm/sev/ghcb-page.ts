@@ -17,7 +17,6 @@ export class GhcbRequest {
   rcx = 0n;
   rdx = 0n;
   rsi = 0n;
-  xcr0 = 0n;
   cpl = 0;
   usage = 0;
   /** The bitmap's two halves. */
@@ -56,7 +55,6 @@ export class GhcbPage {
     request.rcx = field(GHCB.RCX);
     request.rdx = field(GHCB.RDX);
     request.rsi = field(GHCB.RSI);
-    request.xcr0 = field(GHCB.XCR0);
     request.code = field(GHCB.SW_EXITCODE);
     request.info1 = field(GHCB.SW_EXITINFO1);
     request.info2 = field(GHCB.SW_EXITINFO2);
