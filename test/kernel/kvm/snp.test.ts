@@ -113,6 +113,52 @@ describe('an SNP guest', () => {
     expect(snp.long(SHARED)).toBe(3n);
   });
 
+  it('has its answers to events that no guest of ours asks for otherwise', () => {
+    // Code, info1, info2, RAX, RCX, RDX; the two numbers of the answer.
+    const EVENTS: readonly (readonly [string, readonly bigint[], readonly [bigint, bigint]])[] = [
+      ['DR7 read', [0x27n, 0n, 0n, 0n, 0n, 0n], [0n, 0n]],
+      ['DR7 write', [0x37n, 0n, 0n, 0x400n, 0n, 0n], [0n, 0n]],
+      ['RDPMC', [0x6fn, 0n, 0n, 0n, 1n, 0n], [1n, 0x8000_0b0dn]],
+      ['INVD', [0x76n, 0n, 0n, 0n, 0n, 0n], [0n, 0n]],
+      ['MONITOR', [0x8an, 0n, 0n, 0n, 0n, 0n], [0n, 0n]],
+      ['MWAIT', [0x8bn, 0n, 0n, 0n, 0n, 0n], [0n, 0n]],
+      ['NMI complete', [0x8000_0003n, 0n, 0n, 0n, 0n, 0n], [0n, 0n]],
+      ['AP jump table, set', [0x8000_0005n, 0n, 0x7000n, 0n, 0n, 0n], [0n, 0n]],
+      ['AP jump table, get', [0x8000_0005n, 1n, 0n, 0n, 0n, 0n], [0n, 0x7000n]],
+      ['run VMPL', [0x8000_0018n, 0n, 0n, 0n, 0n, 0n], [2n, 6n]],
+    ];
+    const FIELDS = [0x390, 0x398, 0x3a0, 0x1f8, 0x308, 0x310];
+    const put = (at: number, value: bigint) => [set('rax', value), store('rdi', 'rax', at)];
+    const snp = new SnpVm().launch([
+      ...ghcbMsr(BigInt(GHCB) | 0x12n),
+      set('rcx', 0xc0010130),
+      set('rax', GHCB),
+      set('rdx', 0),
+      op(Code.Wrmsr),
+      ...EVENTS.flatMap(([, values], i) => [
+        set('rdi', GHCB),
+        ...FIELDS.flatMap((at, field) => put(at, values[field]!)),
+        // RAX; RCX, RDX, and the code with its numbers.
+        ...put(0x3f0, 1n << 63n),
+        ...put(0x3f8, 0x001c_0006_0000_0000n),
+        vmgexit(),
+        load('rbx', 'rdi', 0x398),
+        load('rdx', 'rdi', 0x3a0),
+        set('rdi', SHARED + 16 * i),
+        store('rdi', 'rbx'),
+        store('rdi', 'rdx', 8),
+      ]),
+      set('rdi', GHCB),
+      ...put(0x390, 0x8000_fffen),
+      ...put(0x3f8, 0x001c_0000_0000_0000n),
+      vmgexit(),
+    ]);
+    expect(snp.vcpu.run()).toBe(0);
+    expect([snp.vcpu.kvmRun.exitReason, snp.vcpu.sev!.exits.systemEventData(0)]).toEqual([24, BigInt(GHCB)]);
+    for (const [i, [name, , answer]] of EVENTS.entries())
+      expect([name, snp.long(SHARED + 16 * i), snp.long(SHARED + 16 * i + 8)]).toEqual([name, ...answer]);
+  });
+
   it('finds keys in its secrets page that nobody else knows', () => {
     const snp = new SnpVm().launch([
       set('rdi', SECRETS),
