@@ -141,13 +141,13 @@ export class GuestMemfd implements FileOperations {
     this.vm.release();
   }
 
-  /** kvm_gmem_bind. `overlap` is the errno for pages that another slot binds. */
+  /** kvm_gmem_bind of whole pages. `overlap` is the errno for pages that another slot binds. */
   bind(slot: MemorySlot, offset: bigint, overlap: ErrnoName): void {
     const bytes = BigInt(slot.npages) * 4096n;
-    if (offset % 4096n !== 0n || offset < 0n || offset >= 1n << 63n || offset + bytes > BigInt(this.size)) {
+    if (offset + bytes > BigInt(this.size)) {
       throw new LinuxError(
         'EINVAL',
-        `guest_memfd_offset ${offset}: with ${bytes} bytes it must lie in the file's ${this.size}, page-aligned`,
+        `guest_memfd_offset ${offset}: with ${bytes} bytes it must lie in the file's ${this.size}`,
       );
     }
     const first = slot.gmemPgoff;
@@ -297,7 +297,6 @@ export class GuestMemfd implements FileOperations {
   }
 
   #punch(first: number, end: number, why: string): void {
-    if (end <= first) return;
     this.vm.invalidateGmem(this.#boundRanges(first, end), why, () => {
       this.#mappings.unmap(first, end, { cowed: 'keep' }, () => this.#freePages(first, end, why));
     });

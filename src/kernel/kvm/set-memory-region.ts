@@ -66,7 +66,7 @@ export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): v
   checkFlags(vm, id, flags); // 4
   if (memorySize % PAGE !== 0n) refuse(`memory_size ${memorySize}: not whole pages`); // 5
   if (guestPhysAddr % PAGE !== 0n) refuse(`guest_phys_addr ${guestPhysAddr}: not page-aligned`);
-  if (userspaceAddr % PAGE !== 0n || userspaceAddr > USER_END || memorySize > USER_END - userspaceAddr)
+  if (userspaceAddr % PAGE !== 0n || memorySize > USER_END - userspaceAddr)
     // 6
     refuse(`userspace_addr ${userspaceAddr} with ${memorySize} bytes: not page-aligned in user space`);
   if ((flags & KVM_MEM_GUEST_MEMFD) !== 0) {

@@ -116,6 +116,9 @@ describe('KVM_CREATE_VM', () => {
     [5, 'EINVAL'],
     [-1, 'EINVAL'],
     [1 << 31, 'EINVAL'],
+    // Its low five bits are those of type 1.
+    [33, 'EINVAL'],
+    [1 - 32, 'EINVAL'],
   ])('type %i: %s', (type, want) => {
     const { kvm } = startVm();
     expect(failure(() => kvm.createVm(type))).toBe(want);

@@ -104,6 +104,16 @@ describe.each(BOTH_KERNELS)('a new slot with a file on %s', (kernel) => {
     ['7: offset and size wrap around', { guestMemfdOffset: 0xffff_ffff_ffff_0000n }, 'EINVAL'],
     ['18: descriptor −1', { guestMemfd: 0xffff_ffff }, 'EBADF'],
     ['18: a descriptor that is not open', { guestMemfd: 999 }, 'EBADF'],
+    [
+      '7: offset and size wrap around, before 18',
+      { guestMemfdOffset: 0xffff_ffff_ffff_0000n, guestMemfd: 999 },
+      'EINVAL',
+    ],
+    [
+      '9: gpa and size wrap around, before 18',
+      { guestPhysAddr: 0xffff_ffff_ffff_0000n, guestMemfd: 999 },
+      'EINVAL',
+    ],
     ['20: an offset with room for the slot', { guestMemfdOffset: 0x1_0000n }, 'OK'],
     ['20: a slot that ends a page beyond the file', { guestMemfdOffset: 0x1_1000n }, 'EINVAL'],
     ['20: the file’s end as offset', { guestMemfdOffset: 0x2_0000n }, 'EINVAL'],
@@ -131,6 +141,7 @@ describe.each(BOTH_KERNELS)('a new slot with a file on %s', (kernel) => {
     ];
     for (const guestMemfd of files)
       expect(failure(() => host.setRegion({ flags: 4, guestMemfd }))).toBe('EINVAL');
+    expect(() => host.setRegion({ flags: 4, guestMemfd: files[0]! })).toThrow('is no guest_memfd');
   });
 
   it('21: file pages that another slot has', () => {

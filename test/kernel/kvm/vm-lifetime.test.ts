@@ -166,6 +166,13 @@ describe('KVM_CREATE_VCPU', () => {
     expect(failure(() => vm.createVcpu(id))).toBe(want);
   });
 
+  it('a 1025th: EINVAL, whatever its id', () => {
+    const { vm } = startVm({ bytes: 64 << 20, fileLimit: 2048 });
+    for (let id = 0; id < 1024; id++) vm.createVcpu(id);
+    expect(failure(() => vm.createVcpu(1024))).toBe('EINVAL');
+    expect(failure(() => vm.createVcpu(0))).toBe('EINVAL');
+  });
+
   it('an id twice: EEXIST, also after the first one was closed, for a VM keeps its vCPUs', () => {
     const { vm } = startVm();
     const vcpu = vm.createVcpu(7);

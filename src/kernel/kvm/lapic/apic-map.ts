@@ -52,12 +52,12 @@ export class ApicMap {
 
   #addLogical(lapic: Lapic): void {
     const ldr = lapic.register(APIC.LDR);
-    if (this.#mode === 'mixed' || !lapic.softwareEnabled || ldr === 0) return;
+    if (!lapic.softwareEnabled || ldr === 0) return;
     const xapicMode = lapic.register(APIC.DFR) === DFR_FLAT ? 'flat' : 'cluster';
     const mode: LogicalMode = lapic.isX2apic ? 'x2apic' : xapicMode;
     if (this.#mode === 'none-enabled') this.#mode = mode;
     else if (this.#mode !== mode) this.#mode = 'mixed';
-    if (this.#mode === 'mixed' || mode === 'x2apic') return;
+    if (mode === 'x2apic') return;
     const id = ldr >>> 24;
     const bits = mode === 'flat' ? id : id & 15;
     if (bits === 0) return;

@@ -173,9 +173,8 @@ export class Lapic {
     const masked = (this.register(APIC.LVT_TIMER) & LVT.MASKED) !== 0;
     return this.timer.pending && !masked && this.hardwareEnabled && this.softwareEnabled;
   }
-  /** kvm_inject_apic_timer_irqs */
+  /** kvm_inject_apic_timer_irqs, of a timer that is pending. */
   injectTimer(): void {
-    if (!this.timer.pending) return;
     this.deliverLocal(APIC.LVT_TIMER);
     this.timer.delivered();
   }

@@ -70,7 +70,6 @@ export class LapicTimer {
   /** LVTT was written. Going into or out of TSC-deadline mode disarms the timer. */
   updateMode(): void {
     const mode = this.#register(APIC.LVT_TIMER) & MODES & this.modeMask;
-    if (mode === this.mode) return;
     if (this.isTscDeadline !== (mode === LVT.TIMER_TSC_DEADLINE)) {
       this.cancel();
       this.#setRegister(APIC.INITIAL_COUNT, 0);
@@ -116,7 +115,7 @@ export class LapicTimer {
   }
 
   get currentCount(): number {
-    if (this.isTscDeadline || this.#register(APIC.INITIAL_COUNT) === 0 || this.#period === 0) return 0;
+    if (this.#period === 0) return 0;
     const remaining = Math.max(this.#target - this.#vcpu.time.now(), 0) % this.#period;
     return Math.floor(remaining / this.divideCount);
   }
@@ -159,24 +158,18 @@ export class LapicTimer {
   #restart(): void {
     if (!this.#isPeriodic && this.pending) return;
     if (this.isTscDeadline) this.#startDeadline();
-    else this.#startPeriod();
+    else this.#vcpu.time.start(this.#timer, this.#target);
   }
 
   #startDeadline(): void {
     const { time, guestTsc, tscKhz } = this.#vcpu;
-    if (this.tscDeadline === 0n || tscKhz === 0) return;
+    if (this.tscDeadline === 0n) return;
     if (this.tscDeadline <= guestTsc) {
       this.#expire();
       return;
     }
     const ns = (Number(this.tscDeadline - guestTsc) * 1e6) / tscKhz;
     if (ns < FAR) time.start(this.#timer, time.now() + Math.ceil(ns));
-  }
-
-  #startPeriod(): void {
-    const { time } = this.#vcpu;
-    if (this.#period === 0) return;
-    time.start(this.#timer, this.#target);
   }
 
   /** The next period; one that is over already is not made up for. */

@@ -153,6 +153,16 @@ describe('logical destinations', () => {
     expect(bench.controller.deliver(lost)).toBe(0);
   });
 
+  it('an NMI does not reach an APIC that software has disabled, as it does by physical id', () => {
+    const bench = flat();
+    bench.write(0xf0, 0xff, bench.lapics[1]);
+    const nmis = () => [0, 1, 2].map((index) => bench.vcpu(index).nmis);
+    bench.controller.deliver(message({ logical: true, destination: 0b111, delivery: 0x400 }));
+    expect(nmis()).toEqual([1, 0, 1]);
+    bench.controller.deliver(message({ destination: 1, delivery: 0x400 }));
+    expect(nmis()).toEqual([1, 1, 1]);
+  });
+
   it('an MSI with a redirection hint chooses one as well', () => {
     const bench = flat();
     const hinted = message({ logical: true, destination: 0b111, redirectionHint: true, vector: 0x62 });
@@ -349,6 +359,11 @@ describe('routes', () => {
     expect(eoiOf(suppress(0n))).toBe(0x60);
     expect(eoiOf(suppress(4n))).toBe(-1);
     expect(eoiOf(suppress(8n))).toBe(0x60);
+    const asked = (bench: LapicBench) => {
+      bench.controller.setX2apicApi(4n);
+      bench.controller.setLine(4, 1);
+    };
+    expect(eoiOf(asked)).toBe(0x60);
   });
 });
 

@@ -93,6 +93,18 @@ describe('the xAPIC page', () => {
     expect(part(0x34, 1)).toEqual([0xee]);
   });
 
+  it('reads the arbitration priority as 0, whatever a state brought', () => {
+    const bench = new LapicBench().enable();
+    bench.lapic.setRegister(0x90, 0x55);
+    expect(bench.read(0x90)).toBe(0);
+  });
+
+  it('has no register for a self IPI', () => {
+    const bench = new LapicBench().enable();
+    bench.write(0x3f0, 0x60);
+    expect(bench.lapic.highestRequest()).toBe(-1);
+  });
+
   it('drops stores that are not 4 aligned bytes', () => {
     const bench = new LapicBench();
     bench.lapic.writePage(0x80, new Uint8Array([1]));
@@ -315,6 +327,23 @@ describe('acceptance', () => {
     const other = new LapicBench().lapic;
     expect(other.accept(message(0x500, { level: true, assert: false }))).toBe(false);
     expect(other.initPending).toBe(false);
+  });
+
+  it('a hardware-disabled APIC drops fixed messages too, though software had enabled it', () => {
+    const bench = new LapicBench().enable();
+    bench.vcpu().apicBase &= ~0x800n;
+    expect(bench.lapic.softwareEnabled).toBe(true);
+    expect(bench.lapic.accept(message(0))).toBe(false);
+    expect(bench.lapic.pendingVector()).toBe(-1);
+  });
+
+  it.each([
+    ['an edge, whatever it asserts', { level: false, assert: false }],
+    ['a level that asserts', { level: true, assert: true }],
+  ])('an INIT is taken as %s', (_, over) => {
+    const { lapic } = new LapicBench();
+    expect(lapic.accept(message(0x500, over))).toBe(true);
+    expect(lapic.initPending).toBe(true);
   });
 
   it('SMI and external interrupts do not come this way', () => {

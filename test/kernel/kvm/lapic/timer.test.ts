@@ -50,6 +50,34 @@ describe('the divider', () => {
 });
 
 describe('a one-shot timer', () => {
+  it('that has expired is not begun again by a divider, the same or another', () => {
+    for (const divide of [0xb, 0x0]) {
+      const bench = armed(0);
+      bench.write(INITIAL, 5000);
+      bench.pass(5000);
+      bench.write(DIVIDE, divide);
+      expect(interrupt(bench)).toBe(0x50);
+      bench.take();
+      bench.pass(1_000_000);
+      expect(interrupt(bench)).toBe(-1);
+    }
+  });
+
+  it('that was delivered is not begun again by the divider that it has', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 5000);
+    bench.pass(5000);
+    expect(interrupt(bench)).toBe(0x50);
+    bench.take();
+    bench.write(DIVIDE, 0xb);
+    bench.pass(1_000_000);
+    expect(interrupt(bench)).toBe(-1);
+  });
+
+  it('without a count has none left', () => {
+    expect(armed(0).lapic.timer.currentCount).toBe(0);
+  });
+
   it('interrupts once, when its count has run down', () => {
     const bench = armed(0);
     bench.write(INITIAL, 5000);
@@ -111,6 +139,21 @@ describe('a periodic timer', () => {
     const bench = armed(0x20000);
     bench.write(INITIAL, 1000);
     bench.pass(199_999);
+    expect(bench.lapic.timer.pending).toBe(false);
+    bench.pass(1);
+    expect(bench.lapic.timer.pending).toBe(true);
+  });
+
+  it('goes on with a new divider though an interrupt of it waits', () => {
+    const bench = armed(0x20000);
+    bench.write(INITIAL, 300_000);
+    bench.pass(300_000);
+    expect(bench.lapic.timer.pending).toBe(true);
+    bench.write(DIVIDE, 0x0);
+    expect(interrupt(bench)).toBe(0x50);
+    bench.take();
+    bench.write(0xb0, 0);
+    bench.pass(599_999);
     expect(bench.lapic.timer.pending).toBe(false);
     bench.pass(1);
     expect(bench.lapic.timer.pending).toBe(true);
