@@ -49,6 +49,12 @@ export interface CpuidResult {
   edx: number;
 }
 
+/** What of a vCPU shows in its CPUID. */
+export interface CpuidState {
+  readonly cr4: number;
+  readonly apicBase: bigint;
+}
+
 export class GuestCpuid {
   #entries: readonly CpuidEntry[] = [];
   #known = false;
@@ -59,18 +65,18 @@ export class GuestCpuid {
   reservedEferBits = 0n;
 
   /** KVM_GET_CPUID2 */
-  get entries(): CpuidEntry[] {
-    return this.#entries.map((entry) => ({ ...entry }));
+  get(state: CpuidState): CpuidEntry[] {
+    return asOfNow(this.#entries, state);
   }
 
   /**
    * KVM_SET_CPUID2. Errors: E2BIG above 256 entries; EINVAL for a linear address width that no processor has, and once the vCPU has run,
-   * for anything that differs.
+   * for anything that differs but what KVM itself keeps up to date.
    */
-  set(entries: readonly CpuidEntry[], vcpu: { hasRun: boolean }): void {
+  set(entries: readonly CpuidEntry[], vcpu: CpuidState & { readonly hasRun: boolean }): void {
     if (entries.length > MAX_ENTRIES)
       throw new LinuxError('E2BIG', `KVM_SET_CPUID2: ${entries.length} entries, at most ${MAX_ENTRIES}`);
-    if (vcpu.hasRun && !sameEntries(this.#entries, entries))
+    if (vcpu.hasRun && !sameEntries(this.get(vcpu), asOfNow(entries, vcpu)))
       throw new LinuxError('EINVAL', 'KVM_SET_CPUID2: other entries than before, and the vCPU has run');
     const widths = find(entries, 0x8000_0008, 0);
     const linear = widths === undefined ? 0 : (widths.eax >>> 8) & 0xff;
@@ -96,18 +102,13 @@ export class GuestCpuid {
   }
 
   /** kvm_cpuid: what the guest's CPUID gives. */
-  execute(leaf: number, index: number, state: { cr4: number; apicBase: bigint }, into: CpuidResult): void {
+  execute(leaf: number, index: number, state: CpuidState, into: CpuidResult): void {
     const entry = find(this.#entries, leaf, index) ?? this.#outOfRange(leaf, index);
     into.eax = entry?.eax ?? 0;
     into.ebx = entry?.ebx ?? 0;
     into.ecx = entry?.ecx ?? 0;
     into.edx = entry?.edx ?? 0;
-    if (entry?.function === 1) {
-      into.ecx = (state.cr4 & CR4.OSXSAVE) !== 0 ? into.ecx | OSXSAVE : into.ecx & ~OSXSAVE;
-      into.edx = (state.apicBase & APIC_ENABLED) !== 0n ? into.edx : into.edx & ~APIC;
-    }
-    // The sizes are those of what XCR0 enables, and x87 and SSE take the same.
-    if (entry?.function === LEAF_XSAVE && sizedByXcr0(entry)) into.ebx = XSAVE_BYTES;
+    if (entry !== undefined) updateRuntime(entry, state, into);
     // Topology leaves end with an invalid level, which still tells level and APIC id.
     if (entry === undefined && (leaf === 0xb || leaf === 0x1f) && index > 0) {
       const first = find(this.#entries, leaf, 1);
@@ -157,7 +158,28 @@ const sameEntry = (a: CpuidEntry, b: CpuidEntry): boolean =>
     (field) => a[field] >>> 0 === b[field] >>> 0,
   );
 
-/** __kvm_update_cpuid_runtime: subleaf 0, and 1 where XSAVEC or XSAVES is there. */
+/** kvm_update_cpuid_runtime: what of `entry` follows the vCPU's state, into its registers. */
+function updateRuntime(entry: CpuidEntry, state: CpuidState, into: CpuidResult): void {
+  if (entry.function === 1) {
+    into.ecx = (state.cr4 & CR4.OSXSAVE) !== 0 ? into.ecx | OSXSAVE : into.ecx & ~OSXSAVE;
+    into.edx = (state.apicBase & APIC_ENABLED) !== 0n ? into.edx | APIC : into.edx & ~APIC;
+  }
+  // The sizes are those of what XCR0 enables, and x87 and SSE take the same.
+  if (entry.function === LEAF_XSAVE && sizedByXcr0(entry)) into.ebx = XSAVE_BYTES;
+}
+
+/** Copies, as the guest would see them now. */
+function asOfNow(entries: readonly CpuidEntry[], state: CpuidState): CpuidEntry[] {
+  return entries.map((entry) => {
+    const copy = { ...entry };
+    updateRuntime(entry, state, copy);
+    copy.ecx >>>= 0;
+    copy.edx >>>= 0;
+    return copy;
+  });
+}
+
+/** Subleaf 0, and 1 where XSAVEC or XSAVES is there. */
 const sizedByXcr0 = ({ index, eax }: CpuidEntry): boolean =>
   index === 0 || (index === 1 && (eax & 0xa) !== 0);
 const LEAF_XSAVE = 0xd;

@@ -11,7 +11,7 @@ import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { GPR } from '../../hardware/cpu/state.ts';
 import type { CpuidEntry, KvmVcpu, PreFaultRange, Regs, Sregs } from '../interface.ts';
-import { type CpuidResult, GuestCpuid } from './cpuid.ts';
+import { type CpuidResult, type CpuidState, GuestCpuid } from './cpuid.ts';
 import type { DirtyTracking } from './dirty-log.ts';
 import { EventInjection } from './event-injection.ts';
 import { GuestFpu } from './fpu.ts';
@@ -141,6 +141,10 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   get time(): HostTime {
     return this.vm.time;
   }
+  /** What shows in the guest's CPUID. */
+  get cpuidState(): CpuidState {
+    return { cr4: this.vmcb.saveWord(SAVE.CR4), apicBase: this.other.apicBase };
+  }
   /** The guest's time stamp counter. */
   get guestTsc(): bigint {
     return BigInt.asUintN(64, BigInt(this.vm.time.now()) + this.vmcb.long(VMCB.TSC_OFFSET));
@@ -218,11 +222,11 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   getCpuid2(): CpuidEntry[] {
     this.checkOpen();
-    return this.cpuid.entries;
+    return this.cpuid.get(this.cpuidState);
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.checkOpen();
-    this.cpuid.set(entries, { hasRun: this.cycle.hasRun });
+    this.cpuid.set(entries, { ...this.cpuidState, hasRun: this.cycle.hasRun });
     this.apic?.lapic.setVersion();
   }
   getLapic(): Uint8Array {

@@ -55,13 +55,51 @@ export const vcpuStateSpec: Spec = {
       vcpu.setCpuid2([{ ...leaves(1)[0]!, function: 0x8000_0008, eax: 0x2f30 }]),
     ),
     {
-      title: 'KVM_SET_CPUID2 with the same entries once the vCPU has run',
-      act: (subject) => haltedGuest(subject).setCpuid2(subject.kvm.getSupportedCpuid()),
+      title: 'KVM_GET_CPUID2 shows OSXSAVE as CR4 has it, and APIC as its base has it',
+      act(subject) {
+        const vcpu = newVcpu(subject);
+        const shown = () => {
+          const { ecx, edx } = vcpu.getCpuid2().find((entry) => entry.function === 1)!;
+          return [(ecx >>> 27) & 1, (edx >>> 9) & 1];
+        };
+        const first = shown();
+        vcpu.setSregs({ ...vcpu.getSregs(), cr4: 1n << 18n, apicBase: 0xfee0_0100n });
+        return [first, shown()];
+      },
+      want: [
+        [0, 1],
+        [1, 0],
+      ],
+    },
+    {
+      title: 'KVM_GET_CPUID2 shows an APIC that user space left out',
+      act(subject) {
+        const vcpu = newVcpu(subject, false);
+        vcpu.setCpuid2([{ ...leaves(1)[0]!, function: 1 }]);
+        return (vcpu.getCpuid2()[0]!.edx >>> 9) & 1;
+      },
+      want: 1,
+    },
+    {
+      title: 'KVM_SET_CPUID2 with what KVM_GET_CPUID2 gives once the vCPU has run, whatever its OSXSAVE',
+      act(subject) {
+        const vcpu = haltedGuest(subject);
+        const entries = vcpu.getCpuid2();
+        vcpu.setCpuid2(entries);
+        vcpu.setCpuid2(
+          entries.map((entry) =>
+            entry.function === 1 ? { ...entry, ecx: (entry.ecx ^ (1 << 27)) >>> 0 } : entry,
+          ),
+        );
+      },
       want: 'OK',
     },
     {
       title: 'KVM_SET_CPUID2 with other entries once the vCPU has run',
-      act: (subject) => haltedGuest(subject).setCpuid2(subject.kvm.getSupportedCpuid().slice(1)),
+      act(subject) {
+        const vcpu = haltedGuest(subject);
+        vcpu.setCpuid2(vcpu.getCpuid2().slice(1));
+      },
       want: 'EINVAL',
     },
     {

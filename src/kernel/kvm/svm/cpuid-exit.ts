@@ -10,8 +10,7 @@ const RBX = 3;
 /** RIP stays where it is. */
 export function emulateCpuid(vcpu: Vcpu): void {
   const { vmcb, gprWords, cpuidResult } = vcpu;
-  const state = { cr4: vmcb.saveWord(SAVE.CR4), apicBase: vcpu.other.apicBase };
-  vcpu.cpuid.execute(vmcb.word(RAX), gprWords[RCX * 2]!, state, cpuidResult);
+  vcpu.cpuid.execute(vmcb.word(RAX), gprWords[RCX * 2]!, vcpu.cpuidState, cpuidResult);
   vmcb.setWord(RAX, cpuidResult.eax);
   vmcb.setWord(RAX + 4, 0);
   gprWords[RBX * 2] = cpuidResult.ebx;
