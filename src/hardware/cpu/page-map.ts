@@ -3,12 +3,13 @@
  * offset, or 0), and lines of records in an arena. Records are never reused before everything is flushed, so a handler that
  * stores into its own page goes on in records that still exist.
  */
+import type { WasmMemory } from '../../base/wasm-memory.ts';
 import { RECORD, RECORD_BYTES } from './record.ts';
 import { VECTOR_MODES } from './vector-mode.ts';
 
 /** What the cache needs of host memory (memory/host-memory.ts). */
 export interface CodeMemory {
-  readonly wasm: WebAssembly.Memory;
+  readonly wasm: WasmMemory;
   readonly bytes: Uint8Array;
   readonly words: Int32Array;
   readonly longs: BigUint64Array;

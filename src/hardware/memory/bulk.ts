@@ -3,6 +3,7 @@
  * `Uint8Array.fill` is ten times slower. The module is small enough to be written down byte by byte here.
  * (WebAssembly core specification 2.0, section 5, "Binary Format".)
  */
+import type { WasmMemory } from '../../base/wasm-memory.ts';
 export interface BulkOperations {
   /** Zeroes `bytes` bytes from `address` on. */
   clear(address: number, bytes: number): void;
@@ -49,6 +50,6 @@ const MODULE = new WebAssembly.Module(
 );
 
 /** The operations on one shared memory. Addresses and sizes are below 2^32. */
-export function bulkOperations(memory: WebAssembly.Memory): BulkOperations {
+export function bulkOperations(memory: WasmMemory): BulkOperations {
   return new WebAssembly.Instance(MODULE, { host: { memory } }).exports as unknown as BulkOperations;
 }

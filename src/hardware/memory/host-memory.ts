@@ -12,8 +12,10 @@
  * `read`, `write`, `clear`, `copy`, `load…`, `store…`: what a host's software sees of DRAM, which is ciphertext where a frame belongs to an
  * encrypted guest. Its writes to frames that the RMP gives to somebody else throw RmpViolation.
  */
+
 import { PAGE_SIZE, type Pfn, pfn, type Spa } from '../../base/address.ts';
 import type { Trace } from '../../base/trace.ts';
+import type { WasmMemory } from '../../base/wasm-memory.ts';
 import { BuddyAllocator, MAX_ORDER, NO_FRAME } from './buddy.ts';
 import type { BulkOperations } from './bulk.ts';
 import { FRAME_FLAG, FrameGuard, GUARDED, HIDDEN, type TranslationCache } from './frame-guard.ts';
@@ -43,7 +45,7 @@ const NO_BYTES = new Uint8Array(0);
 
 export class HostMemory {
   /** For `hardware/` alone, as are the three views of it. */
-  readonly wasm: WebAssembly.Memory;
+  readonly wasm: WasmMemory;
   readonly bytes: Uint8Array;
   readonly words: Int32Array;
   readonly longs: BigUint64Array;

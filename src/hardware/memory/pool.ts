@@ -3,6 +3,7 @@
  * host gives its memory back here, all zero, and the next host takes it. Memories only grow: a host gets the largest idle
  * one that is not larger than it asks for, so that an access beyond its end traps.
  */
+import type { WasmMemory } from '../../base/wasm-memory.ts';
 import { type BulkOperations, bulkOperations } from './bulk.ts';
 
 /** What memory32 can address: 65536 WASM pages of 64 KiB. */
@@ -11,7 +12,7 @@ export const WASM_PAGE = 65536;
 
 /** A memory that is all zero, and the operations on it. */
 export interface PooledMemory {
-  readonly wasm: WebAssembly.Memory;
+  readonly wasm: WasmMemory;
   readonly bulk: BulkOperations;
 }
 
