@@ -1,5 +1,5 @@
 /**
- * Events on their way into a guest (Linux arch/x86/kvm/x86.c: kvm_multiple_exception, kvm_check_and_inject_events, process_nmi; svm.c:
+ * Events on their way into a guest (Linux arch/x86/kvm/x86.c: kvm_check_and_inject_events, process_nmi; svm.c:
  * svm_inject_irq, svm_enable_irq_window, svm_enable_nmi_window, svm_complete_interrupts). An exception is pending until an entry takes it; what an
  * entry took is injected until an exit says that it was delivered.
  *
@@ -10,6 +10,7 @@
  */
 import { EVENT, INTERCEPT, SAVE, VMCB } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
+import { QueuedException } from './queued-exception.ts';
 import type { Vmcb } from './svm/vmcb.ts';
 
 const SHADOW = 1;
@@ -19,10 +20,6 @@ const V_IGN_TPR = 1 << 20;
 const TYPE_MASK = 0x700;
 const STEP_FLAGS = RFLAGS.TF | RFLAGS.RF;
 const MAX_PENDING_NMIS = 2;
-const DR6_TRAP_BITS = 0xe00fn;
-const DR6_ACTIVE_LOW = 0xffff0ff0n;
-/** A bit of the payload alone. */
-const DR6_ENABLED_BREAKPOINT = 1n << 12n;
 const DR7_GD = 1n << 13n;
 
 /** What goes into a guest at the next entry. */
@@ -53,28 +50,10 @@ export interface EventGuest {
   softEventLength(vector: number): number;
 }
 
-interface QueuedException {
-  pending: boolean;
-  injected: boolean;
-  vector: number;
-  hasError: boolean;
-  error: number;
-  hasPayload: boolean;
-  payload: bigint;
-}
-
 export class EventInjection {
   /** KVM_REQ_EVENT: something is to be looked at before the next entry. */
   requested = false;
-  readonly exception: QueuedException = {
-    pending: false,
-    injected: false,
-    vector: 0,
-    hasError: false,
-    error: 0,
-    hasPayload: false,
-    payload: 0n,
-  };
+  readonly exception = new QueuedException();
   readonly interrupt = { injected: false, soft: false, vector: 0 };
   nmiInjected = false;
   nmiMasked = false;
@@ -114,37 +93,14 @@ export class EventInjection {
   }
 
   #queue(vector: number, hasError: boolean, error: number, payload: bigint | undefined): void {
-    const { exception } = this;
     this.requested = true;
-    let replaced = vector;
-    if (exception.pending || exception.injected) {
-      if (exception.vector === VECTOR.DF) {
-        this.tripleFault = true;
-        return;
-      }
-      if (makesDoubleFault(exception.vector, vector)) replaced = VECTOR.DF;
-    }
-    exception.pending = true;
-    exception.injected = false;
-    exception.vector = replaced;
-    exception.hasError = replaced === VECTOR.DF || hasError;
-    exception.error = replaced === VECTOR.DF ? 0 : error;
-    exception.hasPayload = payload !== undefined && replaced === vector;
-    exception.payload = exception.hasPayload ? payload! : 0n;
-    if (exception.hasPayload) this.deliverPayload();
+    if (!this.exception.queue(vector, hasError, error, payload)) this.tripleFault = true;
+    else this.deliverPayload();
   }
 
-  /** kvm_deliver_exception_payload: CR2 of #PF, DR6 of #DB. */
+  /** CR2 of #PF, DR6 of #DB. */
   deliverPayload(): void {
-    const { exception } = this;
-    if (!exception.hasPayload) return;
-    const { payload } = exception;
-    if (exception.vector === VECTOR.DB) {
-      const dr6 = (this.#guest.dr6 & ~DR6_TRAP_BITS) | DR6_ACTIVE_LOW | payload;
-      this.#guest.dr6 = (dr6 ^ (payload & DR6_ACTIVE_LOW)) & ~DR6_ENABLED_BREAKPOINT;
-    } else if (exception.vector === VECTOR.PF) this.#vmcb.setSave(SAVE.CR2, payload);
-    exception.hasPayload = false;
-    exception.payload = 0n;
+    this.exception.deliverPayload(this.#vmcb, this.#guest);
   }
 
   /** kvm_queue_interrupt: the next entry injects it, whatever RFLAGS.IF says. */
@@ -368,8 +324,7 @@ export class EventInjection {
     }
     const { exception, interrupt } = this;
     this.nmiInjected = false;
-    exception.injected = false;
-    exception.pending = false;
+    exception.clear();
     interrupt.injected = false;
     const event = vmcb.word(VMCB.EXITINTINFO);
     if (event >= 0) return;
@@ -389,12 +344,7 @@ export class EventInjection {
         break;
       case EVENT.TYPE_EXCEPTION:
         if (vector === VECTOR.VC || (isSoft(vector) && !this.#userSoftEvent)) return;
-        exception.injected = true;
-        exception.vector = vector;
-        exception.hasError = (event & EVENT.ERROR_CODE_VALID) !== 0;
-        exception.error = exception.hasError ? vmcb.word(VMCB.EXITINTINFO + 4) : 0;
-        exception.hasPayload = false;
-        exception.payload = 0n;
+        exception.reinject(vector, (event & EVENT.ERROR_CODE_VALID) !== 0, vmcb.word(VMCB.EXITINTINFO + 4));
     }
   }
 
@@ -406,7 +356,8 @@ export class EventInjection {
   /** kvm_vcpu_reset */
   reset(): void {
     const { exception, interrupt } = this;
-    exception.pending = exception.injected = interrupt.injected = false;
+    exception.clear();
+    interrupt.injected = false;
     this.#nmiPending = 0;
     this.nmiInjected = this.nmiMasked = false;
     this.#iretAwaited = this.#stepping = false;
@@ -417,10 +368,3 @@ export class EventInjection {
 
 /** kvm_exception_is_soft */
 const isSoft = (vector: number): boolean => vector === VECTOR.BP || vector === VECTOR.OF;
-
-const CONTRIBUTORY = new Set<number>([VECTOR.DE, VECTOR.TS, VECTOR.NP, VECTOR.SS, VECTOR.GP]);
-
-function makesDoubleFault(first: number, second: number): boolean {
-  if (first === VECTOR.PF) return second === VECTOR.PF || CONTRIBUTORY.has(second);
-  return CONTRIBUTORY.has(first) && CONTRIBUTORY.has(second);
-}
