@@ -131,7 +131,8 @@ export const arithmetic: Group = {
     or: plain(logic(i64.or)),
     xor: plain(logic(i64.xor)),
     cmp: comparison(compare),
-    test: comparison(test),
+    // Its memory operand is encoded as the first one.
+    test: { ...comparison(test), forms: ['registers', 'memory0'] },
     inc: unary(step(1), [32, 64]),
     dec: unary(step(-1), [32, 64]),
     neg: unary(negate),

@@ -6,7 +6,7 @@ import { GPR, STATE } from '../state.ts';
 import { type I32, type I64, i32, i64 } from '../wasm/value.ts';
 import { arithmetic, setDifferenceFlags, setLogicFlags } from './arithmetic.ts';
 import { CONDITIONS, condition, isNegative, signExtend } from './flags.ts';
-import type { Group, OperandContext, Operation } from './operation.ts';
+import type { Group, OperandContext, Operation, Size } from './operation.ts';
 
 const ANY = { sizes: [64], hot: [64] } as const;
 
@@ -40,11 +40,15 @@ const LOGIC: readonly [string, (r: I64) => I32][] = [
   ['G', (r) => i64.gtS(r, 0)],
 ];
 
-const FUSED = { sizes: [8, 32, 64], destination: 'read', hot: [8, 32, 64] } as const;
+/** Conditions on which programs jump after a comparison of bytes. */
+const BYTE_DIFFERENCE: ReadonlySet<string> = new Set(['E', 'Ne', 'Be', 'A']);
 
-function compareAndJump(holds: (a: I64, b: I64) => I32): Operation {
+function compareAndJump(name: string, holds: (a: I64, b: I64) => I32): Operation {
+  const sizes: readonly Size[] = BYTE_DIFFERENCE.has(name) ? [8, 32, 64] : [32, 64];
   return {
-    ...FUSED,
+    sizes,
+    hot: sizes,
+    destination: 'read',
     forms: ['registers', 'memory0'],
     emit: (c) => {
       const a = c.read(0);
@@ -57,7 +61,9 @@ function compareAndJump(holds: (a: I64, b: I64) => I32): Operation {
 
 function testAndJump(holds: (r: I64) => I32): Operation {
   return {
-    ...FUSED,
+    sizes: [8, 32, 64],
+    hot: [8, 32, 64],
+    destination: 'read',
     emit: (c) => {
       const r = c.code.let(i64.and(c.read(0), c.read(1)));
       setLogicFlags(c, r);
@@ -119,7 +125,7 @@ export const branch: Group = {
       {},
       ...CONDITIONS.map(([name, code]) => both(`j${name}`, (far) => jumpIf((c) => condition(c, code), far))),
     ),
-    ...Object.fromEntries(DIFFERENCE.map(([name, holds]) => [`cmp+j${name}`, compareAndJump(holds)])),
+    ...Object.fromEntries(DIFFERENCE.map(([name, holds]) => [`cmp+j${name}`, compareAndJump(name, holds)])),
     ...Object.fromEntries(LOGIC.map(([name, holds]) => [`test+j${name}`, testAndJump(holds)])),
     ...Object.fromEntries(
       COUNTING.flatMap((name) => [

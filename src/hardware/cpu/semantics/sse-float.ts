@@ -241,6 +241,8 @@ const operations: Record<string, Operation> = {};
 const instructions: Record<string, Instruction> = {};
 
 const ON_REGISTERS: readonly Form[] = ['registers'];
+/** What often has an operand in memory has a handler for it; for the others it is loaded by a record of its own. */
+const FROM_MEMORY: ReadonlySet<string> = new Set(['Add', 'Sub', 'Mul']);
 /** An aligned operand is loaded by a record of its own. */
 const formsFor = (form: { readonly aligned: boolean }): readonly Form[] =>
   form.aligned ? ON_REGISTERS : ['registers', 'memory1'];
@@ -268,7 +270,8 @@ function defineForm<T extends ValueType, M extends ValueType>(form: FloatForm<T,
   };
   for (const [stem, emit] of Object.entries(emits)) {
     const mnemonic = stem + suffix;
-    define(mnemonic.toLowerCase(), emit, formsFor(form));
+    const forms = FROM_MEMORY.has(stem) ? formsFor(form) : ON_REGISTERS;
+    define(mnemonic.toLowerCase(), emit, forms);
     describe({ mnemonic, operation: mnemonic.toLowerCase(), roles: [UPDATE, source], aligned });
   }
   for (const predicate of PREDICATES)
@@ -284,7 +287,7 @@ function defineForm<T extends ValueType, M extends ValueType>(form: FloatForm<T,
 /** COMIS and UCOMIS differ in what a quiet NaN raises, which is not decided here. */
 function defineFlagComparisons(form: FloatForm<'f32', 'i32'> | FloatForm<'f64', 'i32'>): void {
   const operation = `comi${form.suffix}`;
-  define(operation, form.suffix === 'ss' ? emitFlags(SS) : emitFlags(SD), formsFor(form));
+  define(operation, form.suffix === 'ss' ? emitFlags(SS) : emitFlags(SD), ON_REGISTERS);
   for (const mnemonic of [`Comi${form.suffix}`, `Ucomi${form.suffix}`])
     describe({ mnemonic, operation, roles: [READ, form.source], aligned: false });
 }
