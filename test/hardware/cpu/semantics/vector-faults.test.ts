@@ -5,20 +5,15 @@
 import { createRequire } from 'node:module';
 import type * as Iced from 'iced-x86';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { FlatMachine } from '../../../oracle/flat-machine.ts';
 import { type Form, formsOf } from '../../../oracle/forms.ts';
 import { GROUPS } from '../../../oracle/groups.ts';
+import { CODE, OnePageMachine, PAGE } from './one-page-machine.ts';
 
 const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 const { Encoder, Instruction, OpKind, Register, MemorySizeExt } = iced;
 
-const CODE = 0x10000n;
-const PAGE = 0x20000n;
-const [RBX, RDI, RSP] = [3, 7, 4];
-const EXCEPTION = 2;
+const [RBX, RDI] = [3, 7] as const;
 const [GP, PF] = [13, 14];
-const XMM = 0x100;
-const VECTOR_WORD = 0x230;
 
 /** 16 bytes that may lie anywhere. */
 const UNALIGNED = /^(Movdqu|Movups|Movupd|Lddqu|Pcmp[ei]str[im]|Maskmovdqu)/;
@@ -55,47 +50,14 @@ function encode({ code, operands }: Form): { bytes: Uint8Array; size: number } {
   return { bytes: encoder.takeBuffer(), size: MemorySizeExt.size(instruction.memorySize) };
 }
 
-let machine: FlatMachine;
+let machine: OnePageMachine;
 beforeAll(() => {
-  machine = new FlatMachine();
-  machine.addPage(CODE);
-  machine.addPage(PAGE);
+  machine = new OnePageMachine();
 });
 afterAll(() => machine.close());
 
-const state = () => ({
-  registers: Array.from({ length: 16 }, (_, n) => machine.register(n)),
-  vectors: Array.from({ length: 32 }, (_, n) => machine.get(XMM + 8 * n)),
-  flags: machine.flags,
-  page: Buffer.from(
-    machine.memory.bytes.subarray(machine.physical(PAGE), machine.physical(PAGE) + 4096),
-  ).toString('hex'),
-});
-
-/** Runs the one instruction with its operand at `address`; the vector that it raises, or undefined. */
-function execute(bytes: Uint8Array, address: bigint): { vector: number | undefined; changed: boolean } {
-  machine.put(CODE, [...bytes]);
-  machine.interpreter.invalidateFrame(machine.physical(CODE) >>> 12);
-  for (let n = 0; n < 16; n++) machine.setRegister(n, 0x0123456789abcdefn * BigInt(n + 1));
-  machine.setRegister(RSP, PAGE + 0x800n);
-  machine.setRegister(RBX, address);
-  machine.setRegister(RDI, address);
-  for (let n = 0; n < 32; n++) machine.set(XMM + 8 * n, 0xf1e2d3c4b5a69788n * BigInt(2 * n + 1));
-  machine.put(
-    PAGE,
-    Array.from({ length: 4096 }, (_, at) => (at * 7) & 0xff),
-  );
-  machine.flags = 0x8d5n;
-  machine.rip = CODE;
-  machine.emptyTlb(0x1000);
-  machine.emptyTlb(0x3000);
-  const before = state();
-  const reason = machine.step();
-  const vector = reason === EXCEPTION ? machine.word(VECTOR_WORD) : undefined;
-  const changed = JSON.stringify(before, asText) !== JSON.stringify(state(), asText);
-  return { vector, changed };
-}
-const asText = (_: string, value: unknown) => (typeof value === 'bigint' ? value.toString(16) : value);
+const execute = (bytes: Uint8Array, address: bigint) =>
+  machine.execute(bytes, { [RBX]: address, [RDI]: address });
 
 describe('instructions on vectors and memory', () => {
   it('are many', () => {
