@@ -24,7 +24,6 @@ export function pageReclaim(firmware: Firmware, command: CommandBuffer): number 
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
   if (!firmware.isMemory(address, large ? LARGE_SIZE : PAGE_SIZE)) return SEV_STATUS.INVALID_ADDRESS;
   const state = firmware.stateOf(address);
-  if (state === 'rmp') return SEV_STATUS.INVALID_PARAM;
   const frame = (address / PAGE_SIZE) as Pfn;
   const entry = firmware.entryOf(frame);
   if (entry.large !== large) return SEV_STATUS.INVALID_PAGE_SIZE;
@@ -123,13 +122,11 @@ export function fixPages(firmware: Firmware, range: FrameRange): void {
 
 export function pageUnsmash(firmware: Firmware, command: CommandBuffer): number {
   const { address: raw } = snpAddress.decode(command.bytes);
-  if ((raw & 0xffen) !== 0n) return SEV_STATUS.INVALID_PARAM;
   const address = firmware.address(raw);
   if (address % LARGE_SIZE !== 0) return SEV_STATUS.INVALID_PARAM;
   if (!firmware.isInitialised) return SEV_STATUS.INVALID_PLATFORM_STATE;
   if (!firmware.isMemory(address, LARGE_SIZE)) return SEV_STATUS.INVALID_ADDRESS;
   const { rmp } = firmware;
-  if (address < rmp.end && address + LARGE_SIZE > rmp.base) return SEV_STATUS.INVALID_ADDRESS;
   const frame = (address / PAGE_SIZE) as Pfn;
   const first = firmware.entryOf(frame);
   if (first.gpa % LARGE_SIZE !== 0) return SEV_STATUS.INVALID_PAGE_STATE;

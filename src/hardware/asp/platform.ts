@@ -74,9 +74,8 @@ function initialise(firmware: Firmware, flags: number, listAddress: bigint): num
 /** SNP_SHUTDOWN: the RMP stays as it is. */
 export function snpShutdown(firmware: Firmware): number {
   const ready = checkShutdown(firmware);
-  if (ready !== SEV_STATUS.SUCCESS || !firmware.isInitialised) return ready;
-  shutDown(firmware, 0);
-  return SEV_STATUS.SUCCESS;
+  if (ready === SEV_STATUS.SUCCESS) shutDown(firmware, 0);
+  return ready;
 }
 
 export function shutdownEx(firmware: Firmware, command: CommandBuffer): number {

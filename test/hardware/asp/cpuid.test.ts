@@ -189,6 +189,11 @@ describe('CPUID_REQ', () => {
     expect(registersOf(payload, 1)).toEqual([9, 9, 9, 9]);
   });
 
+  it('takes 64 entries', () => {
+    const entries: Entry[] = Array.from({ length: 64 }, () => ({ leaf: 0, registers: [0x10, 1, 2, 3] }));
+    expect(ask(tableOf(entries, 64, 16 + 64 * 48))).toMatchObject({ status: 0, count: 64 });
+  });
+
   it('says that all is well', () => {
     expect(ask(tableOf([{ leaf: 0, registers: [0x10, 1, 2, 3] }], 1, 64))).toMatchObject({
       status: 0,

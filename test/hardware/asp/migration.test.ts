@@ -89,6 +89,8 @@ describe('EXPORT_REQ', () => {
     const agent = machine.runGuest();
     const guest = boundGuest(agent, 2);
     expect(statusOf(guest.ask(EXPORT, exportOf(guest.context)).payload)).toBe(0x10);
+    const keeping = exportOf(guest.context, { flags: 1 });
+    expect(statusOf(agent.ask(EXPORT, keeping, { vmpck: 1 }).payload)).toBe(0);
     expect(statusOf(agent.ask(EXPORT, exportOf(guest.context)).payload)).toBe(0);
     expect(machine.stateOf(guest.context)).toBe('firmware');
     expect(machine.stateOf(agent.context)).toBe('context');
@@ -134,8 +136,11 @@ describe('ABSORB_REQ', () => {
     const ask = (payload: Uint8Array) => statusOf(agent.ask(ABSORB, payload).payload);
     const plain = machine.startGuest({ asid: 3 });
     expect(ask(importOf(plain + 1, image))).toBe(0x16);
+    expect(ask(importOf(machine.page(), image, { reserved: 1 }))).toBe(0x16);
     expect(ask(importOf(machine.page(), image, { size: 1 }))).toBe(0x10);
     expect(ask(importOf(plain, image))).toBe(2);
+    expect(ask(importOf(exported.context, image))).toBe(2);
+    expect(ask(importOf(machine.createContext(), image))).toBe(2);
     const target = machine.createContext();
     launch(target, 0x30000n, 2);
     machine.activate(target, 4);
@@ -184,6 +189,9 @@ describe('ABSORB_NOMA_REQ', () => {
     other[0x190]! ^= 1;
     expect(ask(importOf(0, other, { size: 1 }))).toBe(0x0b);
     expect(ask(importOf(0, image, { version: 1 }))).toBe(0x16);
+    const swapped = image.slice();
+    swapped[0x1e0 + 0x20] = 1;
+    expect(ask(importOf(0, swapped))).toBe(0x15);
     const spent = image.slice();
     new DataView(spent.buffer).setBigUint64(0x1c0, 0xffff_ffff_ffff_fffcn, true);
     expect(ask(importOf(0, spent))).toBe(0);
@@ -198,6 +206,22 @@ describe('ABSORB_NOMA_REQ', () => {
     expect(machine.run(CMD.GUEST_REQUEST, request)).toBe(0x1d);
     // A message under the keys that it had is refused.
     expect(target.send(target.message(EXPORT, exportOf(0)))).toBe(0x0b);
+  });
+
+  it('is not for guests with pages that are no part of their image: both digests have to be the context’s', () => {
+    machine = new Machine().init();
+    const context = machine.startGuest({ asid: 2 });
+    const secrets = machine.preGuestPage(0x2000, undefined, 2);
+    machine.launchUpdate(context, secrets, 5, { imi: true });
+    machine.launchUpdate(context, machine.preGuestPage(0x3000, undefined, 2), 3);
+    machine.launchFinish(context);
+    const guest = new Guest(machine, context, machine.readAs(2, secrets, 4096));
+    const image = guest.ask(EXPORT, exportOf(context, { flags: 1 })).payload.slice(0x20, 0x320);
+    const ask = (bytes: Uint8Array) => statusOf(guest.ask(ABSORB_NOMA, importOf(0, bytes)).payload);
+    // Its own digest of the image; then that of all its pages in the image's place.
+    expect(ask(image)).toBe(0x0b);
+    image.set(image.slice(0, 48), 0x190);
+    expect(ask(image)).toBe(0x0b);
   });
 
   it('is not for guests with a migration agent', () => {
@@ -225,6 +249,9 @@ describe('VMRK_REQ', () => {
     expect(ask(guest, { reserved: 1 })).toBe(0x16);
     expect(ask(machine.page())).toBe(0x10);
     expect(ask(agent.context)).toBe(2);
+    const image = machine.createContext();
+    launch(image, 0x70000n, 3, agent.context);
+    expect(ask(image)).toBe(2);
     expect(ask(machine.startGuest({ asid: 3 }))).toBe(0x10);
     expect(ask(guest)).toBe(0);
   });

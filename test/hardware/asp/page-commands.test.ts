@@ -103,6 +103,11 @@ describe('PAGE_SET_STATE', () => {
     expect(setState(list([1 << 30, 1]))).toBe(9);
     machine.memory.store32(page, 256);
     expect(setState(page)).toBe(0x16);
+    machine.memory.store32(page, 255);
+    expect(setState(page)).toBe(0);
+    machine.memory.store32((page + 4) as Spa, 1);
+    expect(setState(page)).toBe(0x16);
+    expect(setState(list([1 << 30, 0]))).toBe(0);
     expect(setState(list())).toBe(0);
   });
 

@@ -56,6 +56,15 @@ describe('INIT_EX', () => {
     ],
     [
       'turin',
+      'ciphertext hiding up to ASID 1006',
+      [
+        [0, 4, 9],
+        [16, 2, 1006],
+      ],
+      0,
+    ],
+    [
+      'turin',
       'ciphertext hiding up to ASID 1007',
       [
         [0, 4, 9],
@@ -207,6 +216,25 @@ describe('SHUTDOWN_EX', () => {
     initEx([0, 4, 0]);
     expect(machine.stateOf(context)).toBe('context');
     expect(machine.launchStart(context)).toBe(0x10);
+  });
+});
+
+describe('SNP_SHUTDOWN', () => {
+  it('checks in the order of the firmware, and keeps the RMP', () => {
+    machine = new Machine();
+    const down = () => machine.asp.execute(0x82, 0 as Spa);
+    expect(down()).toBe(0);
+    initEx([0, 4, 1]);
+    expect(down()).toBe(0x0f);
+    expect(status().state).toBe(1);
+    flush();
+    const context = machine.startGuest();
+    expect(down()).toBe(0x0f);
+    machine.run(CMD.DECOMMISSION, [[0, 8, context]]);
+    expect(down()).toBe(0);
+    expect(status().state).toBe(0);
+    expect(machine.rmp.initialised).toBe(true);
+    expect(initEx([0, 4, 0])).toBe(0);
   });
 });
 

@@ -164,8 +164,8 @@ export function answerAbsorb(message: GuestMessage): Uint8Array {
   if (!isPage(address) || !isZero(request.reserved)) return statusOnly(SEV_STATUS.INVALID_PARAM);
   const guest = firmware.context(address);
   if (typeof guest === 'number') return statusOnly(guest);
-  if (guest.state !== SNP_GUEST_STATE.LAUNCH || !guest.isMigrationImage)
-    return statusOnly(SEV_STATUS.INVALID_GUEST_STATE);
+  // What is an image has been launched, and never runs before it is absorbed.
+  if (!guest.isMigrationImage) return statusOnly(SEV_STATUS.INVALID_GUEST_STATE);
   const incoming = decodeContext(payload);
   if (!same(incoming.imageDigest, guest.digest.value)) return statusOnly(SEV_STATUS.BAD_MEASUREMENT);
   if (!isContextOfOurs(request)) return statusOnly(SEV_STATUS.INVALID_PARAM);
