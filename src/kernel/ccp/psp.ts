@@ -93,8 +93,8 @@ export class Psp {
     const frame = this.allocatePage();
     if (frame === NO_PFN) return SEV_STATUS.RESOURCE_LIMIT;
     const status = this.command(command, build(BigInt(spaOf(frame))));
-    if (this.reclaim(frame) && status === SEV_STATUS.SUCCESS) this.memory.read(spaOf(frame), into);
-    if (!this.memory.rmp!.assigned(frame)) this.memory.free(frame, 0);
+    if (status === SEV_STATUS.SUCCESS) this.takePage(frame, into);
+    else this.freePage(frame);
     return status;
   }
 
@@ -109,9 +109,7 @@ export class Psp {
       return SEV_STATUS.RESOURCE_LIMIT;
     }
     const status = this.#mailbox.execute(command, spaOf(page));
-    if (!this.reclaim(page)) return status;
-    this.memory.read(spaOf(page), bytes);
-    this.memory.free(page, 0);
+    this.takePage(page, bytes);
     return status;
   }
 

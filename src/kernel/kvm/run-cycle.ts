@@ -84,10 +84,7 @@ export class RunCycle {
     kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     vcpu.pending = undefined;
     this.#vcpu.mp.endBlock();
-    if (this.#vcpu.sev !== undefined) {
-      const refusal = this.#vcpu.sev.beforeRun();
-      if (refusal !== 0) return refusal;
-    }
+    this.#vcpu.sev?.beforeRun();
     if (this.#vcpu.mp.isUninitialized) return this.#waitForStart();
     if (this.#vcpu.apic === undefined) {
       if (kvmRun.cr8Number > MAX_CR8) return -ERRNO.EINVAL;

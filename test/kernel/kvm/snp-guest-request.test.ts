@@ -15,6 +15,7 @@ interface Options {
   readonly kernel?: Personality;
   readonly early?: readonly EarlyForm[];
   readonly certs?: boolean;
+  readonly keepOpen?: boolean;
 }
 
 class Guest {
@@ -90,6 +91,18 @@ describe('a plain guest request', () => {
     expect(guest.bench.answer).toEqual([0n, 0x17n]);
     expect(guest.plain()).toBe(0);
     expect(guest.report()).toEqual(guest.data);
+  });
+
+  it('where firmware cannot be asked any more has KVM_RUN fail', () => {
+    const guest = new Guest({ keepOpen: true });
+    const { kernel, process } = guest.bench.snp;
+    kernel.psp!.shutDown();
+    expect(guest.plain()).toBe(-5);
+    expect(guest.wasAsked).toBe(false);
+    // Its context and the page for answers are firmware's for ever.
+    process.exit();
+    expect(kernel.psp!.leakedPages).toBe(2);
+    kernel.close();
   });
 
   it('whose pages are nowhere, or whose /dev/sev is closed, has KVM_RUN fail', () => {

@@ -157,10 +157,9 @@ export class VcpuSev {
     vmcb.setSave(SAVE.RFLAGS, RFLAGS_FIXED);
   }
 
-  /** Before KVM_RUN does anything: a new VMSA, or none. 0, or −errno. */
-  beforeRun(): number {
+  /** Before KVM_RUN does anything: a new VMSA, or none. */
+  beforeRun(): void {
     if (this.resetRequested) this.#takeNextVmsa();
-    return 0;
   }
 
   /** Before an entry (pre_sev_run). 0, or −errno. */
