@@ -154,6 +154,17 @@ describe('a VM', () => {
   });
 });
 
+describe('KVM_SET_BOOT_CPU_ID', () => {
+  it.each([
+    [0, 'OK'],
+    [4096, 'OK'],
+    [4097, 'EINVAL'],
+    [-1, 'EINVAL'],
+  ])('id %i: %s', (id, want) => {
+    expect(failure(() => startVm().vm.setBootCpuId(id))).toBe(want);
+  });
+});
+
 describe('KVM_CREATE_VCPU', () => {
   it.each([
     [0, 'OK'],

@@ -32,13 +32,14 @@ const PASSED_PROTECTED = [MSR.EFER, MSR.PAT, MSR.SYSENTER_ESP, MSR.SYSENTER_EIP]
 /** Read without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
 const READ_ONLY = [MSR.TSC];
 
+/** Bytes of the map at which 0x2000 MSRs begin, by the upper half of their number. */
+const MSR_RANGES = new Map([
+  [0, 0],
+  [0xc000, 0x800],
+  [0xc001, 0x1000],
+]);
 /** The bit of an MSR's read permission in the map; the write's follows. */
-function msrPermissionBit(msr: number): number | undefined {
-  if (msr < 0x2000) return msr * 2;
-  if (msr >= 0xc000_0000 && msr < 0xc000_2000) return 0x800 * 8 + (msr - 0xc000_0000) * 2;
-  if (msr >= 0xc001_0000 && msr < 0xc001_2000) return 0x1000 * 8 + (msr - 0xc001_0000) * 2;
-  return undefined;
-}
+const msrPermissionBit = (msr: number): number => MSR_RANGES.get(msr >>> 16)! * 8 + (msr & 0x1fff) * 2;
 
 /** A vCPU's two maps in frames of their own. */
 export class PermissionMaps {
@@ -66,7 +67,7 @@ export class PermissionMaps {
     const map = new Uint8Array(MSRS_BYTES).fill(0xff);
     const pass = (msr: number, access: 'read' | 'write'): void => {
       if (!msrAllowed(filter, msr, access)) return;
-      const bit = msrPermissionBit(msr)! + (access === 'read' ? 0 : 1);
+      const bit = msrPermissionBit(msr) + (access === 'read' ? 0 : 1);
       map[bit >>> 3]! &= ~(1 << (bit & 7));
     };
     for (const msr of state === 'plain' ? PASSED_THROUGH : [...PASSED_THROUGH, ...PASSED_PROTECTED]) {
