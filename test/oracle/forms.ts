@@ -5,10 +5,6 @@ import type * as Iced from 'iced-x86';
 const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 const { Code, Instruction, Mnemonic, OpCodeOperandKind } = iced;
 
-/**
- * ENTER with 16-bit operands (nobody emits it, and we do not have it); floating point that shares a string instruction's name.
- */
-const EXCLUDED = /^Enterw/;
 /** Forms with results that the manual leaves open in some cases. Ours are AMD's. */
 const AMD_ONLY = /^Bswap_r16|^Sh[lr]d_rm16|^Bs[fr]_r|^Cmpxchg_rm32/;
 /** Forms whose results each generation of a vendor's processors has its own of. Ours are Zen 3's. */
@@ -29,7 +25,7 @@ export function formsOf(mnemonics: readonly string[], vendor = 'AMD'): Form[] {
     const probe = new Instruction();
     probe.code = code;
     const info = probe.opCode;
-    if (EXCLUDED.test(name) || (vendor !== 'AMD' && AMD_ONLY.test(name))) continue;
+    if (vendor !== 'AMD' && AMD_ONLY.test(name)) continue;
     const operands = Array.from({ length: info.opCount }, (_, k) => OpCodeOperandKind[info.opKind(k)]!);
     const { Legacy, VEX } = iced.EncodingKind;
     const encoded =

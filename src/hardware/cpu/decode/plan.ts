@@ -94,10 +94,10 @@ interface Plan {
   readonly handler: HandlerNumber;
 }
 
-/** Operand 0's size; PUSH of an immediate has none and takes that of the stack slot. */
+/** Operand 0's size; ENTER, LEAVE and PUSH of an immediate have none and take that of the stack slot. */
 function operationSize(instruction: Instruction, sizes: readonly number[]): number {
   const { Code } = iced();
-  if (instruction.code === Code.Leavew) return 16;
+  if (instruction.code === Code.Leavew || instruction.code === Code.Enterw_imm16_imm8) return 16;
   if (sizes[0] !== 0) return sizes[0] ?? 64;
   return instruction.code === Code.Push_imm16 || instruction.code === Code.Pushw_imm8 ? 16 : 64;
 }

@@ -102,7 +102,7 @@ export const stack: Group = {
     // RF and VM are pushed as 0.
     pushFlags: { sizes: PUSH_SIZES, emit: (c) => push(c, i64.and(composeFlags(c), ~0x30000), c.size) },
     leave: { sizes: PUSH_SIZES, hot: [64], emit: leave },
-    enter: { sizes: [64], emit: enter },
+    enter: { sizes: PUSH_SIZES, emit: enter },
     call: { ...IN_LINE, emit: (c) => call(c, () => c.branchInPage()) },
     callOutOfPage: { ...IN_LINE, emit: (c) => call(c, () => c.branchOutOfPage()) },
     callIndirect: { ...JUMP, emit: callIndirect },
@@ -118,7 +118,7 @@ export const stack: Group = {
     Pushfq: { operation: 'pushFlags', roles: [], size: 64 },
     Pushf: { operation: 'pushFlags', roles: [], size: 16 },
     Leave: { operation: 'leave', roles: [] },
-    Enter: { operation: 'enter', roles: [IMMEDIATE_16, IMMEDIATE_8], size: 64 },
+    Enter: { operation: 'enter', roles: [IMMEDIATE_16, IMMEDIATE_8] },
     Ret: {
       operation: (sizes) => (sizes.length === 0 ? 'ret' : 'retReleasing'),
       roles: [IMMEDIATE_16],
