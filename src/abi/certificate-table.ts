@@ -2,6 +2,7 @@
  * The certificate table of the extended guest request (AMD 56421 GHCB, SNP extended guest request; struct cert_table): entries of
  * { GUID, offset, length }, an entry of zeros, then the certificates. GUIDs lie in the order in which they are written.
  */
+import { fromHex, toHex } from '../base/hex.ts';
 
 const ENTRY_BYTES = 24;
 const GUID_BYTES = 16;
@@ -45,8 +46,7 @@ export function encodeCertificateTable(
     const hex = guid.replaceAll('-', '');
     if (!/^[0-9a-f]{32}$/i.test(hex))
       throw new CertificateTableError(`entry ${index}: got GUID ${guid}, want 32 hex digits`);
-    for (let i = 0; i < GUID_BYTES; i++)
-      table[ENTRY_BYTES * index + i] = Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16);
+    table.set(fromHex(hex), ENTRY_BYTES * index);
     view.setUint32(ENTRY_BYTES * index + GUID_BYTES, at, true);
     view.setUint32(ENTRY_BYTES * index + GUID_BYTES + 4, bytes.length, true);
     table.set(bytes, at);
@@ -67,9 +67,7 @@ export function decodeCertificateTable(table: Uint8Array): CertificateTableEntry
     }
     const entry = table.subarray(at, at + ENTRY_BYTES);
     if (entry.every((byte) => byte === 0)) break;
-    const hex = Array.from(entry.subarray(0, GUID_BYTES), (byte) => byte.toString(16).padStart(2, '0')).join(
-      '',
-    );
+    const hex = toHex(entry.subarray(0, GUID_BYTES));
     entries.push({
       guid: hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5'),
       offset: view.getUint32(at + GUID_BYTES, true),

@@ -6,6 +6,7 @@
  * all four signature checks (this reader: a twentieth of it), and all three read what is no DER: trailing bytes, longer lengths than needed, indefinite
  * ones. test/attest/x509-library.test.ts holds reader and writer against pkijs.
  */
+import { toHex } from '../base/hex.ts';
 
 export const TAG = {
   BOOLEAN: 0x01,
@@ -160,7 +161,7 @@ export class DerReader {
     this.#takeInteger(field);
     const bytes = this.#bytes;
     if (bytes[this.#content]! >= 0x80 || this.#at - this.#content > 6) {
-      this.fail(field, `got ${toHex(this.#taken())}, want an INTEGER from 0 to 2^47 - 1`);
+      this.fail(field, `got ${shown(this.#taken())}, want an INTEGER from 0 to 2^47 - 1`);
     }
     let value = 0;
     for (let at = this.#content; at < this.#at; at++) value = value * 256 + bytes[at]!;
@@ -229,7 +230,7 @@ export class DerReader {
     this.#take(field, TAG.BOOLEAN);
     const value = this.#bytes[this.#content];
     if (this.#at - this.#content !== 1 || (value !== 0 && value !== 0xff)) {
-      this.fail(field, `got BOOLEAN ${toHex(this.#taken())}, want 00 or ff`);
+      this.fail(field, `got BOOLEAN ${shown(this.#taken())}, want 00 or ff`);
     }
     return value === 0xff;
   }
@@ -261,11 +262,11 @@ export class DerReader {
   /** The text taken last, with characters above ASCII. */
   #longText(field: string, tag: number): string {
     const content = this.#taken();
-    if (tag !== TAG.UTF8_STRING) this.fail(field, `got ${toHex(content)}, want ASCII`);
+    if (tag !== TAG.UTF8_STRING) this.fail(field, `got ${shown(content)}, want ASCII`);
     try {
       return utf8.decode(content);
     } catch {
-      return this.fail(field, `got ${toHex(content)}, want UTF-8`);
+      return this.fail(field, `got ${shown(content)}, want UTF-8`);
     }
   }
 
@@ -310,9 +311,7 @@ export class DerReader {
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true });
-const toHex = (bytes: Uint8Array): string =>
-  Array.from(bytes.subarray(0, 32), (byte) => byte.toString(16).padStart(2, '0')).join('') +
-  (bytes.length > 32 ? '...' : '');
+const shown = (bytes: Uint8Array): string => toHex(bytes.subarray(0, 32)) + (bytes.length > 32 ? '...' : '');
 
 /** An element of `tag` whose content is `parts` in a row. */
 export function der(tag: number, ...parts: readonly Uint8Array[]): Uint8Array {

@@ -1,4 +1,5 @@
 /** URLs of AMD's key distribution server (AMD 57230, VCEK certificate and KDS interface), below `https://kdsintf.amd.com` or another base. */
+import { toHex } from '../base/hex.ts';
 import { generationOf, hwidBytes, type Product } from './amd-certificate.ts';
 import { decodeTcb, type TcbComponent, tcbComponents } from './tcb-version.ts';
 
@@ -18,9 +19,7 @@ export const crlPath = (endpoint: 'vcek' | 'vlek', product: Product): string =>
 
 /** `chipId` as in a report; from Turin on its first eight bytes count. */
 export function vcekPath(product: Product, chipId: Uint8Array, tcb: bigint): string {
-  const hwid = Array.from(chipId.subarray(0, hwidBytes(product)), (byte) =>
-    byte.toString(16).padStart(2, '0'),
-  ).join('');
+  const hwid = toHex(chipId.subarray(0, hwidBytes(product)));
   return `/vcek/v1/${product}/${hwid}?${levels(product, tcb)}`;
 }
 

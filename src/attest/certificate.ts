@@ -13,7 +13,7 @@ import {
   type Product,
 } from '../abi/amd-certificate.ts';
 import { contextPrimitiveTag, DerReader, TAG } from '../abi/der.ts';
-import { toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import {

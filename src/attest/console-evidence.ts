@@ -9,6 +9,7 @@ import {
   decodeCertificateTable,
 } from '../abi/certificate-table.ts';
 import { writePem } from '../abi/pem.ts';
+import { fromHex } from '../base/hex.ts';
 
 /** A certificate or revocation list of the table. */
 export interface PrintedCertificate {
@@ -35,9 +36,7 @@ export function printedEvidence(console: string): PrintedEvidence {
 
 function lastOf(console: string, title: string): Uint8Array | undefined {
   const hex = [...console.matchAll(new RegExp(`^${title} ((?:[0-9a-f]{2})+)\\r?$`, 'gm'))].at(-1)?.[1];
-  return hex === undefined
-    ? undefined
-    : Uint8Array.from(hex.match(/../g)!, (digits) => Number.parseInt(digits, 16));
+  return hex === undefined ? undefined : fromHex(hex);
 }
 
 function entriesOf(table: Uint8Array): CertificateTableEntry[] | undefined {

@@ -1,7 +1,7 @@
 /** Certificate revocation lists (RFC 5280, section 5) as AMD's key distribution server has them: signed by the ARK, with serial numbers. */
 import { OID } from '../abi/amd-certificate.ts';
 import { DerReader, TAG } from '../abi/der.ts';
-import { toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import { type Extension, namesAlgorithm, readExtensions, readName, readSigned, type Signed } from './x509.ts';

@@ -1,5 +1,6 @@
 /** Why two launches have different digests: the first page in which they differ, and what differs in it. */
-import { sameBytes, toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
+import { sameBytes } from './bytes.ts';
 import type { LaunchUpdate, PageType } from './launch-digest.ts';
 import { vmsaFieldAt } from './vmsa.ts';
 

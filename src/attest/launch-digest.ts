@@ -2,7 +2,8 @@
  * The launch digest of an SNP guest (AMD 56860, SNP_LAUNCH_UPDATE, PAGE_INFO): each page that the host adds makes a new digest of the one before
  * it. Here as a relying party computes it; the firmware's own is in hardware/asp, and a test compares the two.
  */
-import { toHex, unshared } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
+import { unshared } from './bytes.ts';
 
 const PAGE = 4096;
 const DIGEST_BYTES = 48;

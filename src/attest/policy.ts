@@ -4,7 +4,7 @@
  */
 import { generationOf, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
-import { toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
 import type { Checks } from './check.ts';
 import type { AttestationReport } from './report.ts';
 

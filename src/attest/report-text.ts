@@ -2,7 +2,8 @@
 import { generationOf, type Product } from '../abi/amd-certificate.ts';
 import { PLATFORM_INFO } from '../abi/attestation-report.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
-import { isZero, toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
+import { isZero } from './bytes.ts';
 import type { AttestationReport } from './report.ts';
 
 const POLICY_BITS: readonly (readonly [bit: number, meaning: string])[] = [

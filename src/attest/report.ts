@@ -7,6 +7,7 @@ import {
   REPORT_SIZE,
   SIGNING_KEY,
 } from '../abi/attestation-report.ts';
+import { fromHex } from '../base/hex.ts';
 import { isZero } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 
@@ -120,5 +121,5 @@ function firstReservedByteSet(version: number, bytes: Uint8Array): number | unde
 export function reportFromHex(text: string): Uint8Array | undefined {
   const hex = text.replace(/\s+/g, '');
   if (hex.length !== 2 * REPORT_SIZE || !/^[0-9a-f]+$/i.test(hex)) return undefined;
-  return Uint8Array.from({ length: REPORT_SIZE }, (_, i) => Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16));
+  return fromHex(hex);
 }

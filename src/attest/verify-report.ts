@@ -7,7 +7,8 @@ import { generationOf, hwidBytes, type Product, TCB_OID } from '../abi/amd-certi
 import { SIGNATURE_ALGO_ECDSA_P384_SHA384 } from '../abi/attestation-report.ts';
 import { DerError } from '../abi/der.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
-import { sameBytes, toHex } from './bytes.ts';
+import { toHex } from '../base/hex.ts';
+import { sameBytes } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
 import { checkChain, findCertificate } from './chain.ts';
 import { type Check, Checks } from './check.ts';

@@ -2,7 +2,7 @@
  * /dev/sev-guest (Linux drivers/virt/coco/sev-guest/sev-guest.c; reference facts 6.1): reports, derived keys, and reports with certificates, by encrypted messages to firmware. A
  * sequence number is used for one message alone: where the driver cannot know whether firmware has seen a message, it gives up its key for ever.
  *
- * Left out: SNP_SET/… of later kernels, the SVSM's services.
+ * Left out: the SVSM's services.
  */
 import { createCipheriv, createDecipheriv } from 'node:crypto';
 import {

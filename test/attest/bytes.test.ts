@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { isZero, sameBytes, toHex } from '../../src/attest/bytes.ts';
+import { isZero, sameBytes } from '../../src/attest/bytes.ts';
 
 describe('bytes', () => {
   it('are the same if they are as many and equal', () => {
@@ -16,9 +16,5 @@ describe('bytes', () => {
       true,
       false,
     ]);
-  });
-
-  it('in hex have two digits each', () => {
-    expect(toHex(Uint8Array.of(0, 9, 0xab, 0xff))).toBe('0009abff');
   });
 });
