@@ -44,6 +44,17 @@ export function failure(call: () => unknown): string {
   return 'OK';
 }
 
+/** The errno of a call that must fail; 0: it did not. */
+export function errnoOf(call: () => unknown): number {
+  try {
+    call();
+  } catch (error) {
+    if (error instanceof LinuxError) return error.errno;
+    throw error;
+  }
+  return 0;
+}
+
 /** A file's byte pattern that tells positions apart. */
 export const pattern = (length: number, seed: number): Uint8Array =>
   Uint8Array.from({ length }, (_, i) => (i * 31 + (i >> 8) * 7 + seed) & 0xff);

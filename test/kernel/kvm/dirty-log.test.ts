@@ -1,8 +1,8 @@
 /** KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG (reference facts 1.9): the rules, and what a guest that really runs leaves in the log. */
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
-import { LinuxError } from '../../../src/base/errors.ts';
 import type { Vm } from '../../../src/kernel/kvm/vm.ts';
+import { errnoOf } from '../process-fixture.ts';
 import { DirtyBench, LOGGED_GPA } from './dirty-bench.ts';
 
 const HLT = { result: 0, exit: 5 };
@@ -19,15 +19,6 @@ function start(options: ConstructorParameters<typeof DirtyBench>[0]): DirtyBench
 }
 const manual = (options: bigint) => ({ caps: [{ cap: MANUAL, args: [options] }] });
 
-const errnoOf = (call: () => unknown): number => {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.errno;
-    throw error;
-  }
-  return 0;
-};
 const mapped = ({ vm }: { vm: Vm }, page: number) => vm.mmu.lookup((LOGGED_GPA / 4096 + page) as never);
 
 describe.each(['6.12', '7.2'] as const)('the rules on %s', (kernel) => {

@@ -1,7 +1,7 @@
 /** The dirty ring (reference facts 1.9): how it is enabled, what a guest that really runs leaves in it, and how it is taken back. */
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
-import { LinuxError } from '../../../src/base/errors.ts';
+import { errnoOf } from '../process-fixture.ts';
 import { DirtyBench, LOGGED_GPA } from './dirty-bench.ts';
 
 const HLT = { result: 0, exit: 5 };
@@ -21,16 +21,6 @@ function start(options: ConstructorParameters<typeof DirtyBench>[0]): DirtyBench
 }
 /** 256 entries, of which 192 can be used. */
 const ring = (bytes = 4096n) => ({ caps: [{ cap: RING_ACQ_REL, args: [bytes] }] });
-
-const errnoOf = (call: () => unknown): number => {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.errno;
-    throw error;
-  }
-  return 0;
-};
 
 /** User space's side of the ring of a vCPU: reads entries in order and marks them as read. */
 class Reader {

@@ -1,7 +1,7 @@
 /** KVM_PRE_FAULT_MEMORY: its rules (reference facts 1.8) and what it maps. */
 import { afterEach, describe, expect, it } from 'vitest';
-import { LinuxError } from '../../../src/base/errors.ts';
 import type { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
+import { errnoOf } from '../process-fixture.ts';
 import { HLT, nestedFault, VcpuBench } from './vcpu-bench.ts';
 import { VmBench } from './vm-bench.ts';
 
@@ -15,16 +15,6 @@ function vmBench(kernel: '6.12' | '7.2' = '7.2', type = 1, options: { gmemHuge?:
   closers.push(() => bench.close());
   return bench;
 }
-
-const errnoOf = (call: () => unknown): number => {
-  try {
-    call();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.errno;
-    throw error;
-  }
-  return 0;
-};
 
 const GPA = 0x20_0000;
 
