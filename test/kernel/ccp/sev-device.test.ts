@@ -126,9 +126,49 @@ describe('SEV_ISSUE_CMD', () => {
     };
     expect(ask(0n, 0)).toMatchObject({ errno: EIO, error: 0x04, needed: 64 });
     expect(ask(0x1000n, 63)).toMatchObject({ errno: EIO, error: 0x04, needed: 64, blob: new Uint8Array(63) });
+    for (const blob of [undefined, new Uint8Array(63)]) {
+      const data = new Uint8Array(12);
+      data[0] = 1;
+      data[8] = 64;
+      const short = { cmd: 8, data, ...(blob !== undefined && { blob }) };
+      expect(errnoOf(() => process.sevIssueCommand(readOnly, short))).toBe(EFAULT);
+    }
+    const exact = ask(0x1000n, 64);
+    expect(exact).toMatchObject({ errno: 0, error: 0, needed: 64 });
     const full = ask(0x1000n, 128);
     expect(full).toMatchObject({ errno: 0, error: 0, needed: 64 });
     expect(full.blob.subarray(0, 64)).toEqual(chip.chipId);
+  });
+
+  it.each([
+    ['no bytes', undefined, EFAULT],
+    ['63 bytes', 63, EFAULT],
+    ['64 bytes', 64, 0],
+  ])('GET_ID2 with room for two ids, and %s at its address', (_, bytes, errno) => {
+    const { process, readOnly } = machine();
+    const data = new Uint8Array(12);
+    new DataView(data.buffer).setBigUint64(0, 0x1000n, true);
+    new DataView(data.buffer).setUint32(8, 128, true);
+    const blob = bytes === undefined ? {} : { blob: new Uint8Array(bytes) };
+    expect(errnoOf(() => process.sevIssueCommand(readOnly, { cmd: 8, data, ...blob }))).toBe(errno);
+  });
+
+  it.each([
+    ['PLATFORM_STATUS', 1, 12],
+    ['GET_ID', 7, 128],
+    ['SNP_PLATFORM_STATUS', 9, 32],
+  ])('%s on a host without a free frame: EIO, RESOURCE_LIMIT', (_, cmd, size) => {
+    const { process, readOnly, kernel } = machine();
+    const { memory } = kernel;
+    const owner = memory.owner('test');
+    const taken = [];
+    for (let frame = memory.allocate(0, owner); frame >= 0; frame = memory.allocate(0, owner))
+      taken.push(frame);
+    const command: SevIssueCommand = { cmd, data: new Uint8Array(size) };
+    expect(errnoOf(() => process.sevIssueCommand(readOnly, command))).toBe(EIO);
+    expect(command.error).toBe(0x17);
+    for (const frame of taken) memory.free(frame as never, 0);
+    expect(errnoOf(() => process.sevIssueCommand(readOnly, command))).toBe(0);
   });
 
   it('SNP_SET_CONFIG changes the reported TCB within what is committed, SNP_COMMIT what is committed', () => {

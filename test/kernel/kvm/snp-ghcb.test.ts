@@ -373,6 +373,16 @@ describe('the scratch area', () => {
         }
         expect([bench.exitReason, ...bench.answer]).toEqual([HLT, ...answer]);
       });
+  it.each([
+    ['MMIO of no bytes', { code: 0x8000_0001n, info1: 0xd000_0000n, info2: 0n }],
+    ['string I/O of no size', { code: 0x7bn, info1: 0x0060_0005n, info2: 4n }],
+    ['string I/O of no elements', { code: 0x7bn, info1: 0x0060_0015n, info2: 0n }],
+  ])('is not looked at for %s', (_, request) => {
+    const bench = new GhcbBench().register();
+    bench.request({ ...request, scratch: 0n });
+    expect([bench.exitReason, ...bench.answer]).toEqual([HLT, 0n, 0n]);
+  });
+
   it('of a page state change is checked as well', () => {
     const bench = new GhcbBench().register();
     bench.request({ ...EVENT, code: 0x8000_0010n, scratch: BigInt(GHCB) + 0xfecn });

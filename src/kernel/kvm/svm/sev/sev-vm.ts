@@ -123,7 +123,6 @@ export class SevVm {
 
   #init2(request: { vmsaFeatures: bigint; flags: number; ghcbVersion: number }): void {
     const { vmsaFeatures, flags, ghcbVersion } = request;
-    if (this.active) throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: done before');
     if (this.vm.vcpuCount > 0) throw new LinuxError('EINVAL', 'KVM_SEV_INIT2: the VM has vCPUs');
     if (flags !== 0) throw new LinuxError('EINVAL', `KVM_SEV_INIT2: flags ${flags}, want 0`);
     const supported = supportedVmsaFeatures();

@@ -135,8 +135,7 @@ class Page implements BackingPage {
 /** Errors: EINVAL, EIO. Progress is written back into `command.data`: loop until `len` is 0. */
 export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void {
   const call = 'KVM_SEV_SNP_LAUNCH_UPDATE';
-  if (!sev.active || sev.context === undefined)
-    throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
+  if (sev.context === undefined) throw new LinuxError('EINVAL', `${call}: LAUNCH_START was not done`);
   const { data } = command;
   const { vm } = sev;
   const strict = vm.policy.snpUpdateChecksRange;
