@@ -51,9 +51,9 @@ export interface Verdict {
 export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;
-  const report = read(checks, 'report', () => parseReport(bytes));
+  const parsed = read(checks, 'report', () => parseReport(bytes));
   const signatures = new SignatureChecks();
-  const signed = report && new ReportSignature(report, signatures);
+  const signed = parsed && new ReportSignature(parsed, signatures);
   const certificates: Certificate[] = [];
   for (const [index, file] of options.certificates.entries()) {
     const name = labelOf('certificates', options.certificates, index);
@@ -72,12 +72,12 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     checks: checks.list,
     failures: checks.list.filter(({ ok }) => !ok),
     isSoftware: certificates.some(({ isSoftware }) => isSoftware),
-    report,
+    report: parsed,
   });
-  if (report === undefined || signed === undefined) return verdict();
+  if (signed === undefined) return verdict();
+  const { report, leafKind } = signed;
 
   checkForm(checks, report);
-  const { leafKind } = signed;
   const leaf = findCertificate(certificates, leafKind, report.product);
   const product = leaf?.product ?? report.product;
   checkChain(checks, {
@@ -145,12 +145,12 @@ function checkForm(checks: Checks, report: AttestationReport): void {
  */
 class ReportSignature {
   readonly leafKind: 'VCEK' | 'VLEK';
-  readonly #report: AttestationReport;
+  readonly report: AttestationReport;
   readonly #signatures: SignatureChecks;
   readonly #begun = new Map<Certificate, Promise<boolean>>();
 
   constructor(report: AttestationReport, signatures: SignatureChecks) {
-    this.#report = report;
+    this.report = report;
     this.#signatures = signatures;
     this.leafKind = report.signingKey === 'VLEK' ? 'VLEK' : 'VCEK';
   }
@@ -161,7 +161,7 @@ class ReportSignature {
 
   /** Resolves when the platform works on it. */
   async begin(certificate: Certificate): Promise<void> {
-    const { signedBytes, p1363 = new Uint8Array(0) } = this.#report;
+    const { signedBytes, p1363 = new Uint8Array(0) } = this.report;
     this.#begun.set(certificate, this.#signatures.ecdsa(certificate.publicKey, signedBytes, p1363));
     await this.#signatures.begun(certificate.publicKey);
   }

@@ -85,6 +85,11 @@ const answers: readonly (readonly [what: string, answer: RequestListener, messag
     (_request, response) => void response.end(Buffer.alloc(2 << 20, 0x30)),
     'got more than 1048576 bytes, want 1 to 1048576 bytes',
   ],
+  [
+    'a mebibyte of zeros',
+    (_request, response) => void response.end(Buffer.alloc(1 << 20)),
+    'got 1048576 bytes of no content type, want certificates or a revocation list (answer.',
+  ],
   ['400', (_request, response) => void response.writeHead(400).end(), 'got status 400, want 200'],
   ['404', (_request, response) => void response.writeHead(404).end(), 'got status 404, want 200'],
   [
@@ -151,6 +156,40 @@ describe('a server', () => {
     });
     expect((await errorOf(endless)).message).toContain('got more than 1048576 bytes');
     expect(sent).toBeLessThan(64 << 20);
+  });
+
+  it('that sends a mebibyte and then a byte has sent too much', async () => {
+    const parts = [Buffer.alloc(1 << 20), Buffer.alloc(1)];
+    const body = new ReadableStream({
+      pull(controller) {
+        const part = parts.shift();
+        if (part === undefined) controller.close();
+        else controller.enqueue(part);
+      },
+    });
+    await expect(fetchEvidence(report, { fetch: async () => new Response(body) })).rejects.toThrow(
+      'got more than 1048576 bytes',
+    );
+  });
+
+  it('is not asked for a key that it cannot have', async () => {
+    const asked: string[] = [];
+    const fetch = async (address: string | URL | Request): Promise<Response> => {
+      asked.push(new URL(String(address)).pathname);
+      return new Response(Buffer.from(RIGHT[itemOf(String(address))]));
+    };
+    const ask = (fields: Parameters<typeof signedReport>[1]) =>
+      fetchEvidence(parseReport(signedReport(chip, fields)), { fetch });
+    const masked = { chipId: new Uint8Array(64) };
+    for (const key of [2, 3, 7]) {
+      await expect(ask({ keyInfo: key << 2 })).rejects.toThrow(
+        `report.signing_key: got ${key === 7 ? 'none' : `reserved ${key}`}, want VCEK or VLEK`,
+      );
+    }
+    await expect(ask(masked)).rejects.toThrow('report.chip_id: got zeros (masked)');
+    expect(asked).toEqual([]);
+    await ask({ ...masked, keyInfo: 1 << 2 });
+    expect(asked).toEqual(['/vlek/v1/Milan/cert', '/vlek/v1/Milan/cert_chain', '/vlek/v1/Milan/crl']);
   });
 
   it('that speaks no HTTP gives no answer', async () => {
