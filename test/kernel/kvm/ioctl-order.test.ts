@@ -193,6 +193,45 @@ describe('KVM_CREATE_GUEST_MEMFD', () => {
   );
 });
 
+describe('KVM_CLEAR_DIRTY_LOG', () => {
+  checkOrder(
+    [
+      { rule: 'address space', errno: 'EINVAL', field: 'slot', bits: 0x2_0000 },
+      { rule: 'id', errno: 'EINVAL', field: 'slot', bits: 32764, without: ['no such slot'] },
+      { rule: 'first_page inside 64', errno: 'EINVAL', field: 'firstPage', bits: 1n },
+      { rule: 'no such slot', errno: 'ENOENT', field: 'slot', value: 7 },
+      { rule: 'beyond the slot', errno: 'EINVAL', field: 'firstPage', value: 1n << 40n },
+      { rule: 'pages inside 64', errno: 'EINVAL', field: 'numPages', value: 63 },
+    ],
+    () => {
+      const host = startVm();
+      host.setRegion({ flags: 1, memorySize: 0x8_0000n });
+      const request = { slot: 0, firstPage: 0n, numPages: 64 };
+      const call = (broken: typeof request): void =>
+        host.vm.clearDirtyLog({ ...broken, bitmap: new Int32Array(4) });
+      return { request, call };
+    },
+  );
+});
+
+describe('KVM_PRE_FAULT_MEMORY', () => {
+  checkOrder(
+    [
+      { rule: 'flags', errno: 'EINVAL', field: 'flags', value: 1n },
+      { rule: 'gpa inside a page', errno: 'EINVAL', field: 'gpa', bits: 0x800n },
+      { rule: 'size 0', errno: 'EINVAL', field: 'size', value: 0n },
+      { rule: 'no slot', errno: 'ENOENT', field: 'gpa', value: 0x80_0000n },
+    ],
+    () => {
+      const host = startVm();
+      const hva = host.process.memory.mmap({ length: 0x1_0000, protection: 3, flags: 0x22 });
+      host.setRegion({ userspaceAddr: BigInt(hva) });
+      const request = { gpa: 0x20_0000n, size: 0x1000n, flags: 0n };
+      return { request, call: (broken) => void host.vcpu.preFaultMemory(broken) };
+    },
+  );
+});
+
 describe('fallocate of a guest_memfd', () => {
   interface Fallocate {
     fd: number;
