@@ -5,6 +5,7 @@
  *
  * Milan's and Turin's tables were never published: theirs are Genoa's, changed where the chips are known to differ.
  */
+import { decodeSignature } from '../chip/personality.ts';
 import type { Personality } from '../chip.ts';
 
 /** An entry of a CPUID page, in place. */
@@ -58,9 +59,8 @@ const signatureAtMost =
   (chip: number): Rule =>
   (value) => {
     const order = (signature: number): number => {
-      const family = ((signature >>> 8) & 0xf) + ((signature >>> 20) & 0xff);
-      const model = ((signature >>> 4) & 0xf) | ((signature >>> 12) & 0xf0);
-      return family * 0x1000 + model * 0x10 + (signature & 0xf);
+      const { family, model, stepping } = decodeSignature(signature);
+      return family * 0x1000 + model * 0x10 + stepping;
     };
     return (order(value) <= order(chip) ? value & ~SIGNATURE_RESERVED : chip) >>> 0;
   };

@@ -11,6 +11,7 @@ import {
 } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../abi/sev-status.ts';
 import { PAGE_SIZE, type Pfn, type Spa } from '../../base/address.ts';
+import { HYPERVISOR_ENTRY } from '../memory/rmp.ts';
 import { type CommandBuffer, type Firmware, isPage } from './firmware.ts';
 
 const LARGE_FRAMES = 512;
@@ -107,16 +108,7 @@ export function readRanges(
 export function fixPages(firmware: Firmware, range: FrameRange): void {
   const end = Math.min(range.first + range.frames, firmware.memory.frameCount);
   for (let frame = range.first; frame < end; frame++) {
-    firmware.rmp.setEntry(frame as Pfn, {
-      assigned: false,
-      large: false,
-      immutable: true,
-      gpa: 0,
-      asid: 0,
-      vmsa: false,
-      validated: false,
-      permissions: 0,
-    });
+    firmware.rmp.setEntry(frame as Pfn, { ...HYPERVISOR_ENTRY, immutable: true });
   }
 }
 

@@ -45,6 +45,15 @@ export interface Personality {
   readonly tcb: TcbVersion;
 }
 
+/** Family, model and stepping of CPUID 1 EAX. */
+export function decodeSignature(signature: number): { family: number; model: number; stepping: number } {
+  return {
+    family: ((signature >>> 8) & 0xf) + ((signature >>> 20) & 0xff),
+    model: ((signature >>> 4) & 0xf) | ((signature >>> 12) & 0xf0),
+    stepping: signature & 0xf,
+  };
+}
+
 export const PERSONALITIES: Readonly<Record<ChipGeneration, Personality>> = {
   milan: {
     generation: 'milan',

@@ -35,7 +35,7 @@ export const RMP_WORD1 = {
   LOCK: 1 << 31,
 } as const;
 /** Permissions of a fresh guest page: everything for VMPL0. Read 1, write 2, execute by users 4, by the supervisor 8, shadow stack 16. */
-export const VMPL0_ALL = 0x1f;
+const VMPL0_ALL = 0x1f;
 
 const BOOKKEEPING = 16 * 1024;
 const LARGE_FRAMES = 512;
@@ -107,7 +107,7 @@ export class Rmp {
     this.reset();
     this.initialised = true;
     for (let frame = this.base / PAGE_SIZE; frame < this.end / PAGE_SIZE; frame++)
-      this.setEntry(frame as Pfn, { ...HYPERVISOR, assigned: true, immutable: true });
+      this.setEntry(frame as Pfn, { ...HYPERVISOR_ENTRY, assigned: true, immutable: true });
   }
 
   /** SNP_SHUTDOWN or a reset of the machine. */
@@ -311,7 +311,8 @@ export class Rmp {
   }
 }
 
-const HYPERVISOR: RmpEntry = {
+/** The entry of a page of the hypervisor. */
+export const HYPERVISOR_ENTRY: RmpEntry = {
   assigned: false,
   large: false,
   immutable: false,

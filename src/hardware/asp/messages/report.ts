@@ -14,6 +14,7 @@ import {
 } from '../../../abi/attestation-report.ts';
 import { reportRequest, reportResponse } from '../../../abi/guest-message.ts';
 import { SEV_STATUS } from '../../../abi/sev-status.ts';
+import { decodeSignature } from '../../chip/personality.ts';
 import type { Firmware } from '../firmware.ts';
 import { isZero } from '../firmware.ts';
 import type { GuestContext } from '../guest-context.ts';
@@ -58,7 +59,7 @@ function unsignedReport(
 ): Uint8Array {
   const { chip } = firmware;
   const version = reportVersion(firmware);
-  const { family, model, stepping } = cpuidOf(chip.signature);
+  const { family, model, stepping } = decodeSignature(chip.signature);
   return attestationReport.encode({
     version,
     guestSvn: context.idBlock.guestSvn,
@@ -95,7 +96,7 @@ function unsignedReport(
 }
 
 /** The version of reports that this firmware makes. */
-export function reportVersion(firmware: Firmware): 2 | 3 | 5 {
+function reportVersion(firmware: Firmware): 2 | 3 | 5 {
   const { major, minor } = firmware.chip.firmware;
   if (major > 1 || minor >= 58) return 5;
   return minor >= 56 ? 3 : 2;
@@ -110,15 +111,6 @@ function platformInfo(firmware: Firmware, version: number): bigint {
     if (firmware.isCiphertextHidden) bits |= PLATFORM_INFO.CIPHERTEXT_HIDING_EN;
   }
   return BigInt(bits);
-}
-
-/** Family, model and stepping of CPUID 1 EAX. */
-export function cpuidOf(signature: number): { family: number; model: number; stepping: number } {
-  return {
-    family: ((signature >>> 8) & 0xf) + ((signature >>> 20) & 0xff),
-    model: ((signature >>> 4) & 0xf) | ((signature >>> 12) & 0xf0),
-    stepping: signature & 0xf,
-  };
 }
 
 /** Big endian as little endian. */
