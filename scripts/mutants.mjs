@@ -5,9 +5,9 @@
  *
  * All mutants stand in one scratch copy, each behind a switch; scripts/mutant-runner.mjs runs every test file that reaches any of them, and switches them on in turn.
  *
- * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--known LOG] [--list]
+ * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--known LOG,...] [--list]
  *
- * With --known, what died in the run that wrote that log is not run again.
+ * With --known, what died in the runs that wrote those logs is not run again.
  */
 import { spawn } from 'node:child_process';
 import {
@@ -207,20 +207,28 @@ const read = (path) =>
     .map((line) => JSON.parse(line));
 const entries = () => read(log);
 const say = (entry) => writeFileSync(log, `${JSON.stringify(entry)}\n`, { flag: 'a' });
-const keyOf = ({ path, kind, was }) => `${path}\0${kind}\0${was}`;
-const alive = new Set();
-const dead = new Set();
-if (option('known') !== undefined) {
-  const earlier = read(option('known'));
-  const { mutants } = earlier.find((entry) => entry.mutants !== undefined);
-  const killed = new Set(earlier.flatMap((entry) => entry.killed ?? []));
-  for (const [id, mutant] of mutants.entries()) (killed.has(id) ? dead : alive).add(keyOf(mutant));
-}
+/** Places of the mutants that are told apart by their order in a file alone. */
+const alike = (mutants) => {
+  const places = new Map();
+  for (const [id, { path, kind, was }] of mutants.entries()) {
+    const key = `${path}\0${kind}\0${was}`;
+    places.set(key, [...(places.get(key) ?? []), id]);
+  }
+  return places;
+};
 writeFileSync(log, '');
 say({ mutants: all });
-for (const [id, mutant] of all.entries())
-  if (dead.has(keyOf(mutant)) && !alive.has(keyOf(mutant)))
-    say({ killed: id, by: 'a test of an earlier run' });
+for (const path of option('known', '').split(',').filter(Boolean)) {
+  const earlier = read(path);
+  const before = alike(earlier.find((entry) => entry.mutants !== undefined).mutants);
+  const killed = new Set(earlier.flatMap((entry) => entry.killed ?? []));
+  for (const [key, ids] of alike(all)) {
+    const known = before.get(key) ?? [];
+    if (known.length !== ids.length) continue;
+    for (const [nth, id] of ids.entries())
+      if (killed.has(known[nth])) say({ killed: id, by: 'a test of an earlier run' });
+  }
+}
 
 const runTest = (test) =>
   new Promise((resolve) => {
