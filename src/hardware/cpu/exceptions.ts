@@ -261,9 +261,10 @@ export class Exceptions {
     if (!isCanonicalAddress(bottom) || !isCanonicalAddress(top - 1n))
       return events.raiseWith(VECTOR.SS, gate.external);
     const privilege = cpl === oldCpl && cpl === 3 ? PRIVILEGE.USER : PRIVILEGE.IMPLICIT;
-    // A page boundary is crossed at most once: both ends are checked before anything is pushed.
-    for (const end of [top - 8n, bottom]) {
-      const reason = access.probeAt(end, 8, privilege);
+    // A page boundary is crossed at most once: the first push to each page is checked before anything is pushed.
+    const below = ((top - 8n) & ~0xfffn) - 8n;
+    for (const first of [top - 8n, below > bottom ? below : bottom]) {
+      const reason = access.probeAt(first, 8, privilege);
       if (reason !== 0) return reason;
     }
     const flags = registers.rflags;
