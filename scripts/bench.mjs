@@ -1,10 +1,11 @@
 // npm run bench [-- NAME...] [--json]: runs all benchmarks or those named. A file of bench/ is named after its benchmark
 // (cpu-loops.ts: cpu.loops) and exports `bench(): Promise<Row>`, Row = { value, unit, bound, ratio, note }; `ratio` is always
-// "bigger is better" against a bound or a peer taken in the same run.
-import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+// "bigger is better" against a bound or a peer taken in the same run. Bundled as the CLI is.
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { build } from 'esbuild';
+import { keepConst } from './keep-const.mjs';
 
 const root = new URL('..', import.meta.url).pathname;
 const available = readdirSync(join(root, 'bench'))
@@ -27,9 +28,9 @@ try {
     if (names.length > 0 && !names.includes(name)) continue;
     if (!asJson) process.stderr.write(`${name} ...\n`);
     const outfile = join(out, file.replace(/\.ts$/, '.mjs'));
-    await build({
+    const bundle = await build({
       entryPoints: [join(root, 'bench', file)],
-      outfile,
+      write: false,
       bundle: true,
       platform: 'node',
       target: 'node20',
@@ -37,6 +38,7 @@ try {
       packages: 'external',
       logLevel: 'warning',
     });
+    writeFileSync(outfile, keepConst(bundle.outputFiles[0].text));
     const { bench } = await import(pathToFileURL(outfile).href);
     rows.push({ name, ...(await bench()) });
   }

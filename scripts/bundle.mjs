@@ -1,10 +1,11 @@
 // Makes the CLI start fast: one minified script in place of 200 modules (100 ms), with the compiled code of what `softcvm run hello`
 // needs beside it (V8's code cache, another 60 ms). dist/cli.js loads both; a cache of another Node is ignored.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, rmSync } from 'node:fs';
+import { chmodSync, copyFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { build } from 'esbuild';
+import { build, transform } from 'esbuild';
+import { keepConst } from './keep-const.mjs';
 
 const root = new URL('..', import.meta.url).pathname;
 const dist = (name) => join(root, 'dist', name);
@@ -36,15 +37,13 @@ const loadWhenUsed = {
 };
 const decoder = dirname(createRequire(import.meta.url).resolve('iced-x86'));
 
-await build({
+const cli = await build({
   entryPoints: [join(root, 'src/cli/main.ts')],
-  outfile: dist('cli-main.cjs'),
+  write: false,
   bundle: true,
   platform: 'node',
   target: 'node20',
   format: 'cjs',
-  minifyWhitespace: true,
-  minifySyntax: true,
   legalComments: 'none',
   external: ['iced-x86'],
   plugins: [loadDecoder, loadWhenUsed],
@@ -52,6 +51,12 @@ await build({
   banner: { js: "const __url = require('node:url').pathToFileURL(__filename).href;" },
   logLevel: 'warning',
 });
+const minified = await transform(keepConst(cli.outputFiles[0].text), {
+  minifyWhitespace: true,
+  minifySyntax: true,
+  target: 'node20',
+});
+writeFileSync(dist('cli-main.cjs'), minified.code);
 // The decoder stays a file of its own: it is needed only when a guest runs.
 await build({
   entryPoints: [join(decoder, 'iced_x86.js')],
