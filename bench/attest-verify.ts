@@ -13,7 +13,7 @@ import { seededEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
 
 const REPORTS = 40;
-const ROUNDS = 15;
+const ROUNDS = 40;
 
 interface Evidence {
   readonly report: Uint8Array;
