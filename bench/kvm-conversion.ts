@@ -2,7 +2,8 @@
  * kvm.conversion: a guest on a real core converts one page of 4 KiB to private and to shared in turn and writes to it each time: exit,
  * attributes, discard of the side that is no longer used, re-entry, fault. Against 100 k conversions a second.
  */
-import { createKernel, type Vm } from '../src/kernel/kvm/index.ts';
+import { createKernel } from '../src/kernel/kvm/index.ts';
+import { privateVm } from './measure/private-vm.ts';
 
 const ROUNDS = 8;
 const CONVERSIONS = 5000;
@@ -20,20 +21,7 @@ const PROGRAM = [0xb8, 12, 0, 0, 0, 0x0f, 0x01, 0xd9, 0x89, 0x03, 0x83, 0xf2, 16
 
 export async function bench() {
   const kernel = createKernel({ memory: 32 * 1024 * 1024 });
-  const process = kernel.newProcess();
-  const vm = process.openKvm().createVm(1) as Vm;
-  vm.enableCap({ cap: 201, args: [1n << 12n] });
-  const hva = process.memory.mmap({ length: RAM, protection: 3, flags: 0x22 });
-  const fd = vm.createGuestMemfd({ size: BigInt(RAM), flags: 0n });
-  vm.setUserMemoryRegion2({
-    slot: 0,
-    flags: 4,
-    guestPhysAddr: 0n,
-    memorySize: BigInt(RAM),
-    userspaceAddr: BigInt(hva),
-    guestMemfd: fd,
-    guestMemfdOffset: 0n,
-  });
+  const { process, vm, hva, fd } = privateVm(kernel, 1, RAM);
   const put = (at: number, bytes: Uint8Array): void => process.memory.write((hva + at) as never, bytes);
   put(TABLES, new Uint8Array(BigUint64Array.of(BigInt(TABLES + 0x1000) | 0x67n).buffer));
   put(TABLES + 0x1000, new Uint8Array(BigUint64Array.of(0xe7n).buffer));

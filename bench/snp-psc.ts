@@ -6,6 +6,7 @@
 import { platformEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
 import { createKernel, type Vm } from '../src/kernel/kvm/index.ts';
+import { privateVm } from './measure/private-vm.ts';
 
 const WANTED = 100_000;
 const WANTED_LARGE = 50;
@@ -62,21 +63,8 @@ function measure(entries: readonly bigint[]): number {
   const entropy = platformEntropy();
   const chip = new Chip({ generation: 'milan', entropy });
   const kernel = createKernel({ memory: 32 * 1024 * 1024, chip, entropy });
-  const process = kernel.newProcess();
+  const { process, vm, hva, fd } = privateVm(kernel, 4, RAM);
   const sevFd = process.openSev();
-  const vm = process.openKvm().createVm(4) as Vm;
-  vm.enableCap({ cap: 201, args: [1n << 12n] });
-  const hva = process.memory.mmap({ length: RAM, protection: 3, flags: 0x22 });
-  const fd = vm.createGuestMemfd({ size: BigInt(RAM), flags: 0n });
-  vm.setUserMemoryRegion2({
-    slot: 0,
-    flags: 4,
-    guestPhysAddr: 0n,
-    memorySize: BigInt(RAM),
-    userspaceAddr: BigInt(hva),
-    guestMemfd: fd,
-    guestMemfdOffset: 0n,
-  });
   vm.memoryEncryptOp({ id: 22, sevFd, data: { vmsaFeatures: 0n, flags: 0, ghcbVersion: 2 } });
   const vcpu = vm.createVcpu(0);
   setRegisters(vcpu);
