@@ -232,6 +232,21 @@ describe('priorities', () => {
     expect(bench.lapic.pendingVector()).toBe(0x4f);
   });
 
+  it('of the task’s and the service’s class, if they are one, the task’s subclass counts', () => {
+    const bench = new LapicBench().enable();
+    bench.lapic.accept(fixed(0x62));
+    bench.take();
+    bench.write(0x80, 0x65);
+    expect(bench.read(0xa0)).toBe(0x65);
+  });
+
+  it('an EOI of nothing wakes nobody', () => {
+    const bench = new LapicBench().enable();
+    const { kicks } = bench.vcpu();
+    bench.write(0xb0, 0);
+    expect(bench.vcpu().kicks).toBe(kicks);
+  });
+
   it('vectors below 16 never get through', () => {
     const bench = new LapicBench().enable();
     bench.lapic.accept(fixed(0x0f));
@@ -331,10 +346,22 @@ describe('acceptance', () => {
 
   it('a hardware-disabled APIC drops fixed messages too, though software had enabled it', () => {
     const bench = new LapicBench().enable();
+    bench.lapic.accept(message(0));
     bench.vcpu().apicBase &= ~0x800n;
     expect(bench.lapic.softwareEnabled).toBe(true);
     expect(bench.lapic.accept(message(0))).toBe(false);
     expect(bench.lapic.pendingVector()).toBe(-1);
+  });
+
+  it('a hardware-disabled APIC lets external interrupts through and has no local ones', () => {
+    const bench = new LapicBench().enable();
+    bench.write(0x350, 0x1_0700);
+    bench.write(0x360, 0x400);
+    expect(bench.lapic.acceptsExternal).toBe(false);
+    bench.vcpu().apicBase &= ~0x800n;
+    expect(bench.lapic.acceptsExternal).toBe(true);
+    expect(bench.lapic.deliverLocal(0x360)).toBe(false);
+    expect(bench.vcpu().nmis).toBe(0);
   });
 
   it.each([

@@ -74,6 +74,13 @@ describe('a one-shot timer', () => {
     expect(interrupt(bench)).toBe(-1);
   });
 
+  it('without a count is not begun by a divider', () => {
+    const bench = armed(0);
+    bench.write(DIVIDE, 0x0);
+    bench.pass(1_000_000);
+    expect(interrupt(bench)).toBe(-1);
+  });
+
   it('without a count has none left', () => {
     expect(armed(0).lapic.timer.currentCount).toBe(0);
   });
