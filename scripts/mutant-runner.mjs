@@ -1,6 +1,6 @@
 /**
  * A vitest runner that judges mutants. scripts/mutants.mjs puts every mutant of a source file behind a switch in a scratch copy (`globalThis.mutant(17) ? ... : ...`) and runs each
- * test file once, in a process of its own, with this runner. After the file has passed as it is, it is run again to learn which tests reach which mutants; then, for every
+ * test file once, in a process of its own, with this runner. The file is run as it is, and again to learn which tests reach which mutants; those that fail then say nothing. Then, for every
  * mutant that no test has killed so far, the tests that reach it are run with that mutant switched on, up to the first that fails. Modules are loaded once; the test
  * file itself is evaluated afresh each time. What happened goes into a log, one JSON object a line.
  *
@@ -50,14 +50,10 @@ const cpuTime = () => {
   return (user + system) / 1000;
 };
 
-/** The name of the first test or suite that failed, or undefined. */
-const failure = (task) => {
-  if (task.type === 'test') return task.result?.state === 'fail' ? task.name : undefined;
-  for (const inner of task.tasks) {
-    const found = failure(inner);
-    if (found !== undefined) return found;
-  }
-  return task.result?.state === 'fail' ? task.name : undefined;
+/** The names of the tests and suites that failed. */
+const failures = (task) => {
+  const inner = task.type === 'test' ? [] : task.tasks.flatMap(failures);
+  return task.result?.state === 'fail' && inner.length === 0 ? [task.name] : inner;
 };
 
 /** Runs a file again inside the run that vitest knows of, and tells vitest nothing. */
@@ -119,18 +115,18 @@ export default class extends TestRunner {
     super.onAfterRunFiles(files);
   }
 
-  async #judge({ filepath, ...file }) {
+  async #judge(file) {
+    const { filepath } = file;
     const test = relative(this.config.root, filepath);
-    const passed = failure({ ...file, filepath }) === undefined;
-    if (!passed) return log({ test, unsound: failure({ ...file, filepath }) });
     reached = new Set();
     const recording = new RecordingRunner(this);
     const [again] = await startTests([filepath], recording);
-    if (failure(again) !== undefined) return log({ test, unsound: failure(again) });
     for (const id of reached) recording.outside.add(id);
-    const quick = recording.tests.filter(({ cpu }) => cpu <= SLOW);
-    for (const { name, cpu } of recording.tests.filter(({ cpu }) => cpu > SLOW))
-      log({ test, slow: name, cpu: Math.round(cpu) });
+    const failed = new Set([...failures(file), ...failures(again)]);
+    for (const name of failed) log({ test, unsound: name });
+    for (const { name, cpu } of recording.tests)
+      if (cpu > SLOW) log({ test, slow: name, cpu: Math.round(cpu) });
+    const quick = recording.tests.filter(({ name, cpu }) => cpu <= SLOW && !failed.has(name));
     quick.sort((a, b) => a.cpu - b.cpu);
     const ids = new Set([...recording.outside, ...quick.flatMap(({ reached }) => [...reached])]);
     log({ test, reached: [...ids] });
@@ -151,7 +147,7 @@ export default class extends TestRunner {
       const [mutated] = await startTests([{ filepath, testIds }], new MutantRunner(this));
       Atomics.store(beat, 1, 0);
       active = -1;
-      const by = failure(mutated);
+      const [by] = failures(mutated);
       log(by === undefined ? { test, survived: id } : { test, killed: id, by });
     }
     // A mutant must not have left its traces: the file passes as it did.
@@ -159,7 +155,7 @@ export default class extends TestRunner {
       [{ filepath, testIds: quick.map((one) => one.id) }],
       new AgainRunner(this),
     );
-    if (failure(last) !== undefined) log({ test, spoilt: failure(last) });
+    for (const spoilt of failures(last)) log({ test, spoilt });
     log({ test, done: true });
   }
 }
