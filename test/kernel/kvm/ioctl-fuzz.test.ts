@@ -11,12 +11,12 @@ describe('any ioctl with any value in any order', () => {
     'has a declared answer, leaks nothing and touches no other VM: $kernel, seed $seed',
     ({ seed, kernel }) => {
       const fuzz = new IoctlFuzz({ seed, kernel });
-      fuzz.run(5000);
+      fuzz.run(3000);
       fuzz.close();
       const { succeeded, refused, runs } = fuzz.counts;
-      expect(succeeded).toBeGreaterThan(1000);
-      expect(refused).toBeGreaterThan(1000);
-      expect(runs).toBeGreaterThan(1000);
+      expect(succeeded).toBeGreaterThan(500);
+      expect(refused).toBeGreaterThan(500);
+      expect(runs).toBeGreaterThan(500);
     },
   );
 });
