@@ -410,6 +410,16 @@ describe('many slots', () => {
     expect(host.vm.slots.find((2 * 7919) as never)?.id).toBe(1);
   });
 
+  it('are found whichever was found before, from their first page to their last', () => {
+    const host = startVm();
+    host.setRegion();
+    host.setRegion({ slot: 1, guestPhysAddr: 0x40_0000n });
+    const found = [0x400, 0x200, 0x20f, 0x400, 0x1ff, 0x210, 0x40f, 0x410].map(
+      (gfn) => host.vm.slots.find(gfn as never)?.id,
+    );
+    expect(found).toEqual([1, 0, 0, 1, undefined, undefined, 1, undefined]);
+  });
+
   it('are found as in a list, whatever comes and goes', () => {
     const step = fc.record({ slot: fc.nat(5), gfn: fc.nat(60), pages: fc.nat(12) });
     fc.assert(
