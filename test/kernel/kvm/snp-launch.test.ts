@@ -136,17 +136,82 @@ describe('KVM_SEV_INIT2', () => {
 
   it('fails without a trace when memory is short: the ASID is free again', () => {
     const snp = new SnpVm({ memory: 8 << 20 });
-    const { memory } = snp.kernel;
-    const owner = memory.owner('hog');
-    const frames: number[] = [];
-    for (let frame = memory.allocate(0, owner); frame >= 0; frame = memory.allocate(0, owner))
-      frames.push(frame);
+    const release = exhaust(snp);
     expect(errnoOf(() => snp.vm.memoryEncryptOp(command(22, snp.sevFd)))).toBe(12);
-    memory.free(frames.pop() as Parameters<typeof memory.free>[0], 0);
+    release();
+    const releaseMost = exhaust(snp, 1);
     expect(errnoOf(() => snp.vm.memoryEncryptOp(command(22, snp.sevFd)))).toBe(EIO);
-    for (const frame of frames) memory.free(frame as Parameters<typeof memory.free>[0], 0);
+    releaseMost();
     expect(errnoOf(() => snp.vm.memoryEncryptOp(command(22, snp.sevFd)))).toBe(0);
   });
+});
+
+/** All frames but `left` are somebody else's, until what it returns is called. */
+function exhaust({ kernel: { memory } }: SnpVm, left = 0): () => void {
+  const owner = memory.owner('hog');
+  const frames: number[] = [];
+  for (let frame = memory.allocate(0, owner); frame >= 0; frame = memory.allocate(0, owner))
+    frames.push(frame);
+  const free = (count: number): void => {
+    for (const frame of frames.splice(-count)) memory.free(frame as Parameters<typeof memory.free>[0], 0);
+  };
+  if (left > 0) free(left);
+  return () => free(frames.length);
+}
+
+describe('a launch without memory', () => {
+  it('has no context: ENOTTY', () => {
+    const snp = new SnpVm({ memory: 8 << 20 }).init();
+    const release = exhaust(snp);
+    expect(errnoOf(() => snp.start())).toBe(25);
+    release();
+    snp.start();
+  });
+
+  it('adds no page, and says so', () => {
+    const snp = new SnpVm({ memory: 8 << 20 }).init().start();
+    snp.process.memory.write(snp.hva, new Uint8Array(4096));
+    const release = exhaust(snp);
+    expect(() => snp.update(3, 0, 0x1000)).toThrow('gfn 0x0: no page, errno 12');
+    release();
+    expect(snp.update(3, 0, 0x1000)).toBe(0n);
+  });
+
+  for (const left of [0, 1])
+    it(`is not finished with an ID block where ${left} frames are left: ENOMEM, and none is kept`, () => {
+      const snp = new SnpVm({ memory: 8 << 20 });
+      snp.vm.memoryEncryptOp(command(22, snp.sevFd));
+      snp.start();
+      const release = exhaust(snp, left);
+      const before = snp.kernel.memory.usage().get('psp');
+      const id = { block: new Uint8Array(96), auth: new Uint8Array(4096), authorKeyEnabled: false };
+      const data = { vcekDisabled: false, hostData: new Uint8Array(32), flags: 0, id };
+      expect(errnoOf(() => snp.vm.memoryEncryptOp({ id: 102, sevFd: snp.sevFd, data }))).toBe(12);
+      expect(snp.kernel.memory.usage().get('psp')).toBe(before);
+      release();
+    });
+});
+
+it('a VMSA that KVM makes never begins 2 MiB: an erratum of real parts', () => {
+  const snp = new SnpVm();
+  snp.vm.memoryEncryptOp(command(22, snp.sevFd));
+  const { memory } = snp.kernel;
+  const owner = memory.owner('hog');
+  // Frames that begin 2 MiB are free, and some others.
+  const frames: number[] = [];
+  for (let frame = memory.allocate(0, owner); frame >= 0; frame = memory.allocate(0, owner))
+    frames.push(frame);
+  const free = (frame: number) => memory.free(frame as Parameters<typeof memory.free>[0], 0);
+  const first = frames.filter((frame) => frame % 512 === 0);
+  const others = frames.filter((frame) => frame % 512 !== 0);
+  expect(first.length).toBeGreaterThan(4);
+  for (const frame of first) free(frame);
+  for (const frame of others.splice(0, 64)) free(frame);
+  for (const id of [0, 1, 2, 3]) {
+    const vcpu = snp.vm.createVcpu(id) as SnpVm['vcpu'];
+    expect(vcpu.vmcb.long(0x108) % 0x20_0000n).not.toBe(0n);
+  }
+  for (const frame of others) free(frame);
 });
 
 describe('device attributes of /dev/kvm', () => {

@@ -339,11 +339,11 @@ function putFpu(fpu: Fpu, view: DataView): void {
 function allocateVmsa(sev: SevVm): Pfn {
   const { memory } = sev.vm;
   const owner = memory.owner('VMSA');
-  const frame = memory.allocate(0, owner);
+  const first: Pfn[] = [];
+  let frame = memory.allocate(0, owner);
+  for (; frame >= 0 && frame % LARGE_FRAMES === 0; frame = memory.allocate(0, owner))
+    first.push(frame as Pfn);
+  for (const each of first) memory.free(each, 0);
   if (frame < 0) throw new LinuxError('ENOMEM', 'no frame for a VMSA');
-  if (frame % LARGE_FRAMES !== 0) return frame as Pfn;
-  const other = memory.allocate(0, owner);
-  memory.free(frame as Pfn, 0);
-  if (other < 0) throw new LinuxError('ENOMEM', 'no frame for a VMSA');
-  return other as Pfn;
+  return frame as Pfn;
 }
