@@ -2,8 +2,6 @@
  * An x86-64 core with SVM: `vmrun` runs a guest until #VMEXIT (APM volume 2, chapter 15; docs/CORE.md says how). The state block lies in
  * host memory; generated code runs the instructions, the slow path everything rare. RAX and RSP are the VMCB's, as in hardware; all other
  * general and vector registers stay in the core between two runs.
- *
- * Cores of one host memory know each other: code that one has decoded must not be written through another's TLB. They run on one thread.
  */
 import { EVENT, SAVE, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
@@ -11,8 +9,9 @@ import { pfnOf, type Spa } from '../../base/address.ts';
 import { type Entropy, seededEntropy } from '../../base/entropy.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
-import { FRAME_FLAG, type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
+import { type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
 import { ACCESS } from './access.ts';
+import { CodeFrames } from './code-frames.ts';
 import { DebugUnit } from './debug.ts';
 import { EncryptedGuest } from './encrypted-guest.ts';
 import { Events } from './events.ts';
@@ -63,9 +62,6 @@ const X87_BYTES = 160;
 const MXCSR_RESET = 0x1f80;
 /** Instructions of one call of generated code at most: it counts in 32 bits. */
 const SLICE = 1 << 30;
-/** So many stores in a row to one frame with code make it data, until it is fetched from again. */
-const STORES_UNTIL_DATA = 256;
-const coresOf = new WeakMap<HostMemory, Set<Core>>();
 
 export class Core {
   /** The general registers in the instruction encoding's order. RAX and RSP count only while the guest runs. */
@@ -85,15 +81,12 @@ export class Core {
   readonly #legacy: LegacyExecution;
   readonly #entry: GuestEntry;
   readonly #exit: GuestExit;
-  readonly #cores: Set<Core>;
+  readonly #codeFrames: CodeFrames;
+  readonly #codeUser: Parameters<CodeFrames['join']>[0];
   readonly #state: number;
   /** Word index of RETIRED. */
   readonly #retired: number;
   readonly #nextFrame = (): number => this.#fetchNextFrame();
-  #generation: number;
-  /** The frame with code that was last stored to, and how often in a row. */
-  #storedFrame: number = NO_FRAME;
-  #storesToCode = 0;
   #is64Bit = true;
   /** VMRUN has loaded the guest. */
   #entered = false;
@@ -117,14 +110,13 @@ export class Core {
     const guest = new EncryptedGuest();
     const rmp = new RmpCheck(memory, guest, events, registers);
     const nested = new NestedWalker(memory, events, guest, rmp);
-    const tableWritten = (frame: number) => {
-      if ((memory.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0)
-        this.#forEach((core) => core.interpreter.invalidateFrame(frame));
-    };
+    const codeFrames = new CodeFrames(memory);
+    this.#codeFrames = codeFrames;
+    const tableWritten = (frame: number) => codeFrames.tableWritten(frame);
     const walker = new PageWalker(registers, events, nested, guest, tableWritten);
     const tlb = new CoreTlb(memory.words, this.#state);
     const codeWritten = (frame: number, offset: number, bytes: number) =>
-      this.#codeWritten(frame, offset, bytes);
+      codeFrames.written(frame, offset, bytes);
     const debug = new DebugUnit(registers, tlb);
     const access = new MemoryAccess({ memory, registers, events, walker, tlb, debug, codeWritten });
     const intercepts = new Intercepts(memory);
@@ -166,7 +158,7 @@ export class Core {
           probe: (_state, size) => access.probe(size, access.privilege),
           system: (_state, record) => system.execute(record),
         },
-        onCodeFrame: (frame) => this.#protectCode(frame),
+        onCodeFrame: (frame) => codeFrames.protect(frame),
         onUndefined: (mnemonic, rip) => this.#traceUndefined(mnemonic, rip),
         ...(options.codeBytes === undefined ? {} : { codeBytes: options.codeBytes }),
       });
@@ -186,9 +178,8 @@ export class Core {
     this.xmm = memory.bytes.subarray(this.#state + STATE.XMM, this.#state + STATE.XMM + 256);
     const dr0 = (this.#state + STATE.DR0) >>> 3;
     this.debugAddresses = memory.longs.subarray(dr0, dr0 + 4);
-    this.#generation = memory.codeGeneration;
-    this.#cores = coresOf.get(memory) ?? new Set();
-    coresOf.set(memory, this.#cores.add(this));
+    this.#codeUser = { tlb, interpreter: this.interpreter };
+    codeFrames.join(this.#codeUser);
     memory.translationCaches.add(tlb);
   }
 
@@ -248,7 +239,7 @@ export class Core {
     const { events, intercepts } = this.#parts;
     if (!this.#entry.load(vmcb)) return this.#exit.storeRefused(vmcb, VMEXIT.INVALID);
     this.#entered = true;
-    this.#lookForForeignWrites();
+    if (this.#codeFrames.changedByHost()) this.interpreter.flush();
     events.halted = false;
     this.#parts.debug.pending = 0;
     let reason: number = LEAVE.RESUME;
@@ -282,7 +273,7 @@ export class Core {
   emulate(vmcb: Spa, bus: MmioBus): 'done' | 'pending' | 'failed' | 'exit' {
     const { access, registers } = this.#parts;
     this.#entry.reload(vmcb);
-    this.#lookForForeignWrites();
+    if (this.#codeFrames.changedByHost()) this.interpreter.flush();
     const step = new MmioStep(bus, registers);
     let reason: number;
     access.step = step;
@@ -320,7 +311,7 @@ export class Core {
 
   /** Gives back host memory. */
   close(): void {
-    this.#cores.delete(this);
+    this.#codeFrames.leave(this.#codeUser);
     this.#parts.memory.translationCaches.delete(this.#parts.tlb);
     this.interpreter.close();
     this.#legacy.forget();
@@ -390,7 +381,7 @@ export class Core {
     if (debug.watchesCode && debug.watchesPage(low, registers.word(STATE.RIP + 4), 'code')) return LEAVE.STEP;
     const frame = this.#frameOfRip();
     if (frame < 0) return this.#fetchFailure;
-    this.#protectCode(frame);
+    this.#codeFrames.protect(frame);
     return this.interpreter.decode(frame, low & 0xfff, this.#nextFrame) ? 0 : this.#fetchFailure;
   }
 
@@ -417,7 +408,7 @@ export class Core {
 
   #fetchNextFrame(): number {
     const frame = this.#frameBehind();
-    if (frame >= 0) this.#protectCode(frame);
+    if (frame >= 0) this.#codeFrames.protect(frame);
     return frame;
   }
 
@@ -442,39 +433,6 @@ export class Core {
     if (debug.watchesCode && debug.watchesPage(low, high, 'code')) return frame;
     tlb.fillFetch(low, high, set, this.interpreter.pageMap(frame), walker);
     return frame;
-  }
-
-  /** A frame holds decoded code from now on: no core may write to it unseen. */
-  #protectCode(frame: number): void {
-    if ((this.#parts.memory.frameFlags[frame]! & FRAME_FLAG.CODE) !== 0) return;
-    this.#parts.memory.frameFlags[frame]! |= FRAME_FLAG.CODE;
-    this.#forEach((core) => core.#parts.tlb.forbidWrites(frame));
-  }
-
-  /** A store into a frame with decoded code. Where stores come in numbers and no code is run, the code gives way. */
-  #codeWritten(frame: number, offset: number, bytes: number): void {
-    this.#storesToCode = frame === this.#storedFrame ? this.#storesToCode + 1 : 0;
-    this.#storedFrame = frame;
-    if (this.#storesToCode < STORES_UNTIL_DATA) {
-      this.#forEach((core) => core.interpreter.invalidateBytes(frame, offset, bytes));
-      return;
-    }
-    this.#storedFrame = NO_FRAME;
-    this.#forEach((core) => core.interpreter.invalidateFrame(frame));
-    this.#parts.memory.frameFlags[frame]! &= ~FRAME_FLAG.CODE;
-  }
-
-  #forEach(action: (core: Core) => void): void {
-    for (const core of this.#cores) action(core);
-  }
-
-  /** Host-side writes into decoded code, and frames that changed hands. */
-  #lookForForeignWrites(): void {
-    const { memory } = this.#parts;
-    const generation = memory.words[memory.codeGenerationAddress >>> 2]!;
-    if (generation === this.#generation) return;
-    this.#generation = generation;
-    this.interpreter.flush();
   }
 
   #traceUndefined(mnemonic: string, rip: bigint): void {

@@ -13,8 +13,8 @@ export interface CpuidResult {
 
 /** Family 25 (0xf + 0xa), model 1, stepping 1: EPYC 7003. */
 export const MILAN_SIGNATURE = 0x00a00f11;
-export const MAX_STANDARD_LEAF = 0xd;
-export const MAX_EXTENDED_LEAF = 0x8000_0008;
+const MAX_STANDARD_LEAF = 0xd;
+const MAX_EXTENDED_LEAF = 0x8000_0008;
 const PHYSICAL_BITS = 48;
 const LINEAR_BITS = 48;
 

@@ -59,9 +59,9 @@ function generated() {
 }
 
 export class Interpreter {
-  /** How often an instruction that the core does not have was executed, by mnemonic. */
   /** How often all decoded code was thrown away. */
   flushes = 0;
+  /** How often an instruction that the core does not have was executed, by mnemonic. */
   readonly undefinedInstructions = new Map<string, number>();
   readonly #options: InterpreterOptions;
   readonly #memory: CodeMemory;

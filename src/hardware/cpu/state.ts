@@ -13,7 +13,6 @@
  * `SAVE` mirrors the VMCB's save area (abi/vmcb.ts), so VMRUN and #VMEXIT copy words. The live RIP, RSP, RAX, RFLAGS are NOT
  * there but in RIP, GPR, and flags; #VMEXIT stores them.
  */
-export const STATE_BYTES = 0x8000;
 export const STATE_ORDER = 3;
 
 export const STATE = {

@@ -15,7 +15,7 @@ export interface Handler {
 /** Handlers that belong to no operation, in this order from number 0 on; `system` is the last of all. */
 export const BUILT_IN = ['fetch', 'guard', 'stop'] as const;
 
-export const handlerName = (operation: string, size: number, form: Form): string =>
+const handlerName = (operation: string, size: number, form: Form): string =>
   form === 'registers' ? `${operation}.${size}` : `${operation}.${size}.${form}`;
 
 /** In the order of their numbers, which begin behind the built-in ones: the hot ones first. */

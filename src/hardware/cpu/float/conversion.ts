@@ -17,7 +17,7 @@ import { dropBits, round } from './rounding.ts';
 const { INVALID, PRECISION } = FLOAT_EXCEPTION;
 
 /** A NaN keeps its sign and the upper bits of its fraction. */
-export function convertFormat(
+function convertFormat(
   environment: FloatEnvironment,
   x: bigint,
   { from, to }: { from: FloatFormat; to: FloatFormat },

@@ -175,7 +175,7 @@ const approximated =
   };
 
 /** By iced's mnemonic; where operand sizes matter, with them behind it. */
-export const FLOAT_INSTRUCTIONS: Readonly<Record<string, Execute>> = {
+const FLOAT_INSTRUCTIONS: Readonly<Record<string, Execute>> = {
   ...arithmetic('Add', add),
   ...arithmetic('Sub', subtract),
   ...arithmetic('Mul', multiply),

@@ -89,7 +89,7 @@ function positiveCondition(c: OperandContext, pair: number): I32 {
 }
 
 /** 1 if the low byte has an even number of ones. */
-export const evenParity = (a: I64): I32 => i64.eqz(i64.and(i64.popcnt(i64.and(a, 0xff)), 1));
+const evenParity = (a: I64): I32 => i64.eqz(i64.and(i64.popcnt(i64.and(a, 0xff)), 1));
 
 /** Sign-extends the low `size` bits. */
 export function signExtend(a: I64, size: number): I64 {

@@ -2,7 +2,7 @@
 import { GPR, STATE } from '../state.ts';
 import { type I64, i32, i64 } from '../wasm/value.ts';
 import { composeFlags } from './flag-register.ts';
-import { ADDRESS, type Group, type OperandContext, READ, type Role, type Size, WRITE } from './operation.ts';
+import { type Group, type OperandContext, READ, type Role, type Size, WRITE } from './operation.ts';
 
 const IMMEDIATE_16: Role = { access: 'read', size: 16 };
 const IMMEDIATE_8: Role = { access: 'read', size: 8 };
@@ -128,5 +128,3 @@ export const stack: Group = {
     Jmp: { operation: 'jmpIndirect', roles: [TARGET], size: 64 },
   },
 };
-
-export const POP_TO_MEMORY = { operation: 'popToMemory', roles: [ADDRESS] } as const;

@@ -234,7 +234,7 @@ const mask = (of: Elements): Operation => ({
 });
 
 /** Bits of the immediate byte that choose a comparison. */
-export const COMPARISON_CONTROL = 15;
+const COMPARISON_CONTROL = 15;
 
 /** Names of an instruction's micro-operations, as the decoder puts them one after the other. */
 export function stringCompareSteps(mnemonic: string, immediate: number): readonly string[] {

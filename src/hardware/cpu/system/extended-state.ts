@@ -38,7 +38,7 @@ const LEGACY: readonly [number, number] = [0, FX_BYTES];
 const HEADER: readonly [number, number] = [FX.HEADER, XSAVE_BYTES];
 
 /** The components that are not in their initial configuration, as XGETBV of 1 gives them. */
-export function componentsInUse(registers: Registers): bigint {
+function componentsInUse(registers: Registers): bigint {
   return (new X87State(registers).initial ? 0n : X87) | (vectorsAreInitial(registers) ? 0n : SSE);
 }
 
@@ -201,4 +201,4 @@ export function setExtendedControl(i: SystemInstruction): number {
 }
 
 /** x87 is always on, and nothing is that the chip does not have. */
-export const isLegalXcr0 = (value: bigint): boolean => (value & X87) !== 0n && (value & ~XCR0_KNOWN) === 0n;
+const isLegalXcr0 = (value: bigint): boolean => (value & X87) !== 0n && (value & ~XCR0_KNOWN) === 0n;
