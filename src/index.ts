@@ -31,6 +31,7 @@ import { createKernel, type EarlyForm, type Kernel, type Personality } from './k
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
 import { type LaunchContents, WrongMeasurement } from './vmm/confidential-guest/sev-snp-guest.ts';
+import type { DirtyLog } from './vmm/dirty-log.ts';
 import type { Machine } from './vmm/machine.ts';
 import { createMachine, type SnpMachineOptions } from './vmm/machine.ts';
 import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
@@ -46,6 +47,7 @@ import { VmmError } from './vmm/error.ts';
 
 export type { PrintedCertificate } from './attest/console-evidence.ts';
 export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts';
+export type { DirtyLog } from './vmm/dirty-log.ts';
 export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
 export { type LaunchContents, VmmError, WrongMeasurement };
@@ -112,6 +114,8 @@ export interface VmOptions {
   readonly image: Uint8Array;
   /** For messages. */
   readonly imageName?: string;
+  /** Entries of each vCPU's dirty ring, a power of two, for `Vm.dirtyLog`; absent: KVM's bitmaps. */
+  readonly dirtyRingSize?: number;
   /** Gets what the guest writes to its console, as it comes. */
   readonly onConsole?: (text: Uint8Array) => void;
   /** Where the shared side of RAM comes from. Default: anonymous memory. */
@@ -198,9 +202,15 @@ export class Vm {
         onConsole?.(bytes);
       },
       ...(options.backend === undefined ? {} : { backend: options.backend }),
+      ...(options.dirtyRingSize === undefined ? {} : { dirtyRingSize: options.dirtyRingSize }),
       // Another stream than the kernel's.
       ...(host.seed === undefined ? {} : { turns: seededEntropy(~host.seed) }),
     });
+  }
+
+  /** Which pages of RAM the guest writes to; a VM of type `default`, whose RAM has no guest_memfd. */
+  get dirtyLog(): DirtyLog {
+    return this.machine.dirtyLog;
   }
 
   /** Instructions that all vCPUs retired so far. */

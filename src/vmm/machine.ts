@@ -33,6 +33,7 @@ import { DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, DebugExit } from './devices/debug-ex
 import { IOAPIC_ADDRESS, IOAPIC_BYTES, IOAPIC_PINS, Ioapic } from './devices/ioapic.ts';
 import { RESET_CONTROL_PORT, RESET_CONTROL_PORTS, ResetControl } from './devices/reset-control.ts';
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
+import { DirtyLog } from './dirty-log.ts';
 import { VmmError } from './error.ts';
 import { cpuidOf, snpCpuid } from './guest-cpuid.ts';
 import { KvmState } from './kvm-state.ts';
@@ -42,9 +43,11 @@ import { AddressSpace } from './memory/address-space.ts';
 import { convertMemory } from './memory/convert-memory.ts';
 import { DiscardRequirements } from './memory/discard-requirements.ts';
 import { IoDispatch } from './memory/io-dispatch.ts';
+import { KvmDirtyLog } from './memory/kvm-dirty-log.ts';
 import { KvmSlots } from './memory/kvm-slots.ts';
 import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memory/memory-region.ts';
 import { MemoryTopology } from './memory/memory-topology.ts';
+import { RamDirtyPages } from './memory/ram-dirty-pages.ts';
 import { RamList } from './memory/ram-list.ts';
 import { type Board, loadPayload, type Placed, placePayload } from './payload.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
@@ -79,6 +82,8 @@ export interface MachineOptions {
   readonly trace?: Trace;
   /** What an SNP guest is launched with. */
   readonly snp?: SnpMachineOptions;
+  /** Entries of each vCPU's dirty ring, a power of two (QEMU's -accel kvm,dirty-ring-size); absent or 0: KVM's bitmaps. */
+  readonly dirtyRingSize?: number;
   /** Draws the lengths of vCPUs' turns; all alike when absent. */
   readonly turns?: Entropy;
   /** Where the RAM comes from; anonymous memory when absent. */
@@ -121,6 +126,8 @@ export class Machine {
   readonly discards = new DiscardRequirements();
   readonly slots: KvmSlots;
   readonly ram: MemoryRegion;
+  /** Which pages of RAM the guest writes to; nothing is noted until it is started. */
+  readonly dirtyLog: DirtyLog;
   readonly vcpus: readonly KvmVcpu[];
   readonly serial: Serial16550;
   /** The confidential-guest object, of an SNP guest. */
@@ -161,7 +168,14 @@ export class Machine {
       if (irqchip === 'split') splitIrqchip(this.kvm);
 
       this.systemMemory = new AddressSpace(this.topology, 'memory', containerRegion('system', 2 ** 52));
-      this.slots = new KvmSlots(this.kvm);
+      const dirtyPages = new RamDirtyPages();
+      const kvmDirtyLog = new KvmDirtyLog({
+        kvm: this.kvm,
+        ram: dirtyPages,
+        ringEntries: options.dirtyRingSize ?? 0,
+        vcpus: () => this.vcpus,
+      });
+      this.slots = new KvmSlots(this.kvm, kvmDirtyLog);
       this.systemMemory.addListener(this.slots);
       this.ramList = new RamList({ process, kvm: this.kvm, discards: this.discards, report });
 
@@ -184,6 +198,8 @@ export class Machine {
           guestMemfd: isPrivate ? 'required' : 'none',
         }),
       );
+      const { topology, systemMemory, ram } = this;
+      this.dirtyLog = new DirtyLog({ topology, systemMemory, ram, pages: dirtyPages });
       const cpuid = this.kvm.kvm.getSupportedCpuid();
       const board: Board = {
         process,
@@ -246,6 +262,7 @@ export class Machine {
         endOfInterrupt: (vector) => ioapic?.endOfInterrupt(vector),
         convert: (start, size, to) => convertMemory(context, start, size, to),
         preFaultSupported: this.kvm.preFaultSupported,
+        dirtyRingFull: () => kvmDirtyLog.reap(),
         lastReport: () => this.#lastReport,
         flushConsole: () => output.flush(),
         certificates: this.certificates,

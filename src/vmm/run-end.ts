@@ -20,6 +20,8 @@ export interface ExitCounts {
   intr: number;
   /** An EOI that the machine's IOAPIC wants to hear of. */
   ioapic_eoi: number;
+  /** A vCPU's dirty ring was full, and was reaped. */
+  dirty_ring_full: number;
   /** The guest asked for certificates. */
   req_certs: number;
   system_event: number;

@@ -8,6 +8,7 @@
  */
 import {
   KVM_EXIT_AP_RESET_HOLD,
+  KVM_EXIT_DIRTY_RING_FULL,
   KVM_EXIT_FAIL_ENTRY,
   KVM_EXIT_HLT,
   KVM_EXIT_HYPERCALL,
@@ -84,6 +85,8 @@ export interface RunLoopOptions {
   readonly convert: (start: number, size: number, to: 'private' | 'shared') => Conversion;
   /** Whether the kernel can map memory in advance (KVM_CAP_PRE_FAULT_MEMORY). */
   readonly preFaultSupported: boolean;
+  /** KVM_EXIT_DIRTY_RING_FULL: makes room in the rings. Throws VmmError. */
+  readonly dirtyRingFull: () => void;
   /** What went wrong last, in words. */
   readonly lastReport: () => string;
   /** Hands on what the guest wrote so far. */
@@ -122,6 +125,7 @@ export class RunLoop {
     shutdown: 0,
     intr: 0,
     ioapic_eoi: 0,
+    dirty_ring_full: 0,
     req_certs: 0,
     system_event: 0,
     internal_error: 0,
@@ -298,6 +302,10 @@ export class RunLoop {
       case KVM_EXIT_IOAPIC_EOI:
         this.exits.ioapic_eoi++;
         this.#options.endOfInterrupt(run.eoiVector);
+        break;
+      case KVM_EXIT_DIRTY_RING_FULL:
+        this.exits.dirty_ring_full++;
+        this.#options.dirtyRingFull();
         break;
       case KVM_EXIT_INTERNAL_ERROR:
         this.exits.internal_error++;

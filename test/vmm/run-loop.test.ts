@@ -110,6 +110,7 @@ function setUp(
     endOfInterrupt: (vector) => void ends.push(vector),
     convert,
     preFaultSupported: options.preFaultSupported ?? true,
+    dirtyRingFull: () => {},
     lastReport: () => 'what went wrong',
     flushConsole: () => {},
     certificates: undefined,

@@ -113,6 +113,9 @@ function track(process: Process, tracker: Tracker, stop: (vm: KvmVm, vcpu: KvmVc
     kvm.createVm = (type) => {
       const vm = createVm(type);
       tracker.enable(vm);
+      // The VMM's own choice of how to log (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) does not count here.
+      const enableCap = vm.enableCap.bind(vm);
+      vm.enableCap = (options) => (options.cap === 168 ? undefined : enableCap(options));
       const setRegion = vm.setUserMemoryRegion2.bind(vm);
       vm.setUserMemoryRegion2 = (region) =>
         setRegion({ ...region, flags: region.memorySize === 0n ? region.flags : region.flags | 1 });

@@ -1,0 +1,43 @@
+/**
+ * Which pages of a machine's RAM its guest writes to (QEMU system/memory.c: memory_region_set_log, memory_region_snapshot_and_clear_dirty), for a display or a
+ * tool. What the VMM itself writes is not among them.
+ */
+import type { AddressSpace } from './memory/address-space.ts';
+import type { MemoryRegion } from './memory/memory-region.ts';
+import type { MemoryTopology } from './memory/memory-topology.ts';
+import type { RamDirtyPages } from './memory/ram-dirty-pages.ts';
+
+export interface DirtyLogOptions {
+  readonly topology: MemoryTopology;
+  readonly systemMemory: AddressSpace;
+  readonly ram: MemoryRegion;
+  readonly pages: RamDirtyPages;
+}
+
+export class DirtyLog {
+  readonly #options: DirtyLogOptions;
+
+  constructor(options: DirtyLogOptions) {
+    this.#options = options;
+  }
+
+  /** Writes are noted from now on, until as many `stop`s were called. Throws VmmError: KVM logs no RAM that has a guest_memfd. */
+  start(): void {
+    this.#options.topology.setLog(this.#options.ram, 'start');
+  }
+
+  stop(): void {
+    this.#options.topology.setLog(this.#options.ram, 'stop');
+  }
+
+  /**
+   * Page numbers, ascending, of RAM that was written to since the last call; from now on they are clean. The first call after `start` may name all pages, where
+   * KVM's bitmaps begin all set. Throws VmmError.
+   */
+  snapshotAndClear(): number[] {
+    const { systemMemory, ram, pages } = this.#options;
+    systemMemory.syncDirtyLog();
+    systemMemory.clearDirtyLog(ram.address, ram.size);
+    return pages.takeDirty(ram.ramBlock!);
+  }
+}
