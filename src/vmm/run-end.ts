@@ -40,6 +40,13 @@ export interface RunEnd {
   readonly message?: string;
 }
 
+/** The run ends because of what happened to one vCPU. */
+export const failed = (vcpu: KvmVcpu, message: string): RunEnd => ({
+  reason: 'error',
+  code: EXIT_CODE_FAILED,
+  message: `vCPU ${vcpu.id}: ${message}`,
+});
+
 const INTERNAL_ERRORS: Record<number, string> = {
   1: 'emulation failure',
   2: 'simultaneous exceptions',
@@ -78,7 +85,7 @@ export function systemEvent(vcpu: KvmVcpu): RunEnd {
     type === KVM_SYSTEM_EVENT_SEV_TERM
       ? `the guest asked to be terminated: ${termination(data)}`
       : `system event ${type}`;
-  return { reason: 'error', code: EXIT_CODE_FAILED, message: `vCPU ${vcpu.id}: ${message}` };
+  return failed(vcpu, message);
 }
 
 function termination(data: bigint): string {
