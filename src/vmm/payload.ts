@@ -21,7 +21,8 @@ import {
 } from './loaders/firmware.ts';
 import { loadFlatBinary } from './loaders/flat-binary.ts';
 import type { LoadedImage } from './loaders/image.ts';
-import { SNP_BOOT, snpEntryRegs, snpEntrySregs, snpLaunchRanges } from './loaders/snp-boot.ts';
+import { longModeRegs } from './loaders/long-mode-entry.ts';
+import { SNP_BOOT, snpEntrySregs, snpLaunchRanges } from './loaders/snp-boot.ts';
 import type { VcpuStart } from './loaders/vcpu-start.ts';
 import type { MachineOptions } from './machine.ts';
 import type { AddressSpace } from './memory/address-space.ts';
@@ -136,7 +137,7 @@ function placeFirmware(
 function placeSnpImage({ process, ram }: Board, image: LoadedImage): Placed {
   return {
     start: {
-      regs: (index) => snpEntryRegs(image.entry, index),
+      regs: (index) => longModeRegs(image.entry, index),
       sregs: (_, current) => snpEntrySregs(current),
     },
     queue: (snp, table) => {

@@ -16,11 +16,12 @@
  * one, RSP at the top of RAM minus 8, the vCPU's index in EDI, other registers 0. Fresh RAM is zero, so of a segment's zero
  * bytes only those in a page that the copy touches are cleared.
  */
-import { CR0, CR4, EFER, PTE } from '../../abi/x86.ts';
+import { PTE } from '../../abi/x86.ts';
 import { GiB, MiB, PAGE_SIZE, pageAlignUp } from '../../base/address.ts';
-import type { Regs, Segment, Sregs } from '../../kernel/interface.ts';
+import type { Regs, Sregs } from '../../kernel/interface.ts';
 import { VmmError } from '../error.ts';
 import type { LoadedImage } from './image.ts';
+import { GDT_ENTRIES, longModeRegs, longModeSregs } from './long-mode-entry.ts';
 
 const INFO = 0;
 const STUB = 0x1000;
@@ -29,10 +30,6 @@ const TABLES = 0x3000;
 
 const RECORDS = 0x20;
 const RECORD_BYTES = 0x20;
-
-const CODE_SELECTOR = 0x08;
-const DATA_SELECTOR = 0x10;
-const GDT_ENTRIES = [0n, 0x00af_9b00_0000_ffffn, 0x00cf_9300_0000_ffffn];
 
 const TABLE_ENTRIES = 512;
 const BELOW_4G = 4;
@@ -118,37 +115,8 @@ export function buildBootArea(options: BootAreaOptions): BootArea {
 }
 
 /** General registers of vCPU `index` at the stub. */
-export function entryRegs(base: number, index: number): Regs {
-  return {
-    ...{ rax: 0n, rbx: 0n, rcx: 0n, rdx: 0n, rsi: 0n, rdi: BigInt(index), rsp: 0n, rbp: 0n },
-    ...{ r8: 0n, r9: 0n, r10: 0n, r11: 0n, r12: 0n, r13: 0n, r14: 0n, r15: 0n },
-    rip: BigInt(base + STUB),
-    rflags: 2n,
-  };
-}
+export const entryRegs = (base: number, index: number): Regs => longModeRegs(base + STUB, index);
 
 /** Control registers and segments at the stub; what they do not set stays as in `reset`. */
-export function entrySregs(base: number, reset: Sregs): Sregs {
-  const flat = { base: 0n, limit: 0xffff_ffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
-  const code: Segment = { ...flat, selector: CODE_SELECTOR, type: 0xb, db: 0, l: 1 };
-  const data: Segment = { ...flat, selector: DATA_SELECTOR, type: 0x3, db: 1, l: 0 };
-  const system = { ...flat, selector: 0, limit: 0xffff, s: 0, g: 0, db: 0, l: 0 };
-  return {
-    ...reset,
-    cs: code,
-    ds: data,
-    es: data,
-    fs: data,
-    gs: data,
-    ss: data,
-    tr: { ...system, type: 0xb },
-    ldt: { ...system, type: 0x2 },
-    gdt: { base: BigInt(base + GDT), limit: 8 * GDT_ENTRIES.length - 1 },
-    idt: { base: 0n, limit: 0 },
-    cr0: BigInt((CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP | CR0.PG) >>> 0),
-    cr2: 0n,
-    cr3: BigInt(base + TABLES),
-    cr4: BigInt(CR4.PAE | CR4.OSFXSR | CR4.OSXMMEXCPT),
-    efer: BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE),
-  };
-}
+export const entrySregs = (base: number, reset: Sregs): Sregs =>
+  longModeSregs(reset, { gdt: base + GDT, tables: base + TABLES });

@@ -15,11 +15,12 @@
  * validated: PVALIDATE comes first.
  */
 import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
-import { CR0, CR4, EFER, PTE } from '../../abi/x86.ts';
+import { PTE } from '../../abi/x86.ts';
 import { MiB, PAGE_SIZE } from '../../base/address.ts';
-import type { CpuidEntry, Regs, Segment, Sregs } from '../../kernel/interface.ts';
+import type { CpuidEntry, Sregs } from '../../kernel/interface.ts';
 import { hex, VmmError } from '../error.ts';
 import type { LoadedImage } from './image.ts';
+import { GDT_ENTRIES, longModeSregs } from './long-mode-entry.ts';
 
 export const SNP_BOOT = {
   GDT: 0x1000,
@@ -40,7 +41,6 @@ const PAGE_LEAF = TABLE | BigInt(PTE.D);
 const LARGE_LEAF = PAGE_LEAF | BigInt(PTE.PS);
 const ENTRIES = 512;
 const GIGABYTES = 4;
-const GDT_ENTRIES = [0n, 0x00af_9b00_0000_ffffn, 0x00cf_9300_0000_ffffn];
 const GUEST_DATA_AT = 0x40;
 const CPUID_ENTRIES_MAX = 64;
 const CPUID_ENTRY_BYTES = 48;
@@ -157,37 +157,5 @@ export function snpCpuidTable(entries: readonly CpuidEntry[]): Uint8Array {
   return bytes;
 }
 
-/** General registers of vCPU `index` at the entry. */
-export function snpEntryRegs(entry: number, index: number): Regs {
-  return {
-    ...{ rax: 0n, rbx: 0n, rcx: 0n, rdx: 0n, rsi: 0n, rdi: BigInt(index), rsp: 0n, rbp: 0n },
-    ...{ r8: 0n, r9: 0n, r10: 0n, r11: 0n, r12: 0n, r13: 0n, r14: 0n, r15: 0n },
-    rip: BigInt(entry),
-    rflags: 2n,
-  };
-}
-
-export function snpEntrySregs(reset: Sregs): Sregs {
-  const flat = { base: 0n, limit: 0xffff_ffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
-  const code: Segment = { ...flat, selector: 8, type: 0xb, db: 0, l: 1 };
-  const data: Segment = { ...flat, selector: 16, type: 0x3, db: 1, l: 0 };
-  const system = { ...flat, selector: 0, limit: 0xffff, s: 0, g: 0, db: 0, l: 0 };
-  return {
-    ...reset,
-    cs: code,
-    ds: data,
-    es: data,
-    fs: data,
-    gs: data,
-    ss: data,
-    tr: { ...system, type: 0xb },
-    ldt: { ...system, type: 0x2 },
-    gdt: { base: BigInt(SNP_BOOT.GDT), limit: 8 * GDT_ENTRIES.length - 1 },
-    idt: { base: 0n, limit: 0 },
-    cr0: BigInt((CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP | CR0.PG) >>> 0),
-    cr2: 0n,
-    cr3: BigInt(SNP_BOOT.TABLES),
-    cr4: BigInt(CR4.PAE | CR4.OSFXSR | CR4.OSXMMEXCPT),
-    efer: BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE),
-  };
-}
+export const snpEntrySregs = (reset: Sregs): Sregs =>
+  longModeSregs(reset, { gdt: SNP_BOOT.GDT, tables: SNP_BOOT.TABLES });
