@@ -2,8 +2,9 @@
  * The page that binds kernel, initial RAM disk and command line to the measurement of a firmware (QEMU target/i386/sev.c, SevHashTable; edk2
  * OvmfPkg/AmdSev/BlobVerifierLibSevHashes): a table of SHA-256 hashes in an otherwise empty page.
  */
+
+import { guidBytes } from '../base/guid.ts';
 import { unshared } from './bytes.ts';
-import { guidBytes } from './ovmf.ts';
 
 const TABLE_GUID = '9438d606-4f22-4cc9-b479-a793d411fd21';
 const CMDLINE_GUID = '97d02dd8-bd20-4c94-aa78-e7714d36ab2a';

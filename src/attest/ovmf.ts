@@ -3,7 +3,7 @@
  * the image's end; QEMU hw/i386/pc_sysfw_ovmf.c): where its sections lie and where its other vCPUs start. Here as a relying party reads it; the VMM
  * has its own, and a test compares the two.
  */
-import { fromHex, toHex } from '../base/hex.ts';
+import { guidAt } from '../base/guid.ts';
 import { EvidenceError } from './evidence-error.ts';
 
 export const FOUR_GIB = 0x1_0000_0000;
@@ -39,20 +39,6 @@ export interface Firmware {
   readonly apEip: number | undefined;
   /** Where the table of kernel hashes belongs; undefined if the image has no place for it. */
   readonly hashTableGpa: number | undefined;
-}
-
-/** Where each byte of a GUID's text stands in memory, and the other way round. */
-const GUID_ORDER = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-
-/** Bytes of a GUID in the order of EFI: the first three groups little-endian. */
-export function guidBytes(guid: string): Uint8Array {
-  const bytes = fromHex(guid.replaceAll('-', ''));
-  return Uint8Array.from(GUID_ORDER, (at) => bytes[at]!);
-}
-
-function guidAt(bytes: Uint8Array, at: number): string {
-  const hex = toHex(Uint8Array.from(GUID_ORDER, (index) => bytes[at + index]!));
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 }
 
 /** True if the image ends with a GUIDed table. */

@@ -1,5 +1,5 @@
 /** Firmware images for tests, with a GUIDed table and SEV metadata as edk2 makes them. */
-import { guidBytes } from '../../src/attest/ovmf.ts';
+import { guidBytes } from '../../src/base/guid.ts';
 
 export interface FirmwareImageOptions {
   readonly size?: number;

@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { firmwareUpdates, launchDifference, parseFirmware, vcpuSignature } from '../../src/attest/index.ts';
-import { guidBytes, isFirmware } from '../../src/attest/ovmf.ts';
+import { isFirmware } from '../../src/attest/ovmf.ts';
+import { guidBytes } from '../../src/base/guid.ts';
 import { firmwareImage, SECTIONS } from './firmware-image.ts';
 
 const launch = (image: Uint8Array, more: Partial<Parameters<typeof firmwareUpdates>[0]> = {}) =>

@@ -7,8 +7,9 @@
  */
 import { createHash } from 'node:crypto';
 import { PAGE_SIZE } from '../../base/address.ts';
+import { guidBytes } from '../../base/guid.ts';
 import { hex, VmmError } from '../error.ts';
-import { guidBytes, type OvmfMetadata } from './ovmf-metadata.ts';
+import type { OvmfMetadata } from './ovmf-metadata.ts';
 
 const TABLE = '9438d606-4f22-4cc9-b479-a793d411fd21';
 const CMDLINE = '97d02dd8-bd20-4c94-aa78-e7714d36ab2a';

@@ -6,6 +6,7 @@
  * Stricter than QEMU, which goes on without a table that makes no sense, and does not look at the metadata's version.
  */
 import { PAGE_SIZE } from '../../base/address.ts';
+import { guidAt, guidBytes } from '../../base/guid.ts';
 import { hex } from '../error.ts';
 import { imageError } from './image.ts';
 
@@ -48,13 +49,6 @@ export interface OvmfMetadata {
 interface Entry {
   readonly at: number;
   readonly size: number;
-}
-
-/** A GUID's bytes as EFI stores them: the first three groups little-endian. */
-export function guidBytes(guid: string): Uint8Array {
-  const groups = guid.split('-').map((group) => group.match(/../g) ?? []);
-  const ordered = groups.flatMap((group, index) => (index < 3 ? group.toReversed() : group));
-  return Uint8Array.from(ordered, (byte) => Number.parseInt(byte, 16));
 }
 
 /** Throws VmmError, which names the image and the field. */
@@ -104,13 +98,6 @@ function readTable(bytes: Uint8Array, view: DataView, image: string): Map<string
     if (!entries.has(guid)) entries.set(guid, { at: end, size: length - ENTRY_TAIL });
   }
   return entries;
-}
-
-function guidAt(bytes: Uint8Array, at: number): string {
-  const text = Array.from(bytes.subarray(at, at + GUID_BYTES), (byte) => byte.toString(16).padStart(2, '0'));
-  const group = (from: number, to: number): string => text.slice(from, to).join('');
-  const swapped = (from: number, to: number): string => text.slice(from, to).reverse().join('');
-  return [swapped(0, 4), swapped(4, 6), swapped(6, 8), group(8, 10), group(10, 16)].join('-');
 }
 
 /** The block alone, without a table, as images had it first. */
