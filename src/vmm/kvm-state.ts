@@ -13,7 +13,7 @@ import {
 } from '../abi/kvm.ts';
 import { ERRNO, type LinuxError } from '../base/errors.ts';
 import type { Kvm, KvmVm, Process } from '../kernel/interface.ts';
-import { assert, negativeErrno, VmmError } from './error.ts';
+import { assert, hex, negativeErrno, VmmError } from './error.ts';
 
 export class KvmState {
   readonly kvm: Kvm;
@@ -61,7 +61,7 @@ export class KvmState {
   setMemoryAttributes(start: number, size: number, attributes: bigint): number {
     assert(
       (attributes & this.supportedMemoryAttributes) === attributes,
-      `memory attributes 0x${attributes.toString(16)} are among the supported 0x${this.supportedMemoryAttributes.toString(16)}`,
+      `memory attributes ${hex(attributes)} are among the supported ${hex(this.supportedMemoryAttributes)}`,
     );
     try {
       this.vm.setMemoryAttributes({ address: BigInt(start), size: BigInt(size), attributes, flags: 0n });

@@ -3,7 +3,7 @@
  * their virtual address, because the guest starts with memory mapped one to one. Leaves out: relocation, so position-independent
  * and dynamically linked programs are refused.
  */
-import type { VmmError } from '../error.ts';
+import { hex, type VmmError } from '../error.ts';
 import { type ImageSegment, imageError, type LoadedImage } from './image.ts';
 
 const EHDR_BYTES = 64;
@@ -17,8 +17,6 @@ const PT_LOAD = 1;
 const PT_INTERP = 3;
 /** e_phnum is elsewhere. */
 const PN_XNUM = 0xffff;
-
-const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 
 /** True if the file says that it is an ELF file. */
 export const isElf = (bytes: Uint8Array): boolean =>
