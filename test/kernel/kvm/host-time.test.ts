@@ -47,6 +47,14 @@ describe('the host’s time', () => {
     expect(time.nextDue).toBe(Number.POSITIVE_INFINITY);
   });
 
+  it('fires timers of one time in the order in which they were armed', () => {
+    const { time, timer, fired } = host();
+    for (const name of ['a', 'b', 'c']) time.start(timer(name), 10);
+    time.leave(10);
+    time.expire();
+    expect(fired).toEqual(['a at 10', 'b at 10', 'c at 10']);
+  });
+
   it('skips to the next timer when all who could run are blocked', () => {
     const { time, timer, fired, later } = host();
     time.start(timer('a'), 1000);
@@ -80,5 +88,36 @@ describe('the host’s time', () => {
     later();
     expect(fired).toEqual([]);
     expect(time.now()).toBe(0);
+  });
+
+  it('does not skip once nobody is blocked, and stops looking', () => {
+    const { time, timer, soon, later } = host();
+    time.start(timer('a'), 1000);
+    time.block();
+    later();
+    time.unblock();
+    for (let i = 0; i < 4; i++) later();
+    expect([time.now(), soon.length]).toEqual([0, 0]);
+  });
+
+  it('does not skip to a timer that was cancelled, and looks no more', () => {
+    const { time, timer, soon, later } = host();
+    const cancelled = timer('a');
+    time.start(cancelled, 1000);
+    time.block();
+    later();
+    time.cancel(cancelled);
+    later();
+    expect([time.now(), soon.length]).toEqual([0, 0]);
+  });
+
+  it('is not looked at without a timer, and once at a time however many block', () => {
+    const { time, timer, soon } = host();
+    time.block();
+    expect(soon.length).toBe(0);
+    time.start(timer('a'), 1000);
+    time.block();
+    time.block();
+    expect(soon.length).toBe(1);
   });
 });

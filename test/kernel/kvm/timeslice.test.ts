@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { seededEntropy } from '../../../src/base/entropy.ts';
 import { createKernel } from '../../../src/kernel/kvm/index.ts';
+import { nextTimeslice } from '../../../src/kernel/kvm/timeslice.ts';
 import { GuestProgram } from './guest-program.ts';
 import { Guest } from './spec-run.ts';
 import { Subject } from './spec-subject.ts';
@@ -41,6 +42,18 @@ describe('timeslices', () => {
 
   it('are others with another seed', () => {
     expect(turns(5, 8)).not.toEqual(turns(5, 7));
+  });
+
+  it.each([
+    [0, 0, 0],
+    [15, 15, 15],
+    [16, 16, 31],
+    [31, 16, 31],
+    [32, 16, 63],
+  ])('of %i instructions are drawn from %i to %i', (length, least, most) => {
+    const entropy = seededEntropy(1);
+    const drawn = Array.from({ length: 2000 }, () => nextTimeslice(length, entropy));
+    expect([Math.min(...drawn), Math.max(...drawn)]).toEqual([least, most]);
   });
 });
 

@@ -147,9 +147,8 @@ export class LapicTimer {
     this.#limitFrequency();
     let deadline = this.#period;
     if (from !== APIC.INITIAL_COUNT) {
-      deadline = this.#countToNs(from);
-      if (deadline === 0) deadline = this.#isPeriodic ? this.#period : 0;
-      else if (deadline > this.#period) deadline = this.#period;
+      deadline = Math.min(this.#countToNs(from), this.#period);
+      if (deadline === 0 && this.#isPeriodic) deadline = this.#period;
     }
     this.#target = this.#vcpu.time.now() + deadline;
     return true;
@@ -158,7 +157,7 @@ export class LapicTimer {
   #restart(): void {
     if (!this.#isPeriodic && this.pending) return;
     if (this.isTscDeadline) this.#startDeadline();
-    else this.#vcpu.time.start(this.#timer, this.#target);
+    else if (this.#period !== 0) this.#vcpu.time.start(this.#timer, this.#target);
   }
 
   #startDeadline(): void {
@@ -180,7 +179,7 @@ export class LapicTimer {
   /** apic_timer_fn */
   #fire(): void {
     this.#expire();
-    if (!this.#isPeriodic || this.#period === 0) return;
+    if (!this.#isPeriodic) return;
     this.#advance();
     this.#vcpu.time.start(this.#timer, this.#target);
   }

@@ -68,6 +68,34 @@ describe('physical destinations', () => {
     expect(bench.controller.deliver(message({ destination: 1 }))).toBe(0);
   });
 
+  it('an xAPIC of id 300 has the lower 8 bits of it, and all of it as well with 32-bit ids', () => {
+    for (const [flags, answers] of [
+      [0n, [1, 0]],
+      [1n, [1, 1]],
+    ] as const) {
+      const bench = new LapicBench([0, 300]).enable();
+      bench.controller.setX2apicApi(flags);
+      const to = (destination: number) => bench.controller.deliver(message({ destination }));
+      expect([to(44), to(300)]).toEqual(answers);
+    }
+  });
+
+  it('with 32-bit ids two xAPICs may have one id: the first hears', () => {
+    const bench = new LapicBench([0, 1, 257]).enable();
+    bench.controller.setX2apicApi(1n);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(1);
+    expect(hit(bench)).toEqual([1]);
+  });
+
+  it('an xAPIC of id 255 that took another does not hear the old one, also with 32-bit ids', () => {
+    const bench = new LapicBench([0, 255]).enable();
+    bench.controller.setX2apicApi(1n);
+    bench.write(0x20, 0x0700_0000, bench.lapics[1]);
+    bench.base(0xfee0_0d00n);
+    expect(bench.controller.deliver(message({ destination: 255 }), bench.lapic)).toBe(0);
+    expect(bench.controller.deliver(message({ destination: 7 }), bench.lapic)).toBe(1);
+  });
+
   it('two APICs with one id both hear', () => {
     const bench = new LapicBench([0, 1, 2]).enable();
     bench.write(0x20, 0x0100_0000, bench.lapics[2]);
@@ -128,6 +156,19 @@ describe('logical destinations', () => {
     expect(hit(bench)).toEqual([1]);
     bench.controller.deliver(message({ logical: true, destination: 0x1_0006, vector: 0x70 }), bench.lapic);
     expect(hit(bench, 0x70)).toEqual([1, 2]);
+  });
+
+  it('of x2APIC: the last cluster may have one APIC alone', () => {
+    const bench = new LapicBench([0, 256]).x2apic();
+    expect(bench.controller.deliver(message({ logical: true, destination: 0x10_0001 }), bench.lapic)).toBe(1);
+    expect(hit(bench)).toEqual([1]);
+  });
+
+  it('an x2APIC among xAPICs is found by its cluster and bit', () => {
+    const bench = flat();
+    bench.base(0xfee0_0d00n);
+    bench.controller.deliver(message({ logical: true, destination: 0b011 }), bench.lapic);
+    expect(hit(bench)).toEqual([0, 1]);
   });
 
   it('mixed modes still find those that match', () => {

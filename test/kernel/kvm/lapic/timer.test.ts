@@ -127,6 +127,24 @@ describe('a one-shot timer', () => {
 });
 
 describe('a periodic timer', () => {
+  it('without a count is not begun by a divider', () => {
+    const bench = armed(0x20000);
+    bench.write(DIVIDE, 0x0);
+    bench.pass(1_000_000);
+    expect(interrupt(bench)).toBe(-1);
+  });
+
+  it('that INIT stopped is not begun by a divider', () => {
+    const bench = armed(0x20000);
+    bench.write(INITIAL, 300_000);
+    bench.lapic.reset('init', 'extint');
+    bench.enable();
+    bench.write(TIMER, 0x20050);
+    bench.write(DIVIDE, 0xb);
+    bench.pass(1_000_000);
+    expect(interrupt(bench)).toBe(-1);
+  });
+
   it('interrupts every period', () => {
     const bench = armed(0x20000);
     bench.write(INITIAL, 300_000);
@@ -190,16 +208,28 @@ describe('TSC deadline', () => {
     expect(bench.lapic.tscDeadline).toBe(0n);
   });
 
-  it('in the past is at once, 0 is never', () => {
-    const bench = armed(0x40000);
-    bench.pass(100);
-    bench.lapic.tscDeadline = 50n;
-    expect(interrupt(bench)).toBe(0x50);
+  it('in the past or now is at once, 0 is never', () => {
+    for (const deadline of [50n, 100n]) {
+      const bench = armed(0x40000);
+      bench.pass(100);
+      bench.lapic.tscDeadline = deadline;
+      expect(interrupt(bench)).toBe(0x50);
+    }
     const off = armed(0x40000);
     off.lapic.tscDeadline = 5n;
     off.lapic.tscDeadline = 0n;
     off.pass(10);
     expect(off.lapic.timer.pending).toBe(false);
+  });
+
+  it.each([
+    [4_503_599_627_370_495n, 4_503_599_627_370_495],
+    [4_503_599_627_370_496n, Number.POSITIVE_INFINITY],
+    [0xffff_ffff_ffff_ffffn, Number.POSITIVE_INFINITY],
+  ])('%i is due at %d: 52 days from now is never', (deadline, due) => {
+    const bench = armed(0x40000);
+    bench.lapic.tscDeadline = deadline;
+    expect(bench.time.nextDue).toBe(due);
   });
 
   it('is not there without the CPUID bit, nor outside its mode', () => {
