@@ -53,13 +53,17 @@ export class Psp {
     const frame = this.memory.allocate(0, this.memory.owner('psp'));
     if (frame < 0) throw new LinuxError('ENOMEM', 'no frame for the command buffer of the secure processor');
     this.#buffer = frame as Pfn;
-    const status = this.command(SEV_CMD.SNP_INIT_EX, snpInitEx.encode({ flags: SNP_INIT_FLAG.INIT_RMP }));
-    if (status === SEV_STATUS.SUCCESS && this.flushDataFabric() === SEV_STATUS.SUCCESS) {
-      this.initialised = true;
-      return;
-    }
+    const init = snpInitEx.encode({ flags: SNP_INIT_FLAG.INIT_RMP });
+    this.#demand('SNP_INIT_EX', this.command(SEV_CMD.SNP_INIT_EX, init));
+    this.#demand('SNP_DF_FLUSH', this.flushDataFabric());
+    this.initialised = true;
+  }
+
+  /** A command that is part of initialising: EIO, and nothing kept, where it failed. */
+  #demand(command: string, status: number): void {
+    if (status === SEV_STATUS.SUCCESS) return;
     this.#freeBuffer();
-    throw new LinuxError('EIO', `SNP_INIT_EX: firmware status 0x${status.toString(16)}`);
+    throw new LinuxError('EIO', `${command}: firmware status 0x${status.toString(16)}`);
   }
 
   /** SNP_SHUTDOWN_EX. Guests are gone. */

@@ -55,11 +55,16 @@ describe('the driver of the secure processor', () => {
     expect(held()).toBe(0);
   });
 
-  for (const command of [INIT_EX, DF_FLUSH])
-    it(`is not initialised where command 0x${command.toString(16)} fails: EIO, and no frame is kept`, () => {
+  for (const [command, name] of [
+    [INIT_EX, 'SNP_INIT_EX'],
+    [DF_FLUSH, 'SNP_DF_FLUSH'],
+  ] as const)
+    it(`is not initialised where ${name} fails: EIO that names it, and no frame is kept`, () => {
       const { psp, answers } = driver();
       answers.set(command, 5);
-      expect(errnoOf(() => psp.initialise())).toBe(EIO);
+      const attempt = (): void => psp.initialise();
+      expect(errnoOf(attempt)).toBe(EIO);
+      expect(attempt).toThrow(`${name}: firmware status 0x5`);
       expect([psp.initialised, held()]).toEqual([false, 0]);
     });
 
