@@ -9,6 +9,7 @@ import { pfnOf, type Spa } from '../../base/address.ts';
 import { type Entropy, seededEntropy } from '../../base/entropy.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
+import { PERSONALITIES, type Personality } from '../chip/personality.ts';
 import { type FrameOwner, type HostMemory, NO_FRAME } from '../memory/host-memory.ts';
 import { ACCESS } from './access.ts';
 import { CodeFrames } from './code-frames.ts';
@@ -48,6 +49,8 @@ export interface CoreOptions {
   readonly id: number;
   readonly memory: HostMemory;
   readonly trace: Trace;
+  /** The chip that the core is part of; a Milan when absent. */
+  readonly personality?: Personality;
   /** Who is charged for the state block and decoded code; `core` when absent. */
   readonly owner?: FrameOwner;
   /** The time stamp counter; when absent, it counts retired instructions, so that runs repeat. */
@@ -126,6 +129,7 @@ export class Core {
       id,
       memory,
       trace,
+      personality: options.personality ?? PERSONALITIES.milan,
       registers,
       events,
       intercepts,

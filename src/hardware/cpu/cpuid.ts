@@ -1,8 +1,10 @@
 /**
- * CPUID of the chip (AMD APM volume 3, appendix E): Milan, family 25 model 1 stepping 1, with the features that this core has and no
+ * CPUID of the chip (AMD APM volume 3, appendix E): the chip's signature, with the features that this core has and no
  * others. KVM intercepts CPUID and answers from its own table; this one is for whoever does not.
  */
+import type { Personality } from '../chip/personality.ts';
 import { XCR0_KNOWN, XSAVE_BYTES } from './fx-image.ts';
+import type { CoreParts } from './parts.ts';
 
 export interface CpuidResult {
   eax: number;
@@ -11,8 +13,6 @@ export interface CpuidResult {
   edx: number;
 }
 
-/** Family 25 (0xf + 0xa), model 1, stepping 1: EPYC 7003. */
-export const MILAN_SIGNATURE = 0x00a00f11;
 const MAX_STANDARD_LEAF = 0xd;
 const MAX_EXTENDED_LEAF = 0x8000_0008;
 const PHYSICAL_BITS = 48;
@@ -42,10 +42,14 @@ const PROCESSOR_EBX = bits(2);
 /** XSAVEOPT, XSAVEC, XGETBV of 1. */
 const XSAVE_VARIANTS = bits(0, 1, 2);
 const CLFLUSH_SIZE = 8 << 8;
-const BRAND = 'SoftCVM virtual AMD EPYC 7003'.padEnd(48, '\0');
 
 /** Fills `result` for a leaf (unsigned) and sub-leaf. `id` is the core's number, its APIC id. Unknown leaves are all zero. */
-export function chipCpuid(leaf: number, subleaf: number, id: number, result: CpuidResult): void {
+export function chipCpuid(
+  leaf: number,
+  subleaf: number,
+  { id, personality }: Pick<CoreParts, 'id' | 'personality'>,
+  result: CpuidResult,
+): void {
   result.eax = 0;
   result.ebx = 0;
   result.ecx = 0;
@@ -59,7 +63,7 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
       result.edx = VENDOR_EDX;
       break;
     case 1:
-      result.eax = MILAN_SIGNATURE;
+      result.eax = personality.signature;
       result.ebx = (id << 24) | CLFLUSH_SIZE;
       result.ecx = STANDARD_ECX;
       result.edx = STANDARD_EDX;
@@ -76,14 +80,14 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
       result.ecx = subleaf === 0 ? XSAVE_BYTES : 0;
       break;
     case 0x8000_0001:
-      result.eax = MILAN_SIGNATURE;
+      result.eax = personality.signature;
       result.ecx = EXTENDED_ECX;
       result.edx = EXTENDED_EDX;
       break;
     case 0x8000_0002:
     case 0x8000_0003:
     case 0x8000_0004:
-      brand(leaf - 0x8000_0002, result);
+      brand(leaf - 0x8000_0002, personality, result);
       break;
     case 0x8000_0008:
       result.eax = PHYSICAL_BITS | (LINEAR_BITS << 8);
@@ -92,10 +96,11 @@ export function chipCpuid(leaf: number, subleaf: number, id: number, result: Cpu
   }
 }
 
-function brand(part: number, result: CpuidResult): void {
+function brand(part: number, { product }: Personality, result: CpuidResult): void {
+  const name = `SoftCVM virtual AMD EPYC-${product}`.padEnd(48, '\0');
   const word = (k: number): number => {
     let sum = 0;
-    for (let b = 3; b >= 0; b--) sum = (sum << 8) | BRAND.charCodeAt(16 * part + 4 * k + b);
+    for (let b = 3; b >= 0; b--) sum = (sum << 8) | name.charCodeAt(16 * part + 4 * k + b);
     return sum;
   };
   result.eax = word(0);

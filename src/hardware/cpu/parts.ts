@@ -1,6 +1,7 @@
 /** What a core is made of, as its parts know each other. */
 import type { Entropy } from '../../base/entropy.ts';
 import type { Trace } from '../../base/trace.ts';
+import type { Personality } from '../chip/personality.ts';
 import type { HostMemory } from '../memory/host-memory.ts';
 import type { DebugUnit } from './debug.ts';
 import type { EncryptedGuest } from './encrypted-guest.ts';
@@ -18,6 +19,8 @@ export interface CoreParts {
   readonly id: number;
   readonly memory: HostMemory;
   readonly trace: Trace;
+  /** What tells this chip's cores from another's. */
+  readonly personality: Personality;
   readonly registers: Registers;
   readonly events: Events;
   readonly intercepts: Intercepts;

@@ -86,7 +86,14 @@ export class Kernel {
       time,
       sev: this.psp === undefined ? undefined : new SevHost(this.psp, sevMachine(chip!)),
       gmemHuge: options.gmemHuge ?? false,
-      createCore: (id) => new Core({ id, memory, trace, tsc: () => BigInt(time.now()) }),
+      createCore: (id) =>
+        new Core({
+          id,
+          memory,
+          trace,
+          tsc: () => BigInt(time.now()),
+          ...(chip === undefined ? {} : { personality: chip.personality }),
+        }),
     };
   }
 

@@ -110,6 +110,20 @@ describe('CPUID', () => {
     bench.setLong(CR4, 0x406a0n);
     expect(cpuid(1).ecx & 0x8000000n).toBe(0x8000000n);
   });
+  it.each([
+    ['milan', 0x00a00f11n, 'EPYC-Milan'],
+    ['genoa', 0x00a10f11n, 'EPYC-Genoa'],
+    ['turin', 0x00b00f21n, 'EPYC-Turin'],
+  ] as const)('says that the core is of a %s', (chip, signature, name) => {
+    bench.close();
+    bench = new GuestBench(undefined, chip);
+    expect([cpuid(1).eax, cpuid(0x8000_0001).eax]).toEqual([signature, signature]);
+    const text = [0x8000_0002, 0x8000_0003, 0x8000_0004].flatMap((leaf) => {
+      const { eax, ebx, ecx, edx } = cpuid(leaf);
+      return [eax, ebx, ecx, edx].map((word) => Buffer.from(Uint32Array.of(Number(word)).buffer).toString());
+    });
+    expect(text.join('')).toContain(name);
+  });
   it('leaf 0xd gives components and sizes', () => {
     expect(cpuid(0).eax).toBe(0xdn);
     expect(cpuid(0xd)).toEqual({ eax: 3n, ebx: 576n, ecx: 576n, edx: 0n });

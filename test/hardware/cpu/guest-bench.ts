@@ -2,8 +2,10 @@
  * A guest in long mode for tests of the core, with nothing but hardware around it: nested tables over scattered frames, identity page tables
  * of 4 KiB pages, a GDT, an IDT, a TSS, a VMCB. Numbers are written out, not imported: they are what the tests check.
  */
+import type { ChipGeneration } from '../../../src/abi/tcb-version.ts';
 import type { Gpa, Pfn, Spa } from '../../../src/base/address.ts';
 import { Trace, type TraceEvent } from '../../../src/base/trace.ts';
+import { PERSONALITIES } from '../../../src/hardware/chip/personality.ts';
 import { Core } from '../../../src/hardware/cpu/core.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import { assemble, type iced } from './assembler.ts';
@@ -66,12 +68,20 @@ export class GuestBench {
   readonly #owner;
   readonly #frames: number[] = [];
 
-  /** `memory`: where the guest lives; 16 MiB of its own when absent. */
-  constructor(memory = HostMemory.create({ bytes: 16 * 1024 * 1024, trace: new Trace() })) {
+  /** `memory`: where the guest lives; 16 MiB of its own when absent. `chip`: whose core it is. */
+  constructor(
+    memory = HostMemory.create({ bytes: 16 * 1024 * 1024, trace: new Trace() }),
+    chip: ChipGeneration = 'milan',
+  ) {
     this.trace.listen((event) => this.events.push(event));
     this.memory = memory;
     this.#owner = this.memory.owner('test');
-    this.core = new Core({ id: 0, memory: this.memory, trace: this.trace });
+    this.core = new Core({
+      id: 0,
+      memory: this.memory,
+      trace: this.trace,
+      personality: PERSONALITIES[chip],
+    });
     this.vmcb = (this.frame() * 4096) as Spa;
     this.iopm = this.memory.allocate(2, this.#owner) * 4096;
     this.msrpm = this.memory.allocate(1, this.#owner) * 4096;

@@ -360,6 +360,33 @@ describe('RMPADJUST', () => {
 });
 
 describe('RMPQUERY', () => {
+  it.each([
+    ['milan', [UD, undefined]],
+    ['genoa', 0],
+    ['turin', 0],
+  ] as const)('of a %s, by its CPUID 0x8000001F EAX bit 6, gives %j', (chip, expected) => {
+    bench.close();
+    bench = new SnpLargeBench(chip);
+    bench.gate(UD, HANDLERS + UD * 64);
+    bench.load([hlt()], HANDLERS + UD * 64);
+    expect(execute(Code.Rmpquery, DATA, 0, 1)).toEqual(expected);
+  });
+
+  it('is #UD on a Milan at CPL 3 as well, before #GP(0) for its level', () => {
+    bench.close();
+    bench = new SnpLargeBench('milan');
+    bench.gate(UD, HANDLERS + UD * 64);
+    bench.load([hlt()], HANDLERS + UD * 64);
+    for (let gfn = 0; gfn < 256; gfn++) bench.write(PT + gfn * 8, bench.read(PT + gfn * 8) | 4n);
+    bench.load(program(Code.Rmpquery, DATA, 0, 1));
+    bench.segment(0x10, 0x23, 0xafb);
+    bench.segment(0x20, 0x1b, 0xcf3);
+    bench.memory.write((bench.vmcb + 0x4cb) as Spa, Uint8Array.of(3));
+    bench.launch();
+    bench.run();
+    expect(Number(bench.vmsaLong(0x178))).toBe(HANDLERS + UD * 64 + 1);
+  });
+
   /** EAX, RCX, RDX. */
   const query = (target: number, spoil?: () => void, address: number | bigint = DATA, size = 0) => [
     execute(Code.Rmpquery, address, size, target, spoil),

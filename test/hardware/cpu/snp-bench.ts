@@ -2,6 +2,7 @@
  * The guest of guest-bench.ts as an SNP guest: its pages are its own, validated and under its key, its registers lie in a VMSA. The guest's RAM is private but for
  * SHARED, one page that its tables map without the C-bit. Numbers are written out.
  */
+import type { ChipGeneration } from '../../../src/abi/tcb-version.ts';
 import type { Pfn, Spa } from '../../../src/base/address.ts';
 import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
@@ -20,8 +21,9 @@ export class SnpBench extends GuestBench {
   readonly key: number;
   readonly vmsa: Spa;
 
-  constructor() {
-    super(HostMemory.create({ bytes: 24 << 20, trace: new Trace(), rmp: true }));
+  /** A Genoa, unless told otherwise: it has all that this core has for SNP guests. */
+  constructor(chip: ChipGeneration = 'genoa') {
+    super(HostMemory.create({ bytes: 24 << 20, trace: new Trace(), rmp: true }), chip);
     this.rmp = this.memory.rmp!;
     this.rmp.initialise();
     this.key = this.memory.encryption.addKey(KEY);

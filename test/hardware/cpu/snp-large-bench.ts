@@ -1,4 +1,5 @@
 /** The SNP guest of snp-bench.ts with 2 MiB behind its RAM, which its tables, the nested ones and the RMP have in pages of 2 MiB or of 4 KiB, each as it is told. */
+import type { ChipGeneration } from '../../../src/abi/tcb-version.ts';
 import type { Pfn, Spa } from '../../../src/base/address.ts';
 import { DATA, PD } from './guest-bench.ts';
 import { ASID, SnpBench } from './snp-bench.ts';
@@ -14,8 +15,8 @@ export type Size = 'large' | 'small';
 export class SnpLargeBench extends SnpBench {
   /** 512 frames in a row. */
   readonly region: Pfn;
-  constructor() {
-    super();
+  constructor(chip?: ChipGeneration) {
+    super(chip);
     this.region = this.memory.allocate(9, this.memory.owner('large')) as Pfn;
   }
 

@@ -16,11 +16,11 @@ const CPUID_RESULT: CpuidResult = { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 const CLFLUSH_BYTES = 1;
 
 export function cpuid(i: SystemInstruction): number {
-  const { registers, intercepts, id } = i.parts;
+  const { registers, intercepts, id, personality } = i.parts;
   if (intercepts.has(INTERCEPT.CPUID)) return i.exit(VMEXIT.CPUID);
   const result = { ...CPUID_RESULT };
   const leaf = registers.gprWord(GPR.RAX) >>> 0;
-  chipCpuid(leaf, registers.gprWord(GPR.RCX) >>> 0, id, result);
+  chipCpuid(leaf, registers.gprWord(GPR.RCX) >>> 0, { id, personality }, result);
   if (leaf === 1 && (registers.saveWord(SAVE.CR4) & CR4.OSXSAVE) !== 0) result.ecx |= OSXSAVE;
   registers.setGprWord(GPR.RAX, result.eax);
   registers.setGprWord(GPR.RBX, result.ebx);

@@ -15,6 +15,8 @@ import { VC_PAGE_NOT_VALIDATED } from '../rmp-check.ts';
 import { GPR } from '../state.ts';
 import type { SystemInstruction } from './instruction.ts';
 
+/** CPUID 0x8000001F EAX: RMPQUERY is there. */
+const HAS_QUERY = 1 << 6;
 const FAIL_SIZEMISMATCH = 6;
 /** ECX: 4 KiB, 2 MiB. */
 const SMALL = 0;
@@ -87,10 +89,10 @@ export function adjustPermissions(i: SystemInstruction): number {
   return i.resume();
 }
 
-/** RMPQUERY: RCX is no operand but a result, so that sizes are not compared. */
+/** RMPQUERY, where the chip has it: RCX is no operand but a result, so that sizes are not compared. */
 export function queryPermissions(i: SystemInstruction): number {
-  const { registers, guest, memory, nested } = i.parts;
-  if (!guest.snp) return i.undefined();
+  const { registers, guest, memory, nested, personality } = i.parts;
+  if (!guest.snp || (personality.sevFeatures & HAS_QUERY) === 0) return i.undefined();
   if (!i.privileged) return i.generalProtection();
   const rmp = memory.rmp!;
   const target = registers.gprWord(GPR.RDX) & 0xff;
