@@ -108,6 +108,13 @@ type Pair<T extends ValueType> = readonly [Value<T>, Value<T>];
 const bothOrdinary = <T extends ValueType, M extends ValueType>(l: Lanes<T, M>, [a, b]: Pair<T>): Value<M> =>
   l.and(ordinary(l, a), ordinary(l, b));
 
+/** Whether a product or quotient can be neither infinite nor denormal; `zero` is where an operand makes it 0. */
+const normalOrZero = <T extends ValueType, M extends ValueType>(
+  l: Lanes<T, M>,
+  result: Value<T>,
+  zero: Value<M>,
+): Value<M> => l.and(finite(l, result), l.or(clearlyNormal(l, result), zero));
+
 /** A sum of normal numbers that is denormal is exact, but FTZ would flush it. */
 function emitSum<T extends ValueType, M extends ValueType>(
   { lanes: l, write }: FloatForm<T, M>,
@@ -133,10 +140,7 @@ function emitProduct<T extends ValueType, M extends ValueType>({
     const [a, b] = [read(c, 0), read(c, 1)];
     const product = c.code.let(l.mul(a, b));
     const zero = l.or(isZero(l, a), isZero(l, b));
-    const safe = l.and(
-      bothOrdinary(l, [a, b]),
-      l.and(finite(l, product), l.or(clearlyNormal(l, product), zero)),
-    );
+    const safe = l.and(bothOrdinary(l, [a, b]), normalOrZero(l, product, zero));
     unlessSafeAndExact(c, l.all(safe), () => l.all(l.or(isExactProduct(c, l, [a, b], product), zero)));
     write(c, product);
   };
@@ -152,10 +156,7 @@ function emitQuotient<T extends ValueType, M extends ValueType>({
     const [a, b] = [read(c, 0), read(c, 1)];
     const quotient = c.code.let(l.div(a, b));
     const zero = isZero(l, a);
-    const safe = l.and(
-      bothOrdinary(l, [a, b]),
-      l.and(finite(l, quotient), l.or(clearlyNormal(l, quotient), zero)),
-    );
+    const safe = l.and(bothOrdinary(l, [a, b]), normalOrZero(l, quotient, zero));
     const exact = () => {
       const back = c.code.let(l.mul(quotient, b));
       return l.all(l.or(l.and(l.eq(back, a), isExactProduct(c, l, [quotient, b], back)), zero));
