@@ -6,7 +6,7 @@
  * (KVM's reasons are lazy FPU and lazy debug registers), nor are #DB and #AC (KVM's reason is that a loop of them would hold the real CPU).
  * EFER.SVME is always set in the VMCB, as VMRUN demands, and hidden from everyone else. CD and NW of CR0 stay as the guest has them.
  *
- * Left out: AVIC, virtual GIF and NMI, LBR virtualisation, PAUSE filter, SEV.
+ * Left out: AVIC, virtual GIF and NMI, LBR virtualisation, PAUSE filter. What SEV adds is sev/vcpu-sev.ts.
  */
 import { CLEAN, EVENT, INTERCEPT, NESTED_CTL_NP_ENABLE, SAVE, VMCB } from '../../../abi/vmcb.ts';
 import { EFER, PAT_DEFAULT, VECTOR } from '../../../abi/x86.ts';
