@@ -103,15 +103,17 @@ export class GuestCpuid {
 
   /** kvm_cpuid: what the guest's CPUID gives. */
   execute(leaf: number, index: number, state: CpuidState, into: CpuidResult): void {
-    const entry = find(this.#entries, leaf, index) ?? this.#outOfRange(leaf, index);
+    const known = find(this.#entries, leaf, index);
+    const answering = known === undefined ? this.#answering(leaf) : leaf;
+    const entry = known ?? find(this.#entries, answering, index);
     into.eax = entry?.eax ?? 0;
     into.ebx = entry?.ebx ?? 0;
     into.ecx = entry?.ecx ?? 0;
     into.edx = entry?.edx ?? 0;
     if (entry !== undefined) updateRuntime(entry, state, into);
     // Topology leaves end with an invalid level, which still tells level and APIC id.
-    if (entry === undefined && (leaf === 0xb || leaf === 0x1f) && index > 0) {
-      const first = find(this.#entries, leaf, 1);
+    if (entry === undefined && (answering === 0xb || answering === 0x1f)) {
+      const first = find(this.#entries, answering, 1);
       if (first !== undefined) {
         into.ecx = index & 0xff;
         into.edx = first.edx;
@@ -119,13 +121,13 @@ export class GuestCpuid {
     }
   }
 
-  /** A leaf beyond the guest's last one: AMD gives zeros, Intel the last basic leaf. */
-  #outOfRange(leaf: number, index: number): CpuidEntry | undefined {
+  /** get_out_of_range_cpuid_entry: beyond the last leaf of its class AMD gives zeros, Intel the last basic leaf. */
+  #answering(leaf: number): number {
     const basic = find(this.#entries, 0, 0);
-    if (basic === undefined || isAmd(basic)) return undefined;
-    const group = leaf >>> 0 >= 0x8000_0000 ? find(this.#entries, leaf & 0xffff_0000, 0) : basic;
-    if (group === undefined || leaf >>> 0 <= group.eax >>> 0) return undefined;
-    return find(this.#entries, basic.eax, index);
+    if (basic === undefined || isAmd(basic)) return leaf;
+    const first = find(this.#entries, firstOfClass(leaf), 0);
+    const inRange = first !== undefined && leaf >>> 0 <= first.eax >>> 0;
+    return inRange ? leaf : basic.eax;
   }
 
   #missing(features: readonly (readonly [number, ReturnType<typeof feature>])[]): bigint {
@@ -134,6 +136,12 @@ export class GuestCpuid {
       if ((((find(this.#entries, leaf, 0)?.[register] ?? 0) >>> number) & 1) === 0) missing |= BigInt(bit);
     return missing;
   }
+}
+
+/** The leaf that says how far the class of `leaf` goes: basic, one of the hypervisor's 256 each, extended, Centaur's. */
+function firstOfClass(leaf: number): number {
+  if (leaf >>> 30 === 3) return 0xc000_0000;
+  return leaf >>> 28 === 4 ? leaf & 0xffff_ff00 : leaf & 0x8000_0000;
 }
 
 const AMD = [0x68747541, 0x69746e65, 0x444d4163];

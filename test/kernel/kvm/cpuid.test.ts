@@ -55,6 +55,37 @@ describe('a guest’s CPUID', () => {
     expect(cpuid(0x40000000)).toEqual([0x11, 0x22, 0, 0x200]);
   });
 
+  describe('of Intel, for a leaf that no entry has', () => {
+    const LAST = [0x11, 0x22, 0, 0x200];
+    const ZEROS = [0, 0, 0, 0];
+    const answer = (leaf: number, entries: readonly CpuidEntry[]): number[] => {
+      bench = new VcpuBench();
+      bench.vcpu.setCpuid2([INTEL, entry(1, { eax: 0x11, ebx: 0x22 }), ...entries]);
+      return cpuid(leaf);
+    };
+    it.each([
+      ['the last extended one', 0x8000_0008, ZEROS],
+      ['beyond the last extended one', 0x8000_0009, LAST],
+      ['the last of a hypervisor', 0x4000_0001, ZEROS],
+      ['beyond the last of a hypervisor', 0x4000_0002, LAST],
+      ['of a second hypervisor, which is not there', 0x4000_0100, LAST],
+      ['of Centaur, which is not there', 0xc000_0000, LAST],
+    ])('%s: zeros in the class of the leaf, else the last basic leaf', (_, leaf, want) => {
+      const first = [entry(0x8000_0000, { eax: 0x8000_0008 }), entry(0x4000_0000, { eax: 0x4000_0001 })];
+      expect(answer(leaf, first)).toEqual(want);
+    });
+    it('extended without any: the last basic leaf', () => {
+      expect(answer(0x8000_0000, [])).toEqual(LAST);
+    });
+  });
+
+  it('is a topology level of the last basic leaf where that one answers', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([{ ...INTEL, eax: 0xb }, entry(0xb, { flags: 1, index: 1, ebx: 4, edx: 9 })]);
+    expect(cpuid(0x20, 1)).toEqual([0, 4, 0, 9]);
+    expect(cpuid(0x20, 5)).toEqual([0, 0, 5, 9]);
+  });
+
   it('is all zero when the VMM said nothing', () => {
     bench = new VcpuBench();
     expect(cpuid(0)).toEqual([0, 0, 0, 0]);
@@ -89,6 +120,8 @@ describe('a guest’s CPUID', () => {
     bench = new VcpuBench();
     bench.vcpu.setCpuid2([AMD, entry(0xb, { flags: 1, index: 1, ebx: 4, edx: 9 })]);
     expect(cpuid(0xb, 5)).toEqual([0, 0, 5, 9]);
+    expect(cpuid(0xb, 0)).toEqual([0, 0, 0, 9]);
+    expect(cpuid(0xc, 5)).toEqual([0, 0, 0, 0]);
   });
 });
 
