@@ -233,7 +233,7 @@ export class GuestMsrs {
       case MSR.APIC_BASE:
         return valid(this.#vcpu.setApicBase(value, by));
       case MSR.EFER:
-        return valid(by === 'host' ? this.#setEfer(value) : this.#writeEfer(value));
+        return valid(this.#writeEfer(value, by));
       case MSR.PAT:
         if (!hasTypes(value, PAT_TYPES)) return INVALID;
         vmcb.setSave(SAVE.G_PAT, value);
@@ -255,7 +255,7 @@ export class GuestMsrs {
         return INVALID;
       case MCG_CTL:
         // Without MCG_CTL_P in MCG_CAP.
-        if (by === 'guest' || (value !== 0n && value !== U64)) return INVALID;
+        if (by === 'guest' || value !== 0n) return INVALID;
         break;
       case VM_CR:
         if ((value & ~VM_CR_KNOWN) !== 0n) return INVALID;
@@ -318,28 +318,22 @@ export class GuestMsrs {
     return true;
   }
 
-  /** set_efer: LMA is the hardware's, LME is fixed while paging is on, and the rest wants the guest's CPUID. */
-  #writeEfer(value: bigint): boolean {
-    const { vmcb, cpuid } = this.#vcpu;
+  /** set_efer: LMA is the hardware's. A guest's LME is fixed while its paging is on, and the rest wants its CPUID; user space may set what the host knows. */
+  #writeEfer(value: bigint, by: MsrAccess): boolean {
+    const { vmcb } = this.#vcpu;
     const old = vmcb.save(SAVE.EFER);
-    if ((value & ~EFER_KNOWN) !== 0n || (value & cpuid.reservedEferBits) !== 0n) return false;
-    const paging = (vmcb.saveWord(SAVE.CR0) & CR0.PG) !== 0;
-    if (paging && ((old ^ value) & BigInt(EFER.LME)) !== 0n) return false;
+    if ((value & ~EFER_KNOWN) !== 0n) return false;
+    if (by === 'guest' && !this.#guestMaySetEfer(value, old)) return false;
     const kept = BigInt(EFER.LMA | EFER.SVME);
     vmcb.setSave(SAVE.EFER, (value & ~kept) | (old & kept));
     return true;
   }
 
-  /** User space may set what the host knows, whatever the guest's CPUID says. LMA stays the hardware's. */
-  #setEfer(value: bigint): boolean {
-    const { vmcb } = this.#vcpu;
-    const old = vmcb.save(SAVE.EFER);
-    if ((value & ~EFER_KNOWN) !== 0n) return false;
+  #guestMaySetEfer(value: bigint, old: bigint): boolean {
+    const { vmcb, cpuid } = this.#vcpu;
+    if ((value & cpuid.reservedEferBits) !== 0n) return false;
     const paging = (vmcb.saveWord(SAVE.CR0) & CR0.PG) !== 0;
-    if (paging && ((old ^ value) & BigInt(EFER.LME)) !== 0n) return false;
-    const kept = BigInt(EFER.LMA | EFER.SVME);
-    vmcb.setSave(SAVE.EFER, (value & ~kept) | (old & kept));
-    return true;
+    return !paging || ((old ^ value) & BigInt(EFER.LME)) === 0n;
   }
 }
 

@@ -39,7 +39,16 @@ const WRITES: [string, number, bigint, number, number][] = [
   ['fixed MTRR with type 7', 0x26f, 0x0606_0606_0606_0607n, INVALID, INVALID],
   ['MTRR default type, both enabled', 0x2ff, 0xc06n, DONE, DONE],
   ['MTRR default type with a reserved bit', 0x2ff, 0x1c06n, INVALID, INVALID],
-  ['MCG_CTL without MCG_CTL_P', 0x17b, ONES, INVALID, DONE],
+  ['MCG_CTL without MCG_CTL_P', 0x17b, ONES, INVALID, INVALID],
+  ['MCG_CTL of 0 without MCG_CTL_P', 0x17b, 0n, INVALID, DONE],
+  ['VM_CR with all bits that there are', 0xc001_0114, 0x1fn, DONE, DONE],
+  ['VM_CR with another bit', 0xc001_0114, 0x20n, INVALID, INVALID],
+  ['the last MTRR mask', 0x20f, 0xf_0000_0800n, DONE, DONE],
+  ['the MTRR behind it', 0x210, 6n, UNSUPPORTED, UNSUPPORTED],
+  ['MC31_MISC', 0x47f, 0n, DONE, DONE],
+  ['a bank behind the last', 0x480, 0n, UNSUPPORTED, UNSUPPORTED],
+  ['the first event select of the K7', 0xc001_0000, 1n, DONE, DONE],
+  ['the last counter of the K7', 0xc001_0007, 1n, DONE, DONE],
   ['MCG_STATUS', 0x17a, 0n, DONE, DONE],
   ['MC0_CTL, all ones', 0x400, ONES, DONE, DONE],
   ['MC0_CTL, some', 0x400, 2n, INVALID, INVALID],
@@ -88,6 +97,27 @@ describe('writes', () => {
   });
 });
 
+describe('EFER', () => {
+  const EFER = 0xc000_0080;
+  it('has what the guest’s CPUID has; user space sets what the host knows', () => {
+    bench = new VcpuBench();
+    bench.vcpu.setCpuid2([]);
+    const { msrs } = bench.vcpu;
+    expect(msrs.write(EFER, 0x800n, 'guest')).toBe(INVALID);
+    expect(msrs.write(EFER, 0x800n, 'host')).toBe(DONE);
+    expect(msrs.write(EFER, 0x8000n, 'host')).toBe(INVALID);
+  });
+  it('keeps a guest’s LME while paging is on, user space may change it; LMA stays', () => {
+    bench = new VcpuBench();
+    bench.enterLongMode();
+    const { msrs } = bench.vcpu;
+    expect(msrs.write(EFER, 0n, 'guest')).toBe(INVALID);
+    expect(msrs.write(EFER, 0n, 'host')).toBe(DONE);
+    expect(msrs.read(EFER, 'guest')).toBe(DONE);
+    expect(msrs.value).toBe(0x400n);
+  });
+});
+
 describe('reads', () => {
   it.each([
     ['microcode revision', 0x8b, 0x0100_0065n],
@@ -97,6 +127,7 @@ describe('reads', () => {
     ['MCG_CAP', 0x179, 32n],
     ['MC0_CTL', 0x400, ONES],
     ['MC0_STATUS', 0x401, 0n],
+    ['the first MTRR base', 0x200, 0n],
     ['SYSCFG', 0xc001_0010, 0n],
     ['DEBUGCTL', 0x1d9, 0n],
     ['a performance counter of the P6', 0xc1, 0n],
@@ -116,6 +147,17 @@ describe('reads', () => {
 });
 
 describe('CPUID faulting', () => {
+  it('and its bit of PLATFORM_INFO: while the one is on the other stays, and without the other it cannot be', () => {
+    bench = new VcpuBench();
+    const { msrs } = bench.vcpu;
+    expect(msrs.write(0x140, 1n, 'guest')).toBe(DONE);
+    expect(msrs.write(0xce, 0n, 'host')).toBe(INVALID);
+    expect(msrs.write(0x140, 0n, 'guest')).toBe(DONE);
+    expect(msrs.write(0xce, 0n, 'host')).toBe(DONE);
+    expect(msrs.write(0x140, 1n, 'guest')).toBe(INVALID);
+    expect(msrs.write(0x140, 0n, 'guest')).toBe(DONE);
+  });
+
   it('is #GP outside of CPL 0 once MISC_FEATURES has it', () => {
     bench = new VcpuBench();
     bench.enterLongMode();

@@ -439,6 +439,9 @@ export const vcpuStateSpec: Spec = {
     refuses('KVM_SET_XCRS of 17 registers', 'EINVAL', (vcpu) =>
       vcpu.setXcrs({ flags: 0, xcrs: Array.from({ length: 17 }, () => ({ xcr: 0, value: 1n })) }),
     ),
+    refuses('KVM_SET_XCRS of 16 registers', 'OK', (vcpu) =>
+      vcpu.setXcrs({ flags: 0, xcrs: Array.from({ length: 16 }, () => ({ xcr: 0, value: 1n })) }),
+    ),
     {
       title: 'KVM_SET_XCRS of another register than XCR0 changes nothing',
       act(subject) {
