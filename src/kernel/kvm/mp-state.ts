@@ -102,12 +102,8 @@ export class MpState {
     return this.isRunning || this.#hasEvents() || this.#lapic?.timerPending === true;
   }
 
-  /** vcpu_block's end: a vCPU that is ready starts, or is RUNNABLE again. */
+  /** vcpu_block's end, for a vCPU that is ready: it starts, or is RUNNABLE again. */
   unblock(): void {
-    const lapic = this.#lapic;
-    const hasEvents = this.#hasEvents();
-    if (lapic?.timerPending === true) lapic.injectTimer();
-    if (!hasEvents && !this.#hasEvents()) return;
     this.acceptEvents();
     if (this.#state === KVM_MP_STATE_HALTED || this.#state === KVM_MP_STATE_AP_RESET_HOLD)
       this.#state = KVM_MP_STATE_RUNNABLE;
@@ -136,7 +132,7 @@ export class MpState {
   /** kvm_apic_accept_events: INIT resets the vCPU and has it wait for SIPI, unless it is the boot processor; SIPI starts it. */
   acceptEvents(): void {
     const lapic = this.#lapic;
-    if (lapic === undefined || !(lapic.initPending || lapic.sipiPending)) return;
+    if (lapic === undefined) return;
     if (lapic.initPending) {
       lapic.initPending = false;
       this.#vcpu.init();
@@ -154,9 +150,9 @@ export class MpState {
   #hasEvents(): boolean {
     const { events } = this.#vcpu;
     const lapic = this.#lapic;
-    if (lapic !== undefined && (lapic.initPending || lapic.sipiPending)) return true;
+    if (lapic?.initPending === true || lapic?.sipiPending === true) return true;
     if (events.exception.pending) return true;
-    if (events.nmiInjected || (events.pendingNmis > 0 && !events.nmiMasked && !events.inShadow)) return true;
+    if (events.pendingNmis > 0 && !events.nmiMasked && !events.inShadow) return true;
     return events.interruptsAllowed && events.source?.pending === true;
   }
 }

@@ -121,6 +121,16 @@ describe('interrupts', () => {
     expect(bench.scripted.eventInjections.slice(-2)).toEqual([0n, 0x8000_0051n]);
   });
 
+  it('wait for an NMI that goes in, and follow it at once', () => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    msi(0x51);
+    bench.vcpu.nmi();
+    bench.runScript(exit(0x60), OUT);
+    expect(bench.scripted.eventInjections.slice(-2)).toEqual([0x8000_0200n, 0x8000_0051n]);
+    expect(bench.scripted.budgets.at(-2)).toBe(0);
+  });
+
   it('of user space’s PIC come first, while LINT0 lets them', () => {
     start();
     bench.runScript(store(0xf0, 0x1ff), OUT);
@@ -193,6 +203,41 @@ describe('HLT', () => {
     bench.vcpu.nmi();
     bench.runScript(OUT);
     expect(bench.scripted.eventInjections.at(-1)! & 0x8000_07ffn).toBe(0x8000_0200n);
+  });
+});
+
+describe('a vCPU that halted', () => {
+  const halt = (): VcpuBench => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    bench.setRegs({ rflags: 2n });
+    expect(bench.runScript(HLT)).toBe(1);
+    return bench;
+  };
+
+  it('goes on for an exception of user space', () => {
+    const { vcpu } = halt();
+    vcpu.setGuestDebug({ control: 0x4_0001, debugreg: [] });
+    expect(vcpu.ready).toBe(true);
+    bench.runScript(OUT);
+    expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0301n);
+  });
+
+  it('waits on where user space says that an NMI was on its way in', () => {
+    const { vcpu } = halt();
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), flags: 0, nmi: { injected: 1, pending: 0, masked: 0 } });
+    expect([vcpu.ready, vcpu.run(), vcpu.getMpState()]).toEqual([false, 1, 3]);
+  });
+
+  it('waits on when its timer fires and interrupts are off', () => {
+    start();
+    const arm = [store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000)];
+    bench.runScript(...arm, OUT);
+    bench.setRegs({ rflags: 2n });
+    expect(bench.runScript(retire(6000, HLT))).toBe(1);
+    expect([bench.vcpu.run(), bench.vcpu.getMpState()]).toEqual([1, 3]);
+    bench.vcpu.nmi();
+    bench.runScript(OUT);
   });
 });
 
