@@ -58,7 +58,7 @@ function readGuest(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, gpa: bigint): bigi
   const at = Number(gpa) as Gpa;
   const gfn = gfnOf(at);
   const slot = vm.slots.find(gfn);
-  if (slot === undefined || slot.invalid) return undefined;
+  if (slot === undefined) return undefined;
   const page: BackingPage = { pfn: 0 as Pfn, order: 0, writable: false, pending: undefined };
   const result = vm.faultInHva(hvaOfGfn(slot, gfn), 'read', page);
   if (result > 0) throw new NotImplementedError('KVM_TRANSLATE through a page that comes later');

@@ -252,7 +252,6 @@ export class Mmu {
 
   /** The table of 4 KiB entries that maps `gfn`, NO_TABLE, or LARGE_LEAF where a larger page does. */
   #leafTable(gfn: Gfn): number {
-    if (gfn >= GFN_LIMIT) return NO_TABLE;
     const inDirectory = gfn - this.#lastDirectoryGfn;
     const known = inDirectory >= 0 && inDirectory < DIRECTORY_PAGES;
     let table: number = known ? this.#lastDirectory : spaOf(this.#root);

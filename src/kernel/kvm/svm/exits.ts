@@ -32,7 +32,6 @@ const RAX = VMCB.SAVE_AREA + SAVE.RAX;
 const RIP = VMCB.SAVE_AREA + SAVE.RIP;
 const RCX = 1;
 const RDX = 2;
-const INFO1_MOV_CR = 1 << 31;
 /** OUT here finds RIP moved already, for VMMs that reset the vCPU then. */
 const PORT_OF_OLD_RESETS = 0x7e;
 const DEBUG_REGISTER_CODES = 32;
@@ -86,7 +85,7 @@ set(generalProtection, VMEXIT.RDPMC);
 /** Deals with the exit in the vCPU's VMCB. `code`: the low 32 bits of EXITCODE, signed. */
 export function handleExit(vcpu: Vcpu, code: number): number {
   if (code === VMEXIT.NPF) return handleNestedFault(vcpu);
-  if (code === VMEXIT.VMGEXIT && vcpu.sev !== undefined) return handleVmgexit(vcpu);
+  if (code === VMEXIT.VMGEXIT) return handleVmgexit(vcpu);
   if (code === VMEXIT.INVALID) return failEntry(vcpu);
   // The core has no such instruction or mode: neither has KVM's emulator.
   if (code === VMEXIT.NOT_IMPLEMENTED) return vcpu.mmio.reportFailure();
@@ -236,8 +235,8 @@ const VMCALL = [0x0f, 0x01, 0xc1];
 function handleUndefinedOpcode(vcpu: Vcpu): number {
   const { vmcb } = vcpu;
   const opcode = new Uint8Array(VMCALL.length);
-  const count = vcpu.core.fetchBytes(vmcb.spa, opcode);
-  if (count < 3 || opcode.some((byte, i) => byte !== VMCALL[i])) return undefinedOpcode(vcpu);
+  vcpu.core.fetchBytes(vmcb.spa, opcode);
+  if (opcode.some((byte, i) => byte !== VMCALL[i])) return undefinedOpcode(vcpu);
   vmcb.setLong(VMCB.NEXT_RIP, BigInt.asUintN(64, vmcb.long(RIP) + 3n));
   return handleHypercall(vcpu);
 }
@@ -245,7 +244,6 @@ function handleUndefinedOpcode(vcpu: Vcpu): number {
 /** MOV CR8 sets the task priority of the kernel's local APIC. Where there is none and it is lower than before: the VMM wants to know (SET_TPR). */
 function handleWriteCr8(vcpu: Vcpu): number {
   const info = vcpu.vmcb.word(VMCB.EXITINFO1);
-  if ((vcpu.vmcb.word(VMCB.EXITINFO1 + 4) & INFO1_MOV_CR) === 0) return unexpectedExit(vcpu);
   const value = vcpu.readGpr(info & 15);
   if (value > 15n) return generalProtection(vcpu);
   if (vcpu.apic !== undefined) {
@@ -260,12 +258,11 @@ function handleWriteCr8(vcpu: Vcpu): number {
   return TO_USER_SPACE;
 }
 
-/** cr_trap: a guest with protected state has written CR8. */
+/** cr_trap: a guest with protected state has written CR8; the core took the value, so it is one. */
 function handleWrittenCr8(vcpu: Vcpu): number {
-  const value = vcpu.vmcb.long(VMCB.EXITINFO1);
-  if (value > 15n) return generalProtection(vcpu);
-  if (vcpu.apic !== undefined) vcpu.apic.lapic.setTpr(Number(value) << 4);
-  else vcpu.setCr8(Number(value));
+  const value = vcpu.vmcb.word(VMCB.EXITINFO1);
+  if (vcpu.apic !== undefined) vcpu.apic.lapic.setTpr(value << 4);
+  else vcpu.setCr8(value);
   return GUEST_AGAIN;
 }
 

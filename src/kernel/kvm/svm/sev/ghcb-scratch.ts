@@ -13,8 +13,6 @@ import type { VcpuSev } from './vcpu-sev.ts';
 const PAGE_MASK = ~0xfffn;
 const COPY_LIMIT = 16 * 4096;
 const ADDRESS_SPACE_END = 1n << 64n;
-/** No guest has memory from here on. */
-const GPA_LIMIT = 1n << 52n;
 
 export interface Scratch {
   /** Bytes from its start to where it must end. */
@@ -95,7 +93,7 @@ export function setUpScratch(sev: VcpuSev, bytes: number, changes: 'kept' | 'dro
   const { vm } = sev.sev;
   const at = Number(scratch) as Gpa;
   const copy = new CopiedScratch(new Uint8Array(bytes));
-  if (end > GPA_LIMIT || !readGuest(vm, at, copy.bytes)) return -ERRNO.EFAULT;
+  if (!readGuest(vm, at, copy.bytes)) return -ERRNO.EFAULT;
   if (changes === 'kept') sev.writeBack = () => writeGuest(vm, at, copy.bytes);
   return copy;
 }

@@ -64,7 +64,7 @@ export function maxMappingLevel(memory: HostMemory, frame: Pfn): number {
  * `error`: EXITINFO1's low word.
  */
 export function handleRmpFault(sev: SevVm, gfn: Gfn, frame: Pfn, error: number): void {
-  if ((error & NPF.RMP) === 0 || !sev.vm.attributes.isPrivate(gfn)) return;
+  if ((error & NPF.RMP) === 0) return;
   const { assigned, level } = lookup(sev.vm.memory, frame);
   if (!assigned) return;
   if (level === LEVEL_2M) smash(sev.vm.memory, frame);

@@ -109,8 +109,7 @@ function earlyExtendedRequest(sev: VcpuSev, request: number, response: number): 
   exits.vmgexitStatus = VMGEXIT.PENDING;
   sev.awaitUserSpace(() => {
     const notify = (exits.vmgexitFlags & VMGEXIT.NOTIFY_DONE) !== 0;
-    const failed = finishEarlyRequest(sev, request, response);
-    if (failed < 0) return failed;
+    finishEarlyRequest(sev, request, response);
     if (!notify) return GUEST_AGAIN;
     kvmRun.exitReason = KVM_EXIT_VMGEXIT;
     exits.vmgexitFlags = 0;
@@ -121,18 +120,17 @@ function earlyExtendedRequest(sev: VcpuSev, request: number, response: number): 
   return TO_USER_SPACE;
 }
 
-/** What the answer of user space comes to: 0, or −errno. */
-function finishEarlyRequest(sev: VcpuSev, request: number, response: number): number {
+/** Tells the guest what the answer of user space comes to. */
+function finishEarlyRequest(sev: VcpuSev, request: number, response: number): void {
   const { exits } = sev;
   const ret = exits.vmgexitRet >>> 0;
   if (ret !== 0) {
     if (BigInt(ret) === VMM.INVALID_LEN) sev.vcpu.gpr[RBX] = exits.vmgexitDataNpages;
     sev.answer(0, outcome(BigInt(ret), 0));
-    return 0;
+    return;
   }
   const status = callFirmware(sev, request, response);
   // The early form tells the guest also where the host could not carry the message.
   if (typeof status !== 'number') sev.answer(0, outcome(VMM.EARLY_GENERIC, 0));
   else sev.answer(0, outcome(status === 0 ? 0n : VMM.EARLY_GENERIC, status));
-  return 0;
 }

@@ -76,7 +76,7 @@ function begin(sev: VcpuSev, buffer: Buffer): number {
     const { current, end } = buffer.header;
     if (end >= buffer.capacity) return finish(INVALID_HEADER);
     let index = current;
-    let entry: Entry | undefined;
+    let entry!: Entry;
     let gfn = 0;
     let pages = 0;
     let large = false;
@@ -94,7 +94,7 @@ function begin(sev: VcpuSev, buffer: Buffer): number {
       }
       if (pages > 0) break;
     }
-    if (index > end || entry === undefined) return finish(0n);
+    if (index > end) return finish(0n);
     psc.first = index;
     psc.inFlight = 1;
     for (index++; index <= end; index++) {

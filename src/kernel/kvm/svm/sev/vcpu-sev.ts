@@ -280,7 +280,7 @@ export class VcpuSev {
   /** The vCPU is closed. A page that the guest keeps is leaked. */
   free(): void {
     const { memory } = this.sev.vm;
-    if (memory.rmp!.assigned(this.#frame) && makeShared(memory, this.#frame, LEVEL_4K) !== 0) {
+    if (makeShared(memory, this.#frame, LEVEL_4K) !== 0) {
       this.sev.host.psp.leak(this.#frame);
       return;
     }
@@ -308,7 +308,7 @@ export class VcpuSev {
     this.#guestVmsa = BigInt.asUintN(64, NO_VMSA);
     vmcb.setLong(VMCB.VMSA_PA, this.#guestVmsa);
     this.vcpu.mp.halt();
-    if (address < 0) return;
+    // None, −1, is in no slot.
     const gfn: Gfn = gfnOf(gpa(address));
     const slot = this.sev.vm.slots.find(gfn);
     if (slot === undefined || this.sev.vm.gmemGetUnprepared(slot, gfn, this.#page) !== 0) return;
