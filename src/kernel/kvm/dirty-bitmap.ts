@@ -46,7 +46,7 @@ export class DirtyBitmap {
 
   /** Copies the bitmap as it is; as much as `into` holds. */
   copyTo(into: Int32Array): void {
-    into.set(into.length < this.#words.length ? this.#words.subarray(0, into.length) : this.#words);
+    into.set(this.#words.subarray(0, into.length));
   }
 
   /** The same, and all is clean; pages that were dirty lose their write right. `baseGfn`: the slot's. Returns whether a flush is due. */

@@ -49,7 +49,7 @@ export class DirtyTracking {
   enableRings(size: bigint, vcpus: number): void {
     // The argument is a u32 there.
     const bytes = Number(BigInt.asUintN(32, size));
-    const isPowerOfTwo = bytes > 0 && Math.log2(bytes) % 1 === 0;
+    const isPowerOfTwo = Math.log2(bytes) % 1 === 0;
     if (!isPowerOfTwo || bytes < 4096)
       throw new LinuxError('EINVAL', `dirty ring of ${bytes} bytes: want a power of two, at least a page`);
     if (bytes > MAX_RING_BYTES)
@@ -102,7 +102,7 @@ export function clearDirtyLog(vm: DirtyLogVm, request: ClearDirtyLogRequest): vo
     throw new LinuxError('EINVAL', `first_page ${firstPage}: want a multiple of 64`);
   const dirty = bitmapOf(slot, id);
   const left = BigInt(slot!.npages) - firstPage;
-  if (left < 0n || BigInt(numPages) > left || (BigInt(numPages) < left && numPages % 64 !== 0))
+  if (BigInt(numPages) > left || (BigInt(numPages) < left && numPages % 64 !== 0))
     throw new LinuxError(
       'EINVAL',
       `first_page ${firstPage}, num_pages ${numPages}: slot ${id} has ${slot!.npages} pages; want whole 64 or up to its end`,

@@ -6,7 +6,7 @@
  * A ring is never quite filled: at its soft limit, 64 entries before its end, the vCPU leaves with DIRTY_RING_FULL and does not enter its guest
  * until entries were reset. Not here: a bitmap beside the ring (DIRTY_LOG_RING_WITH_BITMAP), which x86 does not have.
  */
-import { KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET, KVM_USER_MEM_SLOTS } from '../../abi/kvm.ts';
+import { KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET } from '../../abi/kvm.ts';
 import { PAGE_SIZE, type Pfn } from '../../base/address.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
 import type { WriteProtector } from './dirty-bitmap.ts';
@@ -108,7 +108,6 @@ export class DirtyRing {
 
 /** kvm_reset_dirty_gfn: what names no page of a slot is ignored. */
 function protect(vm: RingVm, slotId: number, first: number, mask: number): void {
-  if (mask === 0 || (slotId & 0xffff) >= KVM_USER_MEM_SLOTS) return;
   const slot = vm.addressSpaces[slotId >>> 16]?.byId(slotId & 0xffff);
   if (slot === undefined || first + 31 - Math.clz32(mask) >= slot.npages) return;
   vm.mmu.writeProtectMasked(slot.baseGfn + first, mask);

@@ -3,8 +3,8 @@
  * disallow_lpage and KVM_LPAGE_MIXED_FLAG). For each large page of 2 MiB and 1 GiB a word: 0 allows it, bit 31 says that its gfns are
  * partly private, the rest counts other reasons.
  *
- * Large pages that the slot does not hold whole are disallowed from the start, for the slot's head or tail; mixed tracking leaves
- * them alone.
+ * Large pages that the slot does not hold whole are disallowed from the start, for the slot's head or tail, whatever mixed tracking
+ * says of them.
  */
 import type { Gfn } from '../../base/address.ts';
 import type { PrivateRanges } from './private-ranges.ts';
@@ -85,28 +85,19 @@ export class LargePages {
     const { baseGfn, npages } = this.#slot;
     attributes.forEachBoundary(baseGfn as Gfn, (baseGfn + npages) as Gfn, (boundary) => {
       for (const level of LEVELS) {
-        if (boundary % pagesAt(level) === 0 || !this.#holds(boundary, level)) continue;
+        if (boundary % pagesAt(level) === 0) continue;
         this.#words[level - 2]![this.#index(boundary, level)]! |= MIXED;
       }
     });
   }
 
-  /** The large pages that hold gfns inside and outside of [start, end), as far as the slot holds them whole; at most two. */
+  /** The large pages that hold gfns inside and outside of [start, end): one at each end, which may be the same. */
   #forStraddling(start: Gfn, end: Gfn, level: number, act: (index: number, firstGfn: Gfn) => void): void {
     const pages = pagesAt(level);
     const head = Math.floor(start / pages) * pages;
     const tail = Math.floor(end / pages) * pages;
-    if (head !== start && this.#holds(start, level)) act(this.#index(start, level), head as Gfn);
-    if (tail === end || (tail === head && head !== start) || !this.#holds(end - 1, level)) return;
-    act(this.#index(end - 1, level), tail as Gfn);
-  }
-
-  /** Whether the slot holds all of the large page around `gfn`. */
-  #holds(gfn: number, level: number): boolean {
-    const { baseGfn, npages } = this.#slot;
-    const pages = pagesAt(level);
-    const first = Math.floor(gfn / pages) * pages;
-    return first >= baseGfn && first + pages <= baseGfn + npages;
+    if (head !== start) act(this.#index(start, level), head as Gfn);
+    if (tail !== end) act(this.#index(end - 1, level), tail as Gfn);
   }
 
   #firstWhole(level: number): number {

@@ -14,8 +14,6 @@ import { PageFault, RET_PF } from './mmu/page-fault.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const PAGE = BigInt(PAGE_SIZE);
-/** Bytes of guest physical addresses that a gfn of ours can name. */
-const GPA_END = 1n << 52n;
 
 /**
  * The part of the range that is left (facts 1.8: success as soon as one page was mapped). Errors when none was: EINVAL (flags,
@@ -35,7 +33,7 @@ export function preFaultMemory(
   let at = gpa;
   const end = gpa + size;
   while (at < end) {
-    const failure = at < GPA_END ? mapPage(vcpu, fault, Number(at) as Gpa) : 'ENOENT';
+    const failure = mapPage(vcpu, fault, Number(at) as Gpa);
     if (failure === undefined) {
       const pages = pagesPerEntry(fault.level);
       const mappedEnd = BigInt(gpaOf(fault.gfn)) + BigInt(pages - (fault.gfn % pages)) * PAGE;

@@ -82,6 +82,6 @@ export class PrivateRanges {
   /** How many boundaries are below `gfn`. */
   #boundariesBelow(gfn: number): number {
     const upTo = this.#boundariesUpTo(gfn);
-    return upTo > 0 && this.#boundaries[upTo - 1] === gfn ? upTo - 1 : upTo;
+    return this.#boundaries[upTo - 1] === gfn ? upTo - 1 : upTo;
   }
 }

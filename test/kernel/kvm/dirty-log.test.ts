@@ -1,6 +1,7 @@
 /** KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG (reference facts 1.9): the rules, and what a guest that really runs leaves in the log. */
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
+import { DirtyTracking, prepareDirtyBitmap } from '../../../src/kernel/kvm/dirty-log.ts';
 import type { Vm } from '../../../src/kernel/kvm/vm.ts';
 import { errnoOf } from '../process-fixture.ts';
 import { DirtyBench, LOGGED_GPA } from './dirty-bench.ts';
@@ -279,6 +280,14 @@ describe('with manual protection', () => {
     expect(bench.harvest()).toContain(3);
   });
 
+  it('initially all set: when logging ends, mappings go all the same, so that larger ones can come', () => {
+    const bench = start({ pages: 8, ...manual(3n) });
+    bench.write(3);
+    expect(mapped(bench, 3)).toBeDefined();
+    bench.setFlags(0);
+    expect(mapped(bench, 3)).toBeUndefined();
+  });
+
   it('initially all set: a large mapping becomes small where it is cleared', () => {
     const bench = start({ pages: 1024, flags: 0, ...manual(3n) });
     const { mmu } = bench.vm;
@@ -294,6 +303,19 @@ describe('with manual protection', () => {
     expect(bench.harvest()).toContain(0x105);
     expect(bench.harvest()).not.toContain(0x106);
     bench.kernel.memory.free(block as never, 9);
+  });
+});
+
+describe('the bitmap of a slot', () => {
+  it('that there is no memory for: ENOMEM', () => {
+    const slot = { npages: 2 ** 50, flags: 1 };
+    expect(errnoOf(() => prepareDirtyBitmap(new DirtyTracking(), slot, undefined))).toBe(12);
+  });
+
+  it('takes no memory where writes go to rings', () => {
+    const tracking = new DirtyTracking();
+    tracking.enableRings(4096n, 0);
+    expect(prepareDirtyBitmap(tracking, { npages: 2 ** 50, flags: 1 }, undefined)).toBeUndefined();
   });
 });
 

@@ -228,6 +228,30 @@ describe('a ring', () => {
     expect(writable(bench, 3)).toBe(true);
   });
 
+  it('whose reader names the page behind a slot takes no write right from the slot that begins there', () => {
+    const bench = start({ pages: 8, ...ring() });
+    bench.vm.setUserMemoryRegion({
+      slot: 2,
+      flags: 0,
+      guestPhysAddr: bench.gpa(8),
+      memorySize: 0x1000n,
+      userspaceAddr: BigInt(bench.hva),
+    });
+    expect(bench.write(8)).toEqual(HLT);
+    expect(bench.write(3)).toEqual(HLT);
+    bench.vcpus[0]!.dirtyRing!.set([3, 1, 8, 0]);
+    expect(bench.vm.resetDirtyRings()).toBe(1);
+    expect(writable(bench, 8)).toBe(true);
+  });
+
+  it('of which nothing was harvested costs no core its translations', () => {
+    const bench = start({ pages: 8, ...ring() });
+    bench.write(3);
+    const before = bench.vm.mmu.tlbGeneration;
+    expect(bench.vm.resetDirtyRings()).toBe(0);
+    expect(bench.vm.mmu.tlbGeneration).toBe(before);
+  });
+
   it('of a slot that was deleted meanwhile is reset all the same', () => {
     const bench = start({ pages: 8, ...ring() });
     bench.write(3);

@@ -72,6 +72,17 @@ describe('content from elsewhere', () => {
     expect(host.guestWord(GPA)).toBe(0x2222_2222);
   });
 
+  it('is not given up where the pages before it are punched', async () => {
+    const { host, fd, asked, arrivals, page } = start();
+    expect(host.touch(GPA + 0x3000)).toBe(1);
+    host.process.fallocate(fd, PUNCH, 0n, 0x3000n);
+    arrivals.get(3)!.deliver(page(0x33));
+    await host.vcpu.pending;
+    expect(host.touch(GPA + 0x3000)).toBe(0);
+    expect(host.guestWord(GPA + 0x3000)).toBe(0x3333_3333);
+    expect(asked).toEqual([3]);
+  });
+
   it('that fails to come leaves a poisoned page', async () => {
     const { host, file, arrivals } = start();
     expect(host.touch(GPA)).toBe(1);

@@ -387,6 +387,15 @@ describe('a memory failure', () => {
     expect(host.guestWord(GPA + 0x5000)).toBe(0);
   });
 
+  it('outlives a punch of the pages before it', () => {
+    const host = startPrivate();
+    const { fd, file } = host.addFileSlot();
+    expect(host.touch(GPA + 0x5000)).toBe(0);
+    file.failPage(5);
+    host.process.fallocate(fd, PUNCH, 0n, 0x5000n);
+    expect(host.touch(GPA + 0x5000)).toBe(-133);
+  });
+
   it('where no page is changes nothing', () => {
     const host = startPrivate();
     const { file } = host.addFileSlot();
@@ -451,6 +460,21 @@ describe('folios of 2 MiB', () => {
     expect(file.frames).toEqual({ all: 1024, huge: 512 });
   });
 
+  it('punched whole, are freed in one piece; in part, the punched pages alone', () => {
+    const { host, fd } = start();
+    const freed: number[] = [];
+    const invalidate = host.vm.gmemInvalidate;
+    host.vm.gmemInvalidate = (frame, order) => {
+      freed.push(order);
+      return invalidate.call(host.vm, frame, order);
+    };
+    host.process.fallocate(fd, KEEP_SIZE, 0n, 0x40_0000n);
+    host.process.fallocate(fd, PUNCH, 0n, 0x20_0000n);
+    expect(freed.splice(0)).toEqual([9]);
+    host.process.fallocate(fd, PUNCH, 0x20_0000n, 0x2000n);
+    expect(freed).toEqual([0, 0]);
+  });
+
   it('give way to single pages when the host has no whole block left', () => {
     const { host, fd, file } = start();
     expect(host.vcpu.id).toBe(0);
@@ -473,11 +497,13 @@ describe('the trace', () => {
     const { fd } = host.addFileSlot();
     host.process.fallocate(fd, KEEP_SIZE, 0n, 0x3000n);
     host.process.fallocate(fd, PUNCH, 0x1000n, 0x4000n);
+    host.process.fallocate(fd, PUNCH, 0x1000n, 0x4000n);
     host.process.close(fd);
     expect(events).toEqual([
       'gmem-create  16',
       'invalidate punch hole 4',
       'gmem-free punch hole 2',
+      'invalidate punch hole 4',
       'invalidate guest_memfd closed 16',
       'gmem-free guest_memfd closed 1',
       'gmem-close  16',

@@ -2,6 +2,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import type { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
 import { errnoOf } from '../process-fixture.ts';
+import { SnpVm } from './snp-bench.ts';
 import { HLT, nestedFault, VcpuBench } from './vcpu-bench.ts';
 import { VmBench } from './vm-bench.ts';
 
@@ -150,6 +151,23 @@ describe('KVM_PRE_FAULT_MEMORY in somebody’s way', () => {
     expect(errnoOf(() => bench.vcpu.preFaultMemory({ gpa: 0x10_0000n, size: 0x1000n, flags: 0n }))).toBe(
       errno,
     );
+  });
+
+  it('an SNP guest that is not launched yet: EOPNOTSUPP, for its pages are still measured', () => {
+    const range = { gpa: 0x1000n, size: 0x1000n, flags: 0n };
+    const snp = new SnpVm().init().start();
+    expect(errnoOf(() => snp.vcpu.preFaultMemory(range))).toBe(95);
+    snp.update();
+    snp.finish();
+    expect(snp.vcpu.preFaultMemory(range)).toEqual({ gpa: 0x2000n, size: 0n });
+  });
+
+  it('a poisoned page of the process: EHWPOISON', () => {
+    const bench = new VcpuBench('7.2');
+    closers.push(() => bench.close());
+    bench.addSlot({ flags: 0 });
+    bench.shared = () => -133;
+    expect(errnoOf(() => bench.vcpu.preFaultMemory({ gpa: 0x10_0000n, size: 0x1000n, flags: 0n }))).toBe(133);
   });
 
   it('an invalidation that does not end: EINTR, and nothing is mapped', () => {
