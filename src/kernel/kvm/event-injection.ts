@@ -121,7 +121,7 @@ export class EventInjection {
   setPendingNmis(count: number): void {
     const limit = this.nmiMasked || this.nmiInjected ? 1 : MAX_PENDING_NMIS;
     this.#nmiPending = Math.min(count, limit);
-    if (this.#nmiPending > 0) this.requested = true;
+    this.requested = true;
   }
 
   /** An event was injected and its delivery is not known to have succeeded (kvm_event_needs_reinjection). */
@@ -301,13 +301,17 @@ export class EventInjection {
   get stepping(): boolean {
     return this.#stepping;
   }
+  /** TF is set, and not for an NMI's sake alone: what svm_get_rflags says of it. */
+  get trapsSteps(): boolean {
+    if ((this.#vmcb.rflags & RFLAGS.TF) === 0) return false;
+    return !this.#stepping || (this.#flagsBeforeStep & RFLAGS.TF) !== 0;
+  }
   /** RFLAGS as the guest has them (svm_get_rflags). */
   guestFlags(flags: bigint): bigint {
     return this.#stepping ? flags & ~BigInt(STEP_FLAGS & ~this.#flagsBeforeStep) : flags;
   }
   /** disable_nmi_singlestep. The #DB intercept is the caller's to look at. */
   endStep(): void {
-    if (!this.#stepping) return;
     this.#stepping = false;
     this.requested = true;
     if (this.singleStepped) return;

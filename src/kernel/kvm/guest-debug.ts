@@ -165,8 +165,8 @@ export class GuestDebug {
   softEventLength(vector: number): number {
     const code = new Uint8Array(2);
     const count = this.#vcpu.core.fetchBytes(this.#vcpu.vmcb.spa, code);
-    if (vector === VECTOR.BP) return count > 0 && code[0] === 0xcc ? 1 : 0;
-    if (vector === VECTOR.OF) return count > 0 && code[0] === 0xce ? 1 : 0;
+    if (vector === VECTOR.BP) return code[0] === 0xcc ? 1 : 0;
+    if (vector === VECTOR.OF) return code[0] === 0xce ? 1 : 0;
     return count > 1 && code[0] === 0xcd ? 2 : 0;
   }
 

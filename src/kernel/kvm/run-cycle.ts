@@ -99,13 +99,13 @@ export class RunCycle {
 
   /** The intercepted instruction was carried out (kvm_skip_emulated_instruction). A run result: where TF is set, it was a step. */
   skipInstruction(): number {
-    const { vmcb } = this.#vcpu;
+    const { vmcb, events } = this.#vcpu;
     if (this.#vcpu.sev !== undefined) {
       // The guest's own #VC handler steps over it.
       this.emulated++;
       return GUEST_AGAIN;
     }
-    const stepped = (vmcb.rflags & RFLAGS.TF) !== 0;
+    const stepped = events.trapsSteps;
     vmcb.skipInstruction();
     this.emulated++;
     return stepped ? this.#vcpu.debug.stepped() : GUEST_AGAIN;

@@ -80,12 +80,13 @@ describe('a delivery that an exit interrupted is begun again', () => {
   });
 
   it.each([
-    ['INT n', VALID | 0x480n],
-    ['INT3', VALID | 0x303n],
-    ['INTO', VALID | 0x304n],
-    ['#VC', VALID | 0xb1dn],
-  ])('but not %s, which the guest raises anew', (_, event) => {
+    ['INT n', VALID | 0x480n, [0xcd, 0x80]],
+    ['INT3', VALID | 0x303n, [0xcc]],
+    ['INTO', VALID | 0x304n, [0xce]],
+    ['#VC', VALID | 0xb1dn, [0x0f, 0xa2]],
+  ])('but not %s, which the guest raises anew', (_, event, code) => {
     start();
+    bench.scripted.code = code;
     expect(bench.runScript(interruptedBy(event), delivered)).toBe(0);
     expect(injected()).toEqual([0n, 0n]);
   });
@@ -97,6 +98,50 @@ describe('a delivery that an exit interrupted is begun again', () => {
     expect(bench.runScript(HLT)).toBe(0);
     expect(injected().map((event) => event & 0xffff_ffffn)).toEqual([VALID | 0x41n, VALID | 0x41n, 0x41n]);
     expect(vcpu.getVcpuEvents().interrupt.injected).toBe(0);
+  });
+});
+
+describe('a software event that user space asks for', () => {
+  const INT3 = exceptionOf(3);
+  const INTO = exceptionOf(4);
+  const INT_80 = { interrupt: { injected: 1, nr: 0x80, soft: 1, shadow: 0 } };
+
+  it.each([
+    ['INT3', INT3, [0xcc], 0x8000_0303n, 0x1001n],
+    ['INTO', INTO, [0xce, 0x90], 0x8000_0304n, 0x1001n],
+    ['INT 0x80', INT_80, [0xcd, 0x80], 0x8000_0480n, 0x1002n],
+  ])(
+    '%s returns behind its instruction, also when its delivery was interrupted',
+    (_, events, code, want, next) => {
+      const { vcpu } = start();
+      bench.setRegs({ rip: 0x1000n });
+      bench.scripted.code = code;
+      vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), ...events });
+      const nextRips: bigint[] = [];
+      const look =
+        (then: Step): Step =>
+        (core) => {
+          nextRips.push(core.long(0xc8));
+          return then(core);
+        };
+      expect(bench.runScript(look(interruptedBy(want)), look(delivered))).toBe(0);
+      expect(injected()).toEqual([want, want]);
+      expect(nextRips).toEqual([next, next]);
+    },
+  );
+
+  it.each([
+    ['INT3 where INTO is', INT3, [0xce]],
+    ['INT3 where nothing can be read', INT3, []],
+    ['INTO where INT3 is', INTO, [0xcc]],
+    ['INT 0x80 where INT3 is', INT_80, [0xcc, 0x80]],
+    ['INT 0x80 whose number cannot be read', INT_80, [0xcd]],
+  ])('does not go in: %s', (_, events, code) => {
+    const { vcpu } = start();
+    bench.scripted.code = code;
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), ...events });
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(injected()).toEqual([0n]);
   });
 });
 
@@ -168,5 +213,97 @@ describe('NMIs', () => {
     expect(vcpu.getVcpuEvents().nmi.masked).toBe(1);
     expect(bench.runScript(HLT)).toBe(0);
     expect(vcpu.getVcpuEvents().nmi.masked).toBe(0);
+  });
+
+  describe('that have to wait', () => {
+    const RFLAGS = 0x570;
+    const INT_STATE = 0x68;
+    const STEPPED = 0x1_0102n;
+    const PLAIN = 2n;
+    /** RFLAGS at each entry. */
+    const flags: bigint[] = [];
+    const look =
+      (then: Step): Step =>
+      (core) => {
+        flags.push(core.long(RFLAGS));
+        return then(core);
+      };
+    /** The shadow ends, and what `then` says. */
+    const outOfShadow =
+      (then: Step): Step =>
+      (core) => {
+        core.set(INT_STATE, 0n);
+        return then(core);
+      };
+    /** A guest in the shadow of STI with an NMI waiting. */
+    const inShadow = (): VcpuBench => {
+      start();
+      flags.length = 0;
+      const { vcpu } = bench;
+      const interrupt = { injected: 0, nr: 0, soft: 0, shadow: 1 };
+      const nmi = { injected: 0, pending: 1, masked: 0 };
+      vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), interrupt, nmi });
+      return bench;
+    };
+    const NMI = 0x8000_0200n;
+    const DEBUG_EXCEPTION = exit(0x41);
+
+    it('for a shadow go in behind the next instruction, which the guest steps over', () => {
+      inShadow();
+      expect(bench.runScript(look(outOfShadow(DEBUG_EXCEPTION)), look(HLT))).toBe(0);
+      expect([flags, injected()]).toEqual([
+        [STEPPED, PLAIN],
+        [0n, NMI],
+      ]);
+    });
+
+    it('do not put that step onto the stack of an exception that comes between', () => {
+      inShadow();
+      const { scripted } = bench;
+      const script = [exit(0x6f), exit(0x60), outOfShadow(DEBUG_EXCEPTION), HLT];
+      expect(bench.runScript(...script.map(look))).toBe(0);
+      expect(injected().map((event) => (event >= VALID ? event : 0n))).toEqual([0n, 0x8000_0b0dn, 0n, NMI]);
+      expect(flags).toEqual([STEPPED, PLAIN, STEPPED, PLAIN]);
+      expect(scripted.budgets[1]).toBe(0);
+    });
+
+    it('are no step of the guest’s own where KVM carries the instruction out', () => {
+      inShadow();
+      expect(bench.runScript(exit(0x72, 0n, 0n, 2), DEBUG_EXCEPTION, HLT)).toBe(0);
+      expect(injected()).toEqual([0n, 0n, NMI]);
+    });
+
+    it('for a handler wait for its IRET, and the guest steps over that', () => {
+      const { vcpu } = start();
+      flags.length = 0;
+      vcpu.nmi();
+      expect(bench.runScript(HLT)).toBe(0);
+      vcpu.nmi();
+      expect(bench.runScript(look(exit(0x74)), look(HLT))).toBe(0);
+      expect(flags).toEqual([PLAIN, STEPPED]);
+    });
+
+    it('leave the debugger’s step on when theirs ends', () => {
+      inShadow();
+      const { vcpu } = bench;
+      expect(bench.runScript(look(exit(0x7b, 0x80_0010n, 0n, 2)))).toBe(0);
+      vcpu.setGuestDebug({ control: 3, debugreg: [] });
+      vcpu.kvmRun.immediateExit = 1;
+      vcpu.run();
+      vcpu.kvmRun.immediateExit = 0;
+      expect(bench.runScript(look(outOfShadow(DEBUG_EXCEPTION)))).toBe(0);
+      expect(vcpu.kvmRun.exitReason).toBe(4);
+      expect(bench.scripted.long(RFLAGS) & 0x100n).toBe(0x100n);
+    });
+  });
+
+  it('that user space lets in at an IRET leave the guest running when no other waits', () => {
+    const { vcpu } = start();
+    vcpu.nmi();
+    expect(bench.runScript(exit(0x74), HLT)).toBe(0);
+    const nmi = { injected: 0, pending: 1, masked: 0 };
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), nmi });
+    expect(bench.runScript(HLT)).toBe(0);
+    expect([injected().at(-1), bench.scripted.budgets.at(-1)]).toEqual([0x8000_0200n, 0x7fff_ffff]);
   });
 });
