@@ -2,14 +2,13 @@
  * Which pages of a machine's RAM its guest writes to (QEMU system/memory.c: memory_region_set_log, memory_region_snapshot_and_clear_dirty), for a display or a
  * tool. What the VMM itself writes is not among them.
  */
-import type { AddressSpace } from './memory/address-space.ts';
+import { clearDirtyLog, syncDirtyLog } from './memory/dirty-log-sync.ts';
 import type { MemoryRegion } from './memory/memory-region.ts';
 import type { MemoryTopology } from './memory/memory-topology.ts';
 import type { RamDirtyPages } from './memory/ram-dirty-pages.ts';
 
 export interface DirtyLogOptions {
   readonly topology: MemoryTopology;
-  readonly systemMemory: AddressSpace;
   readonly ram: MemoryRegion;
   readonly pages: RamDirtyPages;
 }
@@ -35,9 +34,9 @@ export class DirtyLog {
    * KVM's bitmaps begin all set. Throws VmmError.
    */
   snapshotAndClear(): number[] {
-    const { systemMemory, ram, pages } = this.#options;
-    systemMemory.syncDirtyLog();
-    systemMemory.clearDirtyLog(ram.address, ram.size);
+    const { topology, ram, pages } = this.#options;
+    syncDirtyLog(topology, ram);
+    clearDirtyLog(topology, ram, 0, ram.size);
     return pages.takeDirty(ram.ramBlock!);
   }
 }

@@ -198,8 +198,7 @@ export class Machine {
           guestMemfd: isPrivate ? 'required' : 'none',
         }),
       );
-      const { topology, systemMemory, ram } = this;
-      this.dirtyLog = new DirtyLog({ topology, systemMemory, ram, pages: dirtyPages });
+      this.dirtyLog = new DirtyLog({ topology: this.topology, ram: this.ram, pages: dirtyPages });
       const cpuid = this.kvm.kvm.getSupportedCpuid();
       const board: Board = {
         process,

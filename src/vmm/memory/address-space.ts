@@ -55,7 +55,7 @@ export class AddressSpace {
 
   /** memory_listener_register: `listener` hears of what is there, then of each change. Throws what it throws. */
   addListener(listener: MemoryListener): void {
-    this.topology.attachListener(listener);
+    this.topology.attachListener(listener, this);
     this.listeners.insert(listener);
     const failures: unknown[] = [];
     const alone = new MemoryListeners();
@@ -81,31 +81,6 @@ export class AddressSpace {
       listener.regionDel?.(range);
     }
     listener.commit?.();
-  }
-
-  /** memory_region_sync_dirty_bitmap of everything: ranges that log are told one by one, then all at once. Throws what listeners throw. */
-  syncDirtyLog(): void {
-    const failures: unknown[] = [];
-    for (const range of this.ranges) {
-      if (range.dirtyLogMask !== 0)
-        this.listeners.ascending(failures, (listener) => listener.logSync?.(range));
-    }
-    this.listeners.ascending(failures, (listener) => listener.logSyncGlobal?.());
-    throwFirst(failures);
-  }
-
-  /** memory_region_clear_dirty_bitmap: ranges that log and meet [start, start+size), cut to it. */
-  clearDirtyLog(start: number, size: number): void {
-    const failures: unknown[] = [];
-    for (const range of this.ranges) {
-      const from = Math.max(start, range.start);
-      const to = Math.min(start + size, range.start + range.size);
-      if (range.dirtyLogMask === 0 || from >= to) continue;
-      const offsetInRegion = range.offsetInRegion + from - range.start;
-      const section = { ...range, start: from, size: to - from, offsetInRegion };
-      this.listeners.ascending(failures, (listener) => listener.logClear?.(section));
-    }
-    throwFirst(failures);
   }
 
   /** The first range that meets [start, start+size), cut to it. Sees a transaction only when it has ended. */

@@ -41,7 +41,8 @@ export class KvmDirtyLog {
   readonly #kvm: KvmState;
   readonly #ram: RamDirtyPages;
   readonly #vcpus: () => readonly KvmVcpu[];
-  readonly #usesRings: boolean;
+  /** The log is in rings, else in bitmaps. */
+  readonly usesRings: boolean;
   /** KVM_CLEAR_DIRTY_LOG is to be called for what was harvested. */
   readonly #isManual: boolean;
   /** By slot id: pages that KVM said are dirty and that were not cleared since; 32 pages a word. */
@@ -54,8 +55,8 @@ export class KvmDirtyLog {
     this.#kvm = kvm;
     this.#ram = ram;
     this.#vcpus = vcpus;
-    this.#usesRings = ringEntries > 0 && enableRings(kvm, ringEntries);
-    const manual = this.#usesRings
+    this.usesRings = ringEntries > 0 && enableRings(kvm, ringEntries);
+    const manual = this.usesRings
       ? 0
       : kvm.vm.checkExtension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & MANUAL_CAPS;
     this.#isManual = manual !== 0;
@@ -72,9 +73,8 @@ export class KvmDirtyLog {
     }
   }
 
-  /** log_sync of one slot (kvm_physical_sync_dirty_bitmap). With rings `syncAll` does it. Throws VmmError. */
+  /** log_sync of one slot (kvm_physical_sync_dirty_bitmap), with bitmaps. Throws VmmError. */
   sync(slot: KvmSlot): void {
-    if (this.#usesRings) return;
     const log = this.#bitmaps.get(slot.slot);
     if (log === undefined) return;
     try {
@@ -87,16 +87,28 @@ export class KvmDirtyLog {
     this.#ram.setDirty(slot, log.bits);
   }
 
-  /** log_sync_global (kvm_log_sync_global): with rings, of all slots. */
+  /** log_sync_global (kvm_log_sync_global), with rings. */
   syncAll(slots: readonly KvmSlot[]): void {
-    if (!this.#usesRings) return;
     this.reap();
-    for (const slot of slots) {
-      const log = this.#bitmaps.get(slot.slot);
-      if (log === undefined) continue;
-      this.#ram.setDirty(slot, log.bits);
-      log.bits.fill(0);
+    for (const slot of slots) this.#takeReaped(slot);
+  }
+
+  /** What a slot logged until now, before it goes (kvm_set_phys_mem). Throws VmmError. */
+  syncLast(slot: KvmSlot): void {
+    if (!this.#bitmaps.has(slot.slot)) return;
+    if (!this.usesRings) {
+      this.sync(slot);
+      return;
     }
+    this.reap();
+    this.#takeReaped(slot);
+  }
+
+  #takeReaped(slot: KvmSlot): void {
+    const log = this.#bitmaps.get(slot.slot);
+    if (log === undefined) return;
+    this.#ram.setDirty(slot, log.bits);
+    log.bits.fill(0);
   }
 
   /** kvm_dirty_ring_reap: what vCPUs wrote to since is noted, and the entries are KVM's again. How many. Also when a ring is full. */

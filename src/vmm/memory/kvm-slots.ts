@@ -60,9 +60,24 @@ export class KvmSlots implements MemoryListener {
 
   readonly #dirtyLog: KvmDirtyLog | undefined;
 
+  /** Rings are reaped for all slots at once, bitmaps are harvested and cleared slot by slot. */
+  readonly logSync: MemoryListener['logSync'];
+  readonly logSyncGlobal: MemoryListener['logSyncGlobal'];
+  readonly logClear: MemoryListener['logClear'];
+
+  /** kvm_memory_listener_register */
   constructor(kvm: KvmState, dirtyLog?: KvmDirtyLog) {
     this.#kvm = kvm;
     this.#dirtyLog = dirtyLog;
+    if (dirtyLog?.usesRings === true) {
+      this.logSyncGlobal = () => dirtyLog.syncAll(this.#slots);
+    } else if (dirtyLog !== undefined) {
+      this.logSync = (section) => {
+        const slot = this.#slotOf(section);
+        if (slot !== undefined) dirtyLog.sync(slot);
+      };
+      this.logClear = (section) => this.#clearLog(dirtyLog, section);
+    }
   }
 
   get slots(): readonly KvmSlot[] {
@@ -85,22 +100,13 @@ export class KvmSlots implements MemoryListener {
     this.#updateFlags(section);
   }
 
-  logSync(section: MemoryRegionSection): void {
-    const slot = this.#slotOf(section);
-    if (slot !== undefined) this.#dirtyLog?.sync(slot);
-  }
-
-  logSyncGlobal(): void {
-    this.#dirtyLog?.syncAll(this.#slots);
-  }
-
   /** Every slot that the range meets. */
-  logClear(section: MemoryRegionSection): void {
+  #clearLog(dirtyLog: KvmDirtyLog, section: MemoryRegionSection): void {
     const end = section.start + section.size;
     for (const slot of this.#slots) {
       const from = Math.max(section.start, slot.start);
       const to = Math.min(end, slot.start + slot.size);
-      if (from < to) this.#dirtyLog?.clear(slot, (from - slot.start) / PAGE_SIZE, (to - from) / PAGE_SIZE);
+      if (from < to) dirtyLog.clear(slot, (from - slot.start) / PAGE_SIZE, (to - from) / PAGE_SIZE);
     }
   }
 
@@ -158,8 +164,7 @@ export class KvmSlots implements MemoryListener {
   }
 
   #delete(slot: KvmSlot): void {
-    // What it logged until now would be lost (kvm_set_phys_mem).
-    this.#dirtyLog?.sync(slot);
+    this.#dirtyLog?.syncLast(slot);
     this.#set({ ...slot, flags: 0 }, 0);
     this.#slots.splice(this.#slots.indexOf(slot), 1);
     this.#dirtyLog?.slotChanged(slot, false);

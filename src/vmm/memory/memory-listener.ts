@@ -30,11 +30,11 @@ export interface MemoryListener {
   /** The same; some are gone. */
   logStop?(section: MemoryRegionSection, oldMask: number, newMask: number): void;
   /** What was written to in a range that logs is to be noted. */
-  logSync?(section: MemoryRegionSection): void;
-  /** The same for all ranges at once, for who cannot tell them apart. */
-  logSyncGlobal?(): void;
+  readonly logSync?: ((section: MemoryRegionSection) => void) | undefined;
+  /** The same for all ranges at once, instead of `logSync`, for who cannot tell them apart. */
+  readonly logSyncGlobal?: (() => void) | undefined;
   /** What was written to in the range was dealt with: it is logged anew. */
-  logClear?(section: MemoryRegionSection): void;
+  readonly logClear?: ((section: MemoryRegionSection) => void) | undefined;
   /** All changes are told. */
   commit?(): void;
 }

@@ -34,6 +34,8 @@ export class MemoryTopology {
   readonly #spaces: TopologySpace[] = [];
   /** Of all address spaces. */
   readonly #listeners = new MemoryListeners();
+  /** What each listens to. */
+  readonly #listensTo = new Map<MemoryListener, TopologySpace>();
   readonly #loggers = new WeakMap<MemoryRegion, number>();
   #depth = 0;
   #pending = false;
@@ -197,14 +199,25 @@ export class MemoryTopology {
     return this.#spaces.find((space) => space.root === root);
   }
 
-  /** For global callbacks. */
-  attachListener(listener: MemoryListener): void {
-    assert(!this.#listeners.includes(listener), 'a listener is registered once');
+  /** For callbacks that go to all listeners. */
+  attachListener(listener: MemoryListener, space: TopologySpace): void {
+    assert(!this.#listensTo.has(listener), 'a listener is registered once');
+    assert(
+      listener.logSync === undefined || listener.logSyncGlobal === undefined,
+      'a listener syncs its log by ranges or all at once, not both',
+    );
     this.#listeners.insert(listener);
+    this.#listensTo.set(listener, space);
   }
 
   detachListener(listener: MemoryListener): void {
     this.#listeners.delete(listener);
+    this.#listensTo.delete(listener);
+  }
+
+  /** All listeners in ascending order of priority, each with the address space that it listens to. */
+  eachListener(failures: unknown[], call: (listener: MemoryListener, space: TopologySpace) => void): void {
+    this.#listeners.ascending(failures, (listener) => call(listener, this.#listensTo.get(listener)!));
   }
 
   #setFlag<

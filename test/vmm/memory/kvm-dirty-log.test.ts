@@ -1,10 +1,12 @@
 /** How the VMM harvests KVM's dirty log, by bitmap and by ring, of a guest that writes for real; the pages are counted by hand. */
 import { afterEach, describe, expect, it } from 'vitest';
+import { LinuxError } from '../../../src/base/errors.ts';
 import type { KvmVcpu } from '../../../src/kernel/interface.ts';
 import { createKernel, type Kernel } from '../../../src/kernel/kvm/index.ts';
 import { anonymousBackend } from '../../../src/vmm/backends/anonymous.ts';
 import { KvmState } from '../../../src/vmm/kvm-state.ts';
 import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
+import { clearDirtyLog, syncDirtyLog } from '../../../src/vmm/memory/dirty-log-sync.ts';
 import { DiscardRequirements } from '../../../src/vmm/memory/discard-requirements.ts';
 import { KvmDirtyLog } from '../../../src/vmm/memory/kvm-dirty-log.ts';
 import { KvmSlots } from '../../../src/vmm/memory/kvm-slots.ts';
@@ -26,13 +28,13 @@ class LoggedMachine {
   readonly region: MemoryRegion;
   readonly vcpus: KvmVcpu[] = [];
 
-  constructor(ringEntries: number) {
+  constructor(ringEntries: number, size = SIZE) {
     const process = this.kernel.newProcess();
     this.kvm = KvmState.open(process, 0);
     this.log = new KvmDirtyLog({ kvm: this.kvm, ram: this.ram, ringEntries, vcpus: () => this.vcpus });
     this.space.addListener(new KvmSlots(this.kvm, this.log));
     const list = new RamList({ process, kvm: this.kvm, discards: new DiscardRequirements() });
-    const options = { name: 'pc.ram', size: SIZE, sharing: 'private', guestMemfd: 'none' } as const;
+    const options = { name: 'pc.ram', size, sharing: 'private', guestMemfd: 'none' } as const;
     this.region = anonymousBackend({ process, ramList: list }, options as never);
     this.space.add(this.region, 0);
     // mov [di], al; hlt
@@ -55,7 +57,7 @@ class LoggedMachine {
 
   /** Pages that are dirty since they were taken last. */
   harvest(): number[] {
-    this.space.syncDirtyLog();
+    syncDirtyLog(this.topology);
     return this.ram.takeDirty(this.region.ramBlock!);
   }
 
@@ -82,9 +84,19 @@ describe.each([
     machine.write(16, 17);
     machine.topology.setLog(machine.region, 'start');
     machine.harvest();
-    machine.space.clearDirtyLog(0, SIZE);
+    clearDirtyLog(machine.topology, machine.region, 0, SIZE);
     machine.write(18, 31, 20, 18);
     expect(machine.harvest()).toEqual([18, 20, 31]);
+  });
+
+  it('keeps what was written to RAM that is taken away', () => {
+    machine = new LoggedMachine(entries);
+    machine.topology.setLog(machine.region, 'start');
+    machine.harvest();
+    clearDirtyLog(machine.topology, machine.region, 0, SIZE);
+    machine.write(18, 31);
+    machine.space.remove(machine.region);
+    expect(machine.ram.takeDirty(machine.region.ramBlock!)).toEqual([18, 31]);
   });
 
   it('finds nothing any more when logging has stopped', () => {
@@ -101,11 +113,11 @@ describe('with bitmaps, the VMM', () => {
     machine = new LoggedMachine(0);
     machine.topology.setLog(machine.region, 'start');
     expect(machine.harvest()).toHaveLength(256);
-    machine.space.clearDirtyLog(0, SIZE);
+    clearDirtyLog(machine.topology, machine.region, 0, SIZE);
     machine.write(18);
     expect(machine.harvest()).toEqual([18]);
     expect(machine.harvest()).toEqual([18]);
-    machine.space.clearDirtyLog(18 * 4096, 4096);
+    clearDirtyLog(machine.topology, machine.region, 18 * 4096, 4096);
     expect(machine.harvest()).toEqual([]);
     machine.write(18);
     expect(machine.harvest()).toEqual([18]);
@@ -115,11 +127,79 @@ describe('with bitmaps, the VMM', () => {
     machine = new LoggedMachine(0);
     machine.topology.setLog(machine.region, 'start');
     machine.harvest();
-    machine.space.clearDirtyLog(17 * 4096, 3 * 4096);
+    clearDirtyLog(machine.topology, machine.region, 17 * 4096, 3 * 4096);
     const left = machine.harvest();
     expect(left).toHaveLength(253);
     expect(left).toEqual(expect.not.arrayContaining([17]));
     expect([16, 17, 18, 19, 20].filter((page) => left.includes(page))).toEqual([16, 20]);
+  });
+
+  it('asks KVM to clear nothing of a slot that only touches what is cleared', () => {
+    machine = new LoggedMachine(0);
+    const { log, region, kvm, ram } = machine;
+    machine.topology.setLog(region, 'start');
+    const slots = new KvmSlots(kvm, log);
+    machine.space.addListener(slots);
+    expect(ram.takeDirty(region.ramBlock!)).toEqual([]);
+    const cleared: unknown[] = [];
+    kvm.vm.clearDirtyLog = (request) => cleared.push(request);
+    const [range] = machine.space.ranges;
+    slots.logClear?.({ ...range!, start: SIZE, size: 0x1000 });
+    expect(cleared).toEqual([]);
+    slots.logClear?.({ ...range!, start: SIZE - 0x1000, size: 0x2000 });
+    expect(cleared).toHaveLength(1);
+  });
+
+  it('clears nothing of a slot that does not log', () => {
+    machine = new LoggedMachine(0);
+    const cleared: unknown[] = [];
+    machine.kvm.vm.clearDirtyLog = (request) => cleared.push(request);
+    const { region } = machine;
+    machine.log.clear({ slot: 0, start: 0, size: SIZE, flags: 0, region, offsetInRegion: 0 }, 0, 1);
+    expect(cleared).toEqual([]);
+  });
+
+  it('finds nothing where the kernel has no bitmap of the slot, and clears what it knew itself', () => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    machine.harvest();
+    const { vm } = machine.kvm;
+    const none = (): never => {
+      throw new LinuxError('ENOENT', 'no bitmap');
+    };
+    Object.assign(vm, { getDirtyLog: none, clearDirtyLog: none });
+    expect(() => clearDirtyLog(machine.topology, machine.region, 0, SIZE)).not.toThrow();
+    expect(machine.harvest()).toEqual([]);
+  });
+
+  it.each([
+    ['KVM_GET_DIRTY_LOG of slot 0: EINVAL: no', new LinuxError('EINVAL', 'no')],
+    ['not KVM’s', Object.assign(new Error('not KVM’s'), { code: 'ENOENT' })],
+  ])('is told when a harvest fails: %s', (message, error) => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    machine.kvm.vm.getDirtyLog = () => {
+      throw error;
+    };
+    expect(() => syncDirtyLog(machine.topology)).toThrow(message);
+  });
+
+  it.each([
+    ['KVM_CLEAR_DIRTY_LOG of slot 0, pages 0 to 256: EINVAL: no', new LinuxError('EINVAL', 'no')],
+    ['not KVM’s', Object.assign(new Error('not KVM’s'), { code: 'ENOENT' })],
+  ])('is told when clearing fails: %s', (message, error) => {
+    machine = new LoggedMachine(0);
+    machine.topology.setLog(machine.region, 'start');
+    machine.kvm.vm.clearDirtyLog = () => {
+      throw error;
+    };
+    expect(() => clearDirtyLog(machine.topology, machine.region, 0, SIZE)).toThrow(message);
+  });
+
+  it('has no rings to reap', () => {
+    machine = new LoggedMachine(0);
+    machine.write(16);
+    expect(machine.log.reap()).toBe(0);
   });
 
   it('asks KVM to clear nothing for a range that only touches the RAM', () => {
@@ -128,7 +208,7 @@ describe('with bitmaps, the VMM', () => {
     machine.harvest();
     const cleared: unknown[] = [];
     machine.kvm.vm.clearDirtyLog = (request) => cleared.push(request);
-    machine.space.clearDirtyLog(SIZE, 0x1000);
+    clearDirtyLog(machine.topology, machine.region, SIZE, 0x1000);
     expect(cleared).toEqual([]);
   });
 });
@@ -152,6 +232,52 @@ describe('with rings, the VMM', () => {
     machine.write(25);
     expect(machine.log.reap()).toBe(1);
     expect(machine.harvest()).toEqual([18, 19, 25]);
+  });
+
+  it('asks KVM to take entries back where there were some, and only there', () => {
+    machine = new LoggedMachine(1024);
+    machine.topology.setLog(machine.region, 'start');
+    const { vm } = machine.kvm;
+    const reset = vm.resetDirtyRings.bind(vm);
+    let calls = 0;
+    vm.resetDirtyRings = () => {
+      calls++;
+      return reset();
+    };
+    expect([machine.log.reap(), calls]).toEqual([0, 0]);
+    machine.write(18);
+    expect([machine.log.reap(), calls]).toEqual([1, 1]);
+  });
+
+  it('reaps entries of a slot that logs no more, or of a page that it does not have, for nothing', () => {
+    machine = new LoggedMachine(1024, 250 * 4096);
+    machine.topology.setLog(machine.region, 'start');
+    machine.write(18);
+    machine.vcpus[0]!.dirtyRing![2] = 250;
+    expect(machine.harvest()).toEqual([]);
+    machine.write(19);
+    machine.topology.setLog(machine.region, 'stop');
+    expect(machine.log.reap()).toBe(1);
+    expect(machine.harvest()).toEqual([]);
+  });
+
+  it('takes the largest ring that KVM has', () => {
+    machine = new LoggedMachine(65536);
+    expect(machine.vcpus[0]!.dirtyRing).toHaveLength(4 * 65536);
+  });
+
+  it('takes bitmaps instead where KVM has no rings', () => {
+    machine = new LoggedMachine(0);
+    const { kvm, ram } = machine;
+    const { checkExtension } = kvm.vm;
+    kvm.vm.checkExtension = (cap) => (cap === 223 ? 0 : checkExtension.call(kvm.vm, cap));
+    const log = new KvmDirtyLog({ kvm, ram, ringEntries: 1024 });
+    const { region } = machine;
+    const slot = { slot: 0, start: 0, size: SIZE, flags: 1, region, offsetInRegion: 0 };
+    machine.topology.setLog(region, 'start');
+    log.slotChanged(slot, true);
+    log.sync(slot);
+    expect(ram.takeDirty(region.ramBlock!)).toHaveLength(256);
   });
 
   it('is told when a ring is larger than KVM takes', () => {

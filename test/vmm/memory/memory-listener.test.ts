@@ -1,9 +1,11 @@
 /** What listeners hear, and in which order. */
 import { beforeEach, describe, expect, it } from 'vitest';
 import { AddressSpace } from '../../../src/vmm/memory/address-space.ts';
-import { containerRegion, type MemoryRegion } from '../../../src/vmm/memory/memory-region.ts';
+import { clearDirtyLog, syncDirtyLog } from '../../../src/vmm/memory/dirty-log-sync.ts';
+import type { MemoryListener } from '../../../src/vmm/memory/memory-listener.ts';
+import { aliasRegion, containerRegion, type MemoryRegion } from '../../../src/vmm/memory/memory-region.ts';
 import { MemoryTopology } from '../../../src/vmm/memory/memory-topology.ts';
-import { flash, io, layout, ram, recorder } from './regions.ts';
+import { flash, io, layout, ram, recorder, written } from './regions.ts';
 
 let topology: MemoryTopology;
 let root: MemoryRegion;
@@ -225,6 +227,114 @@ describe('dirty logging', () => {
       'low add b 4000+1000 @0',
       'high add b 4000+1000 @0',
     ]);
+  });
+});
+
+describe('what dirty logs are asked', () => {
+  /** Names whom it is asked, and of what. */
+  const logger = (name: string, priority: number): MemoryListener => ({
+    priority,
+    logSync: (section) => log.push(`${name} sync ${written(section)}`),
+    logClear: (section) => log.push(`${name} clear ${written(section)}`),
+  });
+  const global = (name: string, priority: number): MemoryListener => ({
+    priority,
+    logSyncGlobal: () => log.push(`${name} sync all`),
+  });
+
+  /** a lies at 0, and by aliases at 4000 and, in part, at 8000; b lies at 2000; c does not log; d is in another space. */
+  const setUp = () => {
+    const [a, b, c, d] = [ram('a', 0x1000), ram('b', 0x1000), ram('c', 0x1000), ram('d', 0x1000)];
+    for (const region of [a, b, d]) topology.setLog(region, 'start');
+    topology.addSubregion(root, 0x0, a);
+    topology.addSubregion(root, 0x2000, b);
+    topology.addSubregion(root, 0x4000, aliasRegion('again', a, 0, 0x1000));
+    topology.addSubregion(root, 0x6000, c);
+    topology.addSubregion(root, 0x8000, aliasRegion('part', a, 0x400, 0x800));
+    const other = containerRegion('other', 0x10000);
+    topology.addSubregion(other, 0x0, d);
+    const otherSpace = new AddressSpace(topology, 'other', other);
+    space.addListener(logger('last', 20));
+    otherSpace.addListener(logger('other', 15));
+    space.addListener(global('rings', 10));
+    space.addListener(logger('first', 5));
+    space.addListener({});
+    log.length = 0;
+    return { a, c, d };
+  };
+  const all = (name: string) => [
+    `${name} sync a 0+1000 @0`,
+    `${name} sync b 2000+1000 @0`,
+    `${name} sync a 4000+1000 @0`,
+    `${name} sync a 8000+800 @400`,
+  ];
+
+  it('is asked of one listener after the other, each about the ranges of its space that log', () => {
+    setUp();
+    syncDirtyLog(topology);
+    expect(log).toEqual([...all('first'), 'rings sync all', 'other sync d 0+1000 @0', ...all('last')]);
+  });
+
+  it('is asked about one region where it lies, and of who cannot tell regions apart about all', () => {
+    const { a, c, d } = setUp();
+    const of = (name: string) => all(name).filter((line) => line.includes(' a '));
+    syncDirtyLog(topology, a);
+    expect(log).toEqual([...of('first'), 'rings sync all', ...of('last')]);
+    log.length = 0;
+    syncDirtyLog(topology, d);
+    expect(log).toEqual(['rings sync all', 'other sync d 0+1000 @0']);
+    log.length = 0;
+    syncDirtyLog(topology, c);
+    expect(log).toEqual(['rings sync all']);
+  });
+
+  it('to clear: a part of a region, wherever that part lies', () => {
+    const { a } = setUp();
+    clearDirtyLog(topology, a, 0x200, 0x300);
+    const cleared = (name: string) => [
+      `${name} clear a 200+300 @200`,
+      `${name} clear a 4200+300 @200`,
+      `${name} clear a 8000+100 @400`,
+    ];
+    expect(log).toEqual([...cleared('first'), ...cleared('last')]);
+  });
+
+  it.each([
+    [0x0, 0x400, ['0+400 @0', '4000+400 @0']],
+    [0xc00, 0x4000, ['c00+400 @c00', '4c00+400 @c00']],
+    [0xbff, 1, ['bff+1 @bff', '4bff+1 @bff', '87ff+1 @bff']],
+    [0x100, 0, []],
+    [0x1000, 0x1000, []],
+  ])('to clear: from %i on %i bytes', (start, length, sections) => {
+    const { a } = setUp();
+    clearDirtyLog(topology, a, start, length);
+    expect(log.filter((line) => line.startsWith('first'))).toEqual(
+      sections.map((section) => `first clear a ${section}`),
+    );
+  });
+
+  it('to clear: nothing of a region that does not log', () => {
+    const { c } = setUp();
+    clearDirtyLog(topology, c, 0, 0x1000);
+    expect(log).toEqual([]);
+  });
+
+  it('is asked of all, though one fails', () => {
+    const { a } = setUp();
+    space.addListener({ priority: 1, logSync: () => expect.fail('no log') });
+    log.length = 0;
+    expect(() => syncDirtyLog(topology, a)).toThrow('no log');
+    expect(log.length).toBe(7);
+  });
+
+  it('is asked in one way: a listener has no sync by ranges beside a sync of all', () => {
+    const both = { ...logger('-', 0), ...global('-', 0) };
+    expect(() => space.addListener(both)).toThrow(
+      'a listener syncs its log by ranges or all at once, not both',
+    );
+    add('a', 0x0);
+    expect(log).toEqual([]);
+    space.close();
   });
 });
 
