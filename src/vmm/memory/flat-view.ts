@@ -4,6 +4,9 @@
  *
  * Regions are rendered from the top to the bottom, and each fills the gaps that those before it left. So a container or an
  * alias hides what lies below it only where something in it answers.
+ *
+ * Leaves out: that address spaces share a view where a root shows one region alone (memory_region_get_flatview_root), by which
+ * QEMU loses what such a root says of itself, its address and that it is read-only.
  */
 import { type MemoryRegion, memoryRegionTerminates } from './memory-region.ts';
 
@@ -50,12 +53,12 @@ export class FlatView {
     return new FlatView(simplified(ranges));
   }
 
-  /** The first range that meets [start, start+size), cut to it (memory_region_find in a view). */
+  /** The first range that meets [start, start+size), cut to it (memory_region_find in a view, which never says `unmergeable`). */
   find(start: number, size: number): MemoryRegionSection | undefined {
     const range = this.ranges[this.#firstEndingAfter(start)];
     const end = start + size;
     if (range === undefined || range.start >= end) return undefined;
-    const { region, readOnly, nonvolatile, unmergeable } = range;
+    const { region, readOnly, nonvolatile } = range;
     const from = Math.max(start, range.start);
     return {
       region,
@@ -64,7 +67,7 @@ export class FlatView {
       offsetInRegion: range.offsetInRegion + from - range.start,
       readOnly,
       nonvolatile,
-      unmergeable,
+      unmergeable: false,
     };
   }
 

@@ -63,11 +63,12 @@ describe('a section is found', () => {
     expect(memoryRegionFind(topology, bus, 0x1000, 1)).toBe(undefined);
   });
 
-  it('of the region behind an alias, read-only as the alias is', () => {
+  it('of the region behind an alias, read-only as the alias is; that it is unmergeable is not said', () => {
     const dimm = ram('dimm', 0x8000);
     const shadow = aliasRegion('shadow', dimm, 0x2000, 0x1000);
     topology.setReadOnly(shadow, 'readonly');
     topology.setNonvolatile(shadow, 'nonvolatile');
+    topology.setUnmergeable(shadow, 'unmergeable');
     topology.addSubregion(root, 0x80000, shadow);
     expect(space.find(0x80800, 0x1000)).toEqual({
       region: dimm,
