@@ -167,8 +167,20 @@ export class Segmentation {
     registers.setSegment(segment, selector, registers.attributes(segment), registers.limit(segment), base);
   }
 
-  /** MOV or POP to ES, DS, FS, GS. */
-  loadData(segment: number, selector: number): number {
+  /** MOV, POP or a far pointer's load of SS, ES, DS, FS or GS. */
+  load(segment: number, selector: number): number {
+    if (segment !== SAVE.SS) return this.#loadData(segment, selector);
+    const { registers } = this.#parts;
+    if (hasRealSegments(registers)) {
+      this.putReal(SAVE.SS, selector);
+      return 0;
+    }
+    const reason = this.loadStack(selector, registers.cpl);
+    if (reason === 0) this.put(SAVE.SS, selector);
+    return reason;
+  }
+
+  #loadData(segment: number, selector: number): number {
     const { registers, events } = this.#parts;
     if (hasRealSegments(registers)) {
       this.putReal(segment, selector);

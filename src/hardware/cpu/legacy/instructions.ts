@@ -11,7 +11,7 @@ import { merged } from '../processor-stack.ts';
 import { SEGMENTS } from '../segments.ts';
 import { CONDITIONS } from '../semantics/flags.ts';
 import { GPR } from '../state.ts';
-import { flagsAfterReturn } from '../system/transfers.ts';
+import { flagsAfterPop } from '../system/transfers.ts';
 import { DECIMAL } from './decimal.ts';
 import type { Operands } from './operands.ts';
 
@@ -134,18 +134,11 @@ function pop(o: Operands): number {
 }
 
 function popSegment(o: Operands, number: number, selector: number): number {
-  const { segments, stack } = o;
-  const { registers, interrupts } = o.parts;
-  let reason = 0;
-  if (SEGMENTS[number] !== SAVE.SS) reason = segments.loadData(SEGMENTS[number]!, selector);
-  else if (hasRealSegments(registers)) segments.putReal(SAVE.SS, selector);
-  else {
-    reason = segments.loadStack(selector, registers.cpl);
-    if (reason === 0) segments.put(SAVE.SS, selector);
-  }
+  const segment = SEGMENTS[number]!;
+  const reason = o.segments.load(segment, selector);
   if (reason !== 0) return reason;
-  if (SEGMENTS[number] === SAVE.SS) interrupts.holdNext(SHADOW.INTERRUPTS_AND_TRAPS);
-  stack.commit();
+  if (segment === SAVE.SS) o.parts.interrupts.holdNext(SHADOW.INTERRUPTS_AND_TRAPS);
+  o.stack.commit();
   return 0;
 }
 
@@ -200,8 +193,7 @@ const popFlags =
     const privileged = registers.cpl === 0;
     const ioPrivileged = registers.cpl <= (registers.flagsRest & RFLAGS.IOPL) >>> 12;
     const image = Number(BigInt.asIntN(32, o.stack.value));
-    registers.rflags =
-      flagsAfterReturn({ parts: o.parts, privileged, ioPrivileged }, image, bytes) & ~RFLAGS.RF;
+    registers.rflags = flagsAfterPop({ parts: o.parts, privileged, ioPrivileged }, image, bytes);
     o.stack.commit();
     return 0;
   };

@@ -91,31 +91,17 @@ export const storeLdt = storeSystemRegister(NUMBER.SLDT, SAVE.LDTR);
 export const storeTask = storeSystemRegister(NUMBER.STR, SAVE.TR);
 
 export function moveToSegment(i: SystemInstruction): number {
-  const { number, selector, segments } = i;
+  const { number } = i;
   if (number === SEGMENT_CS || number > 5) return i.undefined();
-  if (number !== SEGMENT_SS) return segments.loadData(SEGMENTS[number]!, selector);
-  const reason = loadStackSegment(i);
-  if (reason !== 0) return reason;
+  const reason = i.segments.load(SEGMENTS[number]!, i.selector);
+  if (reason !== 0 || number !== SEGMENT_SS) return reason;
   i.parts.interrupts.holdNext(SHADOW.INTERRUPTS_AND_TRAPS);
   return i.nextWithEvents();
 }
 
 /** LSS, LFS, LGS and their like: the selector is in A0, the offset is loaded behind it. */
 export function loadFarPointer(i: SystemInstruction): number {
-  const { number, selector, segments } = i;
-  return number === SEGMENT_SS ? loadStackSegment(i) : segments.loadData(SEGMENTS[number]!, selector);
-}
-
-function loadStackSegment(i: SystemInstruction): number {
-  const { selector, segments } = i;
-  const { registers } = i.parts;
-  if (hasRealSegments(registers)) {
-    segments.putReal(SAVE.SS, selector);
-    return 0;
-  }
-  const reason = segments.loadStack(selector, registers.cpl);
-  if (reason === 0) segments.put(SAVE.SS, selector);
-  return reason;
+  return i.segments.load(SEGMENTS[i.number]!, i.selector);
 }
 
 export function moveFromSegment(i: SystemInstruction): number {

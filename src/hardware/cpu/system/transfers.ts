@@ -36,14 +36,14 @@ export function flagsAfterReturn(i: FlagRights, value: number, size: number): nu
   return mergedFlags(i, (value & ~UPPER_16) | (old & UPPER_16), 0);
 }
 
+/** RFLAGS after POPF: as after IRET, but RF is cleared. */
+export const flagsAfterPop = (i: FlagRights, value: number, size: number): number =>
+  flagsAfterReturn(i, value, size) & ~RFLAGS.RF;
+
 export function popFlags(i: SystemInstruction): number {
   const { registers, intercepts } = i.parts;
   if (intercepts.has(INTERCEPT.POPF)) return i.exit(VMEXIT.POPF);
-  const popped = Number(BigInt.asIntN(32, i.operand));
-  const kept = i.size === 2 ? UPPER_16 : 0;
-  const old = registers.rflags;
-  const merged = mergedFlags(i, (popped & ~kept) | (old & kept), 0) & ~RFLAGS.RF;
-  registers.rflags = merged;
+  registers.rflags = flagsAfterPop(i, Number(BigInt.asIntN(32, i.operand)), i.size);
   registers.setGpr(GPR.RSP, BigInt.asUintN(64, registers.gpr(GPR.RSP) + BigInt(i.size)));
   return i.nextWithEvents();
 }
