@@ -230,14 +230,19 @@ export class Exceptions {
   }
 
   #enterLegacy(event: Delivery): number {
-    const { registers, interrupts, debug } = this.#parts;
+    const { registers } = this.#parts;
     const flags = isFault(event) ? registers.rflags | RFLAGS.RF : registers.rflags;
     const reason = enterLegacy(this.#parts, this.#segments, { ...event, flags });
-    if (reason !== 0) return reason;
+    if (reason === 0) this.#entered();
+    return reason;
+  }
+
+  /** The handler is next: no shadow and no trap of before is left. */
+  #entered(): void {
+    const { interrupts, debug } = this.#parts;
     interrupts.endShadow();
     debug.settled = true;
     debug.pending = 0;
-    return 0;
   }
 
   #switchTo(
@@ -291,9 +296,7 @@ export class Exceptions {
     if (gate.type === INTERRUPT_GATE) cleared |= RFLAGS.IF;
     registers.flagsRest &= ~cleared;
     registers.rip = gate.target;
-    this.#parts.interrupts.endShadow();
-    this.#parts.debug.settled = true;
-    this.#parts.debug.pending = 0;
+    this.#entered();
     return 0;
   }
 

@@ -10,6 +10,12 @@ import { STATE, USER_TLB } from './state.ts';
 const SPREAD = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
 const SIGN = 1 << 31;
 
+/** PF, set where the low byte of a result has an even number of ones; or 0. */
+export function parityFlag(result: number): number {
+  const ones = (result ^ (result >> 4)) & 15;
+  return ((0x9669 >> ones) & 1) !== 0 ? RFLAGS.PF : 0;
+}
+
 /** What registers need of host memory. */
 export interface RegisterMemory {
   readonly words: Int32Array;
@@ -142,9 +148,7 @@ export class Registers {
     let flags = words[at + (STATE.FLAGS_REST >> 2)]!;
     if (resultLow === 0 && resultHigh === 0) flags |= RFLAGS.ZF;
     if (words[at + (STATE.FLAG_SR >> 2) + 1]! < 0) flags |= RFLAGS.SF;
-    let parity = words[at + (STATE.FLAG_SR >> 2)]! & 0xff;
-    parity ^= parity >> 4;
-    if (((0x9669 >> (parity & 15)) & 1) !== 0) flags |= RFLAGS.PF;
+    flags |= parityFlag(words[at + (STATE.FLAG_SR >> 2)]!);
     if (words[at + (STATE.FLAG_CV >> 2) + 1]! < 0) flags |= RFLAGS.CF;
     if ((words[at + (STATE.FLAG_CV >> 2)]! & 8) !== 0) flags |= RFLAGS.AF;
     if (words[at + (STATE.FLAG_OV >> 2) + 1]! < 0) flags |= RFLAGS.OF;

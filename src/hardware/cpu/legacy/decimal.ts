@@ -1,5 +1,6 @@
 /** BCD arithmetic and SALC, which 64-bit mode does not have (APM volume 3: DAA, DAS, AAA, AAS, AAM, AAD; flags as the manual defines them). */
 import { RFLAGS, VECTOR } from '../../../abi/x86.ts';
+import { parityFlag } from '../registers.ts';
 import { GPR } from '../state.ts';
 import type { LegacyInstruction } from './instructions.ts';
 import type { Operands } from './operands.ts';
@@ -17,12 +18,9 @@ function setAccumulator(o: Operands, ax: number): void {
 /** ZF, SF and PF of AL, and CF and AF where they are given. */
 function setFlags(o: Operands, al: number, carries?: { carry: boolean; adjust: boolean }): void {
   const { registers } = o.parts;
-  let flags = registers.rflags & ~RESULT;
-  let parity = al & 0xff;
-  parity ^= parity >> 4;
+  let flags = (registers.rflags & ~RESULT) | parityFlag(al);
   if ((al & 0xff) === 0) flags |= RFLAGS.ZF;
   if ((al & 0x80) !== 0) flags |= RFLAGS.SF;
-  if (((0x9669 >> (parity & 15)) & 1) !== 0) flags |= RFLAGS.PF;
   if (carries !== undefined) {
     flags &= ~(RFLAGS.CF | RFLAGS.AF);
     if (carries.carry) flags |= RFLAGS.CF;

@@ -5,6 +5,7 @@ import { type Instruction, iced } from '../decode/iced.ts';
 import { registers as places } from '../decode/registers.ts';
 import type { CoreParts } from '../parts.ts';
 import { merged } from '../processor-stack.ts';
+import { parityFlag } from '../registers.ts';
 import { SEGMENTS } from '../segments.ts';
 import { GPR, LEAVE } from '../state.ts';
 import type { SegmentedMemory } from './addressing.ts';
@@ -108,11 +109,8 @@ function element(parts: CoreParts, memory: SegmentedMemory, what: StringInstruct
 function compare({ registers }: CoreParts, a: bigint, b: bigint, bits: number): void {
   const sign = 1n << BigInt(bits - 1);
   const r = BigInt.asUintN(bits, a - b);
-  let ones = Number(r & 0xffn);
-  ones ^= ones >> 4;
-  let flags = 0;
+  let flags = parityFlag(Number(r & 0xffn));
   if (a < b) flags |= RFLAGS.CF;
-  if (((0x9669 >> (ones & 15)) & 1) !== 0) flags |= RFLAGS.PF;
   if (((a ^ b ^ r) & 0x10n) !== 0n) flags |= RFLAGS.AF;
   if (r === 0n) flags |= RFLAGS.ZF;
   if ((r & sign) !== 0n) flags |= RFLAGS.SF;
