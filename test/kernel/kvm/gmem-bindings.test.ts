@@ -57,6 +57,16 @@ describe('a memory failure', () => {
   });
 });
 
+describe('a file', () => {
+  it('has no page for a slot that binds another file: −EIO', () => {
+    start();
+    const other = process.files.get(vm.createGuestMemfd({ size: 0x40_0000n, flags: 0n }));
+    const slot = vm.slots.find(0 as Gfn)!;
+    expect((other.operations as GuestMemfd).getPfn(slot, 0 as Gfn, answer)).toBe(-5);
+    expect(file.getPfn(slot, 0 as Gfn, answer)).toBe(0);
+  });
+});
+
 describe('a file of nearly 2^63 bytes', () => {
   it('has different pages at its far ends, for fallocate and for slots', () => {
     start();

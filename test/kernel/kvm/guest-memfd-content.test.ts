@@ -132,11 +132,12 @@ describe('content from elsewhere', () => {
   });
 
   it('is not asked for without a frame to put it in: −ENOMEM', () => {
-    const { host, asked } = start();
+    const { host, fd, asked } = start();
     expect(host.touch(GPA + 0x9000)).toBe(0);
     const big = host.createFile(1n << 30n);
     expect(failure(() => host.process.fallocate(big, KEEP_SIZE, 0n, 1n << 30n))).toBe('ENOMEM');
     expect(host.touch(GPA)).toBe(-12);
+    expect(failure(() => host.process.fallocate(fd, KEEP_SIZE, 0x8000n, 0x1000n))).toBe('ENOMEM');
     expect(asked).toEqual([9]);
     host.process.fallocate(big, PUNCH, 0n, 0x10_0000n);
     expect(host.touch(GPA)).toBe(1);

@@ -369,6 +369,12 @@ describe('mmap', () => {
 });
 
 describe('a memory failure', () => {
+  /** A fault on a page that the file has, and that is mapped no more. */
+  const faultAgain = (host: TestVm, gpa: number): number => {
+    for (const attribute of [0n, 8n]) host.setAttributes(BigInt(gpa), 0x1000n, attribute);
+    return host.touch(gpa);
+  };
+
   it('in a page: the guest is left with −EHWPOISON and exit 39, until the page is punched', () => {
     const host = startPrivate();
     const { fd, file } = host.addFileSlot();
@@ -385,6 +391,7 @@ describe('a memory failure', () => {
     host.process.fallocate(fd, PUNCH, 0x5000n, 0x1000n);
     expect(host.touch(GPA + 0x5000)).toBe(0);
     expect(host.guestWord(GPA + 0x5000)).toBe(0);
+    expect(faultAgain(host, GPA + 0x5000)).toBe(0);
   });
 
   it('outlives a punch of the pages before it', () => {
@@ -401,6 +408,7 @@ describe('a memory failure', () => {
     const { file } = host.addFileSlot();
     file.failPage(5);
     expect(host.touch(GPA + 0x5000)).toBe(0);
+    expect(faultAgain(host, GPA + 0x5000)).toBe(0);
   });
 });
 
