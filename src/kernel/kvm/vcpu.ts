@@ -151,8 +151,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   /** KVM_RUN would go on now, and not block for an event. */
   get ready(): boolean {
-    const { time } = this.vm;
-    if (time.nextDue <= time.now()) time.expire();
+    this.vm.time.expire();
     return !this.#closed && !this.cycle.isWaiting && this.mp.ready;
   }
 

@@ -242,6 +242,34 @@ describe('MMIO', () => {
     expect(bench.vcpu.kvmRun.exitReason).toBe(8);
   });
 
+  it('an instruction that KVM carries out while it is emulated is not emulated again', () => {
+    bench = new VcpuBench();
+    bench.setRegs({ rip: 0x1000n });
+    let emulations = 0;
+    bench.scripted.emulation = (core) => {
+      if (++emulations > 1) return 'failed';
+      exit(0x89, 0n, 0n, 2)(core);
+      return 'exit';
+    };
+    expect(bench.runScript(nestedFault(0x9000, READ), HLT)).toBe(0);
+    expect([emulations, bench.vcpu.getRegs().rip]).toEqual([1, 0x1003n]);
+  });
+
+  it('an instruction whose code is private elsewhere ends in a memory fault', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 0 });
+    bench.private.add(0x105);
+    let emulations = 0;
+    bench.scripted.emulation = (core) => {
+      if (++emulations > 1) return 'failed';
+      nestedFault(0x105_000, 0x14)(core);
+      return 'exit';
+    };
+    expect(bench.runScript(nestedFault(0x9000, READ))).toBe(-14);
+    const { kvmRun } = bench.vcpu;
+    expect([emulations, kvmRun.exitReason, kvmRun.memoryFaultGpa]).toEqual([1, 39, 0x105_000n]);
+  });
+
   it('an instruction whose code is not mapped any more keeps what it read', () => {
     bench = new VcpuBench();
     bench.addSlot({ flags: 0 });
@@ -263,5 +291,20 @@ describe('MMIO', () => {
     bench = new VcpuBench();
     expect(bench.runScript(nestedFault(0x9000, 0x2_0000_0004))).toBe(0);
     expect(bench.vcpu.kvmRun.exitReason).toBe(17);
+  });
+});
+
+describe('INS', () => {
+  it.each([
+    ['alone asks for one element', 0x0060_0215n, 1],
+    ['repeated asks for as many as RCX says', 0x0060_021dn, 5],
+  ])('%s', (_name, info, count) => {
+    bench = new VcpuBench();
+    bench.setRegs({ rcx: 5n, rdi: 0x2000n });
+    bench.scripted.emulation = (_core, bus) => (bus.portRead(0x60, new Uint8Array(1)) ? 'done' : 'pending');
+    expect(bench.runScript(exit(0x7b, info, 0n, 1))).toBe(0);
+    const { kvmRun } = bench.vcpu;
+    const asked = [kvmRun.exitReason, kvmRun.ioDirection, kvmRun.ioPort, kvmRun.ioSize, kvmRun.ioCount];
+    expect(asked).toEqual([2, 0, 0x60, 1, count]);
   });
 });

@@ -6,6 +6,7 @@ import type { Personality } from '../../../src/kernel/kvm/index.ts';
 import { hlt } from '../../hardware/cpu/assembler.ts';
 import { DATA, FRESH, POLICY, SHARED, SnpVm } from './snp-bench.ts';
 import { errnoOf, expectAllBack, pageStates } from './snp-rules.ts';
+import { startVm } from './vm-fixture.ts';
 
 const KERNELS: readonly Personality[] = ['6.12', '7.2'];
 const EIO = 5;
@@ -71,6 +72,12 @@ describe('KVM_MEMORY_ENCRYPT_OP', () => {
       expect(errnoOf(() => snp.vm.memoryEncryptOp(command(103, snp.sevFd)))).toBe(EINVAL);
     });
   }
+
+  it('is ENOTTY where KVM has no SEV, with a command or without', () => {
+    const { vm } = startVm({ type: 0 });
+    for (const asked of [undefined, command(22, -1), command(100, -1)])
+      expect(errnoOf(() => vm.memoryEncryptOp(asked))).toBe(ENOTTY);
+  });
 
   it('answers 0 to no command at all: a probe', () => {
     const snp = new SnpVm();

@@ -32,6 +32,7 @@ describe('an SNP guest', () => {
     expect(snp.long(SHARED + 8)).toBe(77n);
     expect(snp.long(DATA)).toBe(0n);
     expect(() => snp.vcpu.getRegs()).toThrow('protected');
+    expect([...snp.vcpu.gpr]).not.toContain(SECRET);
   });
 
   it('is told its version and features by the GHCB MSR', () => {

@@ -136,6 +136,7 @@ describe('x2APIC MSRs', () => {
     ['ICR2', 0x310, 0n, false],
     ['version', 0x30, 0n, false],
     ['TPR', 0x80, 0x20n, true],
+    ['TPR with all of 32 bits', 0x80, 0xffff_ffffn, true],
     ['TPR with bits above 31', 0x80, 0x1_0000_0000n, false],
     ['EOI', 0xb0, 0n, true],
     ['EOI with another value, which KVM takes', 0xb0, 1n, true],

@@ -65,6 +65,13 @@ describe('the xAPIC page', () => {
     expect(bench.vcpu.getSregs().cr8).toBe(0n);
   });
 
+  it('is one page', () => {
+    start();
+    const bytes = new Uint8Array(4);
+    expect(bench.runScript(load(0xffc, bytes), load(0x1000, bytes))).toBe(0);
+    expect([bench.vcpu.kvmRun.exitReason, bench.vcpu.kvmRun.mmioPhysAddr]).toEqual([6, 0xfee0_1000n]);
+  });
+
   it('is user space’s without a local APIC in the kernel', () => {
     bench = new VcpuBench();
     bench.setRegs({ rip: 0x1000n });
@@ -83,6 +90,30 @@ describe('MSRs', () => {
     bench.setRegs({ rcx: 0x803n });
     bench.runScript(RDMSR, OUT);
     expect(bench.vcpu.getRegs().rax).toBe(0x0105_0014n);
+  });
+
+  it.each([
+    [0x7ff, 2],
+    [0x800, 1],
+    [0x8ff, 1],
+    [0x900, 2],
+  ])(
+    '0x%x: user space hears of a refused read with reason %i, 1 for those that are the APIC’s',
+    (msr, reason) => {
+      start();
+      bench.capabilities.userSpaceMsr = 3;
+      bench.setRegs({ rcx: BigInt(msr) });
+      expect(bench.runScript(RDMSR)).toBe(0);
+      expect([bench.vcpu.kvmRun.exitReason, bench.vcpu.kvmRun.msrReason]).toEqual([29, reason]);
+    },
+  );
+
+  it('the base register, written as it is, puts no new vCPU into the map of destinations', () => {
+    bench = new VcpuBench('7.2', 0, 0, 'split');
+    const base = (data: bigint) => bench.vcpu.setMsrs([{ index: 0x1b, data }]);
+    const nmi = () => msi(0x400);
+    expect([base(0xfee0_0900n), nmi()]).toEqual([1, 0]);
+    expect([base(0xfee0_1900n), nmi()]).toEqual([1, 1]);
   });
 
   it('the base register takes what the rules allow, else #GP', () => {
@@ -160,6 +191,20 @@ describe('interrupts', () => {
     expect(bench.vcpu.apic!.lapic.register(0x80)).toBe(0x70);
     expect(bench.vcpu.getSregs().cr8).toBe(7n);
   });
+
+  it.each([
+    ['RAX', 0, 0x5f8],
+    ['RSP', 4, 0x5d8],
+  ])('MOV CR8 from %s takes what the guest has there now', (_name, number, field) => {
+    start();
+    const move = exit(0x18, 0x8000_0000_0000_0000n | BigInt(number), 0n, 4);
+    const change: Step = (core) => {
+      core.set(field, 6n);
+      return move(core);
+    };
+    expect(bench.runScript(change, OUT)).toBe(0);
+    expect(bench.vcpu.getSregs().cr8).toBe(6n);
+  });
 });
 
 describe('HLT', () => {
@@ -229,6 +274,31 @@ describe('a vCPU that halted', () => {
     expect([vcpu.ready, vcpu.run(), vcpu.getMpState()]).toEqual([false, 1, 3]);
   });
 
+  it('waits on while the NMI that waits is masked, and while it is in a shadow', () => {
+    start();
+    const { vcpu } = bench;
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    vcpu.nmi();
+    bench.runScript(OUT);
+    vcpu.nmi();
+    expect(bench.runScript(HLT)).toBe(1);
+    expect(vcpu.ready).toBe(false);
+    const { interrupt, nmi, ...events } = vcpu.getVcpuEvents();
+    const unmask = (shadow: number) =>
+      vcpu.setVcpuEvents({
+        ...events,
+        flags: 4,
+        interrupt: { ...interrupt, shadow },
+        nmi: { ...nmi, masked: 0 },
+      });
+    unmask(1);
+    expect(vcpu.ready).toBe(false);
+    unmask(0);
+    expect(vcpu.ready).toBe(true);
+    bench.runScript(OUT);
+    expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0200n);
+  });
+
   it('waits on when its timer fires and interrupts are off', () => {
     start();
     const arm = [store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000)];
@@ -241,7 +311,35 @@ describe('a vCPU that halted', () => {
   });
 });
 
+describe('KVM_SET_SREGS of a halted vCPU', () => {
+  const AT_RESET = { selector: 0xf000, base: 0xffff_0000n };
+  it.each([
+    ['the boot processor at reset', 0, 0xfff0n, AT_RESET, 0x10n, 0],
+    ['another processor', 1, 0xfff0n, AT_RESET, 0x10n, 3],
+    ['another RIP', 0, 0xfff1n, AT_RESET, 0x10n, 3],
+    ['another selector', 0, 0xfff0n, { ...AT_RESET, selector: 0 }, 0x10n, 3],
+    ['another base', 0, 0xfff0n, { ...AT_RESET, base: 0xf_0000n }, 0x10n, 3],
+    ['protected mode', 0, 0xfff0n, AT_RESET, 0x11n, 3],
+  ])('%s (vCPU %i)', (_name, id, rip, cs, cr0, state) => {
+    start(id);
+    bench.setRegs({ rip });
+    bench.vcpu.setMpState(3);
+    bench.setSregs({ cs: { ...bench.vcpu.getSregs().cs, ...cs }, cr0 });
+    expect(bench.vcpu.getMpState()).toBe(state);
+  });
+});
+
 describe('the timer', () => {
+  it('that is due now has a halted vCPU ready', () => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000), HLT);
+    const left = bench.time.nextDue - bench.time.now();
+    bench.time.leave(left - 1);
+    expect(bench.vcpu.ready).toBe(false);
+    bench.time.leave(1);
+    expect(bench.vcpu.ready).toBe(true);
+  });
+
   it('ends the guest’s run when it is due', () => {
     start();
     const arm = [store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000)];
