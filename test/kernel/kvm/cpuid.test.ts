@@ -69,10 +69,12 @@ describe('a guest’s CPUID', () => {
       ['the last of a hypervisor', 0x4000_0001, ZEROS],
       ['beyond the last of a hypervisor', 0x4000_0002, LAST],
       ['of a second hypervisor, which is not there', 0x4000_0100, LAST],
-      ['of Centaur, which is not there', 0xc000_0000, LAST],
+      ['the last of Centaur', 0xc000_0001, ZEROS],
+      ['beyond the last of Centaur', 0xc000_0002, LAST],
     ])('%s: zeros in the class of the leaf, else the last basic leaf', (_, leaf, want) => {
-      const first = [entry(0x8000_0000, { eax: 0x8000_0008 }), entry(0x4000_0000, { eax: 0x4000_0001 })];
-      expect(answer(leaf, first)).toEqual(want);
+      const lasts = [0x8000_0008, 0x4000_0001, 0xc000_0001];
+      const entries = lasts.map((eax) => entry((eax & 0xf000_0000) >>> 0, { eax }));
+      expect(answer(leaf, entries)).toEqual(want);
     });
     it('extended without any: the last basic leaf', () => {
       expect(answer(0x8000_0000, [])).toEqual(LAST);
