@@ -158,6 +158,17 @@ describe('a process that changes its memory', () => {
     expect(host.vm.invalidation.snapshot()).toBe(before);
   });
 
+  it('next to a slot is no invalidation', () => {
+    const host = startVm({ type: DEFAULT });
+    const at = host.process.memory.mmap({ length: 0x1_2000, protection: 3, flags: 0x22 });
+    host.setRegion({ userspaceAddr: BigInt(at + 0x1000) });
+    host.process.memory.write(at, new Uint8Array(0x1_2000).fill(1));
+    const before = host.vm.invalidation.snapshot();
+    host.process.memory.munmap(at, 0x1000);
+    host.process.memory.munmap((at + 0x1_1000) as never, 0x1000);
+    expect(host.vm.invalidation.snapshot()).toBe(before);
+  });
+
   it('under two slots, one of them SMM’s, is one invalidation', () => {
     const { host, at, mapped, before } = start();
     host.setRegion({ slot: 0x1_0000, userspaceAddr: BigInt(at) });

@@ -10,6 +10,15 @@ const LOG_DIRTY = 1;
 const READONLY = 2;
 const GUEST_MEMFD = 4;
 
+it('a slot without memory for its tables is refused: ENOMEM', () => {
+  const host = startVm();
+  host.vm.attributes.ranges.forEachBoundary = () => {
+    throw new RangeError('Array buffer allocation failed');
+  };
+  expect(failure(() => host.setRegion())).toBe('ENOMEM');
+  expect(host.slot()).toBeUndefined();
+});
+
 describe.each(BOTH_KERNELS)('a new slot without a file on %s', (kernel) => {
   const rows: [string, Request, string][] = [
     ['as it should be', {}, 'OK'],

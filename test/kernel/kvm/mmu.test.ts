@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Gfn, Pfn, Spa } from '../../../src/base/address.ts';
 import { goalLevel, maxLevelForOrder } from '../../../src/kernel/kvm/mmu/mapping-level.ts';
+import { Mmu } from '../../../src/kernel/kvm/mmu/mmu.ts';
 import { FaultBench, type SlotSetup } from './fault-bench.ts';
 
 let bench: FaultBench;
@@ -47,6 +48,23 @@ describe('nested page tables', () => {
     expect(lookup(2 ** 36)).toBeUndefined();
     expect(zap(2 ** 36 - 2, 2 ** 40)).toBe(true);
     expect(lookup(2 ** 36 - 1)).toBeUndefined();
+  });
+
+  it('end there: no gfn beyond is taken for one below', () => {
+    bench = new FaultBench();
+    map(0, 0x77, 1);
+    expect([lookup(0)?.pfn, lookup(2 ** 36)]).toEqual([0x77, undefined]);
+  });
+
+  it('need a frame for their root: ENOMEM', () => {
+    bench = new FaultBench();
+    while (bench.memory.allocate(0, bench.owner) >= 0);
+    expect(() => new Mmu(bench.memory, bench.trace)).toThrow('ENOMEM');
+  });
+
+  it('take no table out of nowhere: a map without topUp is a mistake, and says so', () => {
+    bench = new FaultBench();
+    expect(() => bench.mmu.map(5 as Gfn, 0x50 as Pfn, 1, WRITABLE)).toThrow('topUp');
   });
 
   it('say whether a map changed anything, and flush when a page was replaced', () => {

@@ -356,6 +356,23 @@ describe('a fault whose backing delivers later', () => {
     expect(handler.handle(bench.fault(0x106_000, READ, 'shared'), bench.run)).toBe(FIXED);
   });
 
+  it('goes on with ENOMEM when others took the page tables that were put by', async () => {
+    start('7.2', { slot: GMEM, private: [0x105] });
+    const backing = slowBacking();
+    const handler = bench.handler();
+    const fault = bench.fault(0x105_000, READ, 'private');
+    expect(handler.handle(fault, bench.run)).toBe(PENDING);
+    expect(handler.handle(bench.fault(0x106_000, READ, 'shared'), bench.run)).toBe(FIXED);
+    bench.frame('gmem 261');
+    const hog: number[] = [];
+    for (let at = bench.memory.allocate(0, bench.owner); at >= 0; at = bench.memory.allocate(0, bench.owner))
+      hog.push(at);
+    backing.deliver();
+    expect(handler.resume(fault, bench.run)).toBe(-12);
+    for (const frame of hog) bench.memory.free(frame as never, 0);
+    expect(handler.resume(fault, bench.run)).toBe(FIXED);
+  });
+
   it('retries when its gfn became shared meanwhile', () => {
     start('7.2', { slot: GMEM, private: [0x105] });
     const backing = slowBacking();

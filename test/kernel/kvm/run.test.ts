@@ -61,9 +61,11 @@ describe('KVM_RUN', () => {
     const { vcpu } = start();
     vcpu.kvmRun.cr8 = 16n;
     expect(vcpu.run()).toBe(-22);
-    vcpu.kvmRun.cr8 = 7n;
-    expect(bench.runScript(HLT)).toBe(0);
-    expect(vcpu.getSregs().cr8).toBe(7n);
+    for (const cr8 of [15n, 7n]) {
+      vcpu.kvmRun.cr8 = cr8;
+      expect(bench.runScript(HLT)).toBe(0);
+      expect(vcpu.getSregs().cr8).toBe(cr8);
+    }
   });
 
   it.each([
@@ -88,6 +90,16 @@ describe('KVM_RUN', () => {
     bench.runScript(HLT);
     expect([vcpu.kvmRun.ifFlag, vcpu.kvmRun.readyForInterruptInjection]).toEqual([0, 0]);
     expect(vcpu.kvmRun.apicBase).toBe(0xfee00900n);
+  });
+
+  it('an entry that only has an event delivered takes no time', () => {
+    const { vcpu } = start();
+    vcpu.events.queueException(6);
+    vcpu.nmi();
+    expect(bench.runScript(exit(0x60), HLT)).toBe(0);
+    expect(bench.scripted.budgets).toEqual([0, 0x7fff_ffff]);
+    expect(bench.scripted.eventInjections.map((event) => event & 0x7ffn)).toEqual([0x306n, 0x200n]);
+    expect(bench.time.now()).toBe(1);
   });
 
   it('counts instructions that the core retired and that KVM carried out', () => {
@@ -132,14 +144,14 @@ describe('port I/O', () => {
     expect(vcpu.getRegs().rax).toBe(after);
   });
 
-  it('a VMM that moves RIP while the exit is pending wins', () => {
+  it.each([0x5000n, 0x1_0000_1000n])('a VMM that moves RIP (to %i) while the exit is pending wins', (rip) => {
     const { vcpu } = start();
     bench.setRegs({ rip: 0x1000n, rax: 1n });
     bench.runScript(IN(0x20, 1));
     vcpu.kvmRun.setIoValue(0x77);
-    bench.setRegs({ rip: 0x5000n });
+    bench.setRegs({ rip });
     bench.runScript(HLT);
-    expect(vcpu.getRegs()).toMatchObject({ rip: 0x5001n, rax: 1n });
+    expect(vcpu.getRegs()).toMatchObject({ rip: rip + 1n, rax: 1n });
   });
 });
 
@@ -216,6 +228,7 @@ describe('exits that end a run', () => {
     expect(bench.runScript(nestedFault(0xffff_fff0, 0x14))).toBe(0);
     const { kvmRun } = bench.vcpu;
     expect([kvmRun.exitReason, kvmRun.internalErrorSuberror, kvmRun.internalErrorNdata]).toEqual([17, 1, 6]);
+    expect(kvmRun.internalErrorData(0)).toBe(0n);
     expect(kvmRun.internalErrorData(1)).toBe(0x400n);
     expect(kvmRun.internalErrorData(3)).toBe(0xffff_fff0n);
   });
@@ -279,6 +292,27 @@ describe('instructions that KVM carries out', () => {
     expect(bench.scripted.eventInjections[1]).toBe(VALID_GP);
   });
 
+  it('XSETBV sets XCR0 alone: any other number is a general protection fault', () => {
+    start();
+    const xsetbv = exit(0x8d, 0n, 0n, 3);
+    bench.setRegs({ rip: 0x1000n, rax: 1n, rcx: 0n, rdx: 0n });
+    bench.runScript(xsetbv, HLT);
+    expect([bench.scripted.eventInjections[1], bench.vcpu.getRegs().rip]).toEqual([0n, 0x1004n]);
+    bench.setRegs({ rip: 0x1000n, rax: 1n, rcx: 1n, rdx: 0n });
+    bench.runScript(xsetbv, HLT);
+    expect([bench.scripted.eventInjections[3], bench.vcpu.getRegs().rip]).toEqual([VALID_GP, 0x1001n]);
+  });
+
+  it('CPUID is any program’s where the guest did not ask for faults', () => {
+    start();
+    bench.enterLongMode();
+    const { ss } = bench.vcpu.getSregs();
+    bench.setSregs({ ss: { ...ss, selector: 0x13, dpl: 3 } });
+    bench.setRegs({ rip: 0x1000n });
+    bench.runScript(exit(0x72, 0n, 0n, 2), HLT);
+    expect([bench.scripted.eventInjections[1], bench.vcpu.getRegs().rip]).toEqual([0n, 0x1003n]);
+  });
+
   it('an undefined opcode is given back to the guest', () => {
     start();
     bench.scripted.code = [0x0f, 0x0b];
@@ -325,6 +359,10 @@ describe('instructions that KVM carries out', () => {
     const movCr8 = exit(0x18, 0x8000_0000_0000_0003n, 0n, 4);
     expect(bench.runScript(movCr8, HLT)).toBe(0);
     expect(vcpu.getSregs().cr8).toBe(9n);
+    expect(bench.runScript(movCr8, HLT)).toBe(0);
+    bench.setRegs({ rbx: 15n });
+    expect(bench.runScript(movCr8, HLT)).toBe(0);
+    expect(vcpu.getSregs().cr8).toBe(15n);
     bench.setRegs({ rbx: 2n });
     expect(bench.runScript(movCr8)).toBe(0);
     expect([vcpu.kvmRun.exitReason, vcpu.kvmRun.cr8]).toEqual([11, 2n]);

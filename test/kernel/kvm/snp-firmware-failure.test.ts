@@ -135,6 +135,17 @@ describe('firmware that fails once', () => {
         snp.kernel.close();
       });
 
+  it('at SNP_DECOMMISSION keeps the guest its ASID: nobody else gets it', () => {
+    const EBUSY = 16;
+    const { kernel, process, vm } = new GhcbBench({ keepOpen: true }).snp;
+    const asids = vm.sev!.host.esAsids;
+    while (errnoOf(() => asids.take()) === 0);
+    kernel.secureProcessor!.inject({ command: 0x90, nth: 1, status: HWERROR_PLATFORM });
+    process.exit();
+    expect(errnoOf(() => asids.take())).toBe(EBUSY);
+    kernel.close();
+  });
+
   it('at SNP_INIT_EX, or at the DF_FLUSH behind it, leaves a machine without SNP and no page held', () => {
     for (const [command, initialised] of [
       [0x85, false],

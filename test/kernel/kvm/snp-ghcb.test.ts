@@ -71,6 +71,13 @@ describe('the GHCB MSR protocol', () => {
       ]);
     });
 
+  it('tells a guest that is not SNP-active about SEV', () => {
+    const bench = new GhcbBench();
+    Object.assign(bench.snp.vm.sev!, { vmsaFeatures: 0n });
+    bench.ask(0x002n);
+    expect([bench.exitReason, bench.msr]).toEqual([HLT, 0x0002_0001_3300_0001n]);
+  });
+
   it('ends the guest: SYSTEM_EVENT, type 6, with the MSR', () => {
     const bench = new GhcbBench();
     expect(bench.ask(0x0002_1100n)).toBe(0);
@@ -321,6 +328,14 @@ describe('a GHCB page', () => {
         expect(bench.answer).toEqual([0n, 0n]);
       });
 
+  it('leaves RIP in the VMCB alone: the guest’s own handler steps over what it asked for', () => {
+    const bench = new GhcbBench().register();
+    const before = bench.core.long(0x578);
+    bench.core.set(0xc8, 0x1234n);
+    bench.request({ ...EVENT, code: 0x89n });
+    expect([bench.exitReason, bench.core.long(0x578)]).toEqual([HLT, before]);
+  });
+
   it('gives RAX, RBX, RCX and RDX back, with valid bits for them and the two numbers alone', () => {
     const bench = new GhcbBench().register();
     bench.request({ ...EVENT, code: 0x8000_fffdn, rax: 11n, rbx: 12n, rcx: 13n, rdx: 14n, rsi: 15n });
@@ -555,6 +570,7 @@ describe('string I/O by GHCB', () => {
     ['no elements', 0x0060_0015n, 0n, [0n, 0n]],
     ['no size', 0x0060_0005n, 4n, [0n, 0n]],
     ['more than the buffer has', 0x0060_0015n, 2033n, [2n, 3n]],
+    ['OUTS of more than the buffer has', 0x03f8_0014n, 2033n, [2n, 3n]],
     ['2^31 − 1 bytes', 0x0060_0015n, 0x7fff_ffffn, [2n, 3n]],
     ['2^31 elements', 0x0060_0015n, 0x8000_0000n, -22],
     ['2^31 bytes', 0x0060_0045n, 0x2000_0000n, -22],
@@ -602,6 +618,13 @@ describe('events by GHCB that are a plain guest’s exits', () => {
     kvmRun.setIoValue(0x5a);
     bench.snp.vcpu.run();
     expect(bench.field('rax')).toBe(0x5an);
+  });
+  it('OUT and IN of no size do nothing', () => {
+    const bench = new GhcbBench().register();
+    for (const info1 of [0x0080_0000n, 0x0060_0001n]) {
+      bench.request({ ...EVENT, code: 0x7bn, info1, rax: 0xabn });
+      expect([bench.exitReason, ...bench.answer]).toEqual([HLT, 0n, 0n]);
+    }
   });
   it('DR7 is the guest’s: reading and writing it does nothing', () => {
     const bench = new GhcbBench().register();

@@ -1,6 +1,7 @@
 /** What SNP does to pages of a guest_memfd (reference facts 2.6): the first fault gives them to the guest, freeing takes them back, 4 KiB and 2 MiB. */
 import { describe, expect, it } from 'vitest';
 import type { Pfn } from '../../../src/base/address.ts';
+import type { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
 import { FRESH, SnpVm } from './snp-bench.ts';
 import { errnoOf, pageStates } from './snp-rules.ts';
 import { exit, HLT, ScriptedCore, type Step } from './vcpu-bench.ts';
@@ -85,6 +86,17 @@ describe('a private page of an SNP guest', () => {
     expect(run(privateFault(FRESH))).toBe(-14);
   });
 
+  it('that is poisoned is nobody’s: exit 39 with EHWPOISON', () => {
+    const { snp, run } = guest();
+    snp.attributes(FRESH, 8192, 8n);
+    expect(run(privateFault(FRESH), privateFault(FRESH + 4096), HLT)).toBe(0);
+    const file = snp.vm.openFile(snp.gmem).operations as GuestMemfd;
+    file.failPage(FRESH / 4096 + 1);
+    expect(run(privateFault(FRESH), privateFault(FRESH + 4096))).toBe(-133);
+    expect(snp.vcpu.kvmRun.exitReason).toBe(39);
+    expect(snp.vm.mmu.lookup((FRESH / 4096 + 1) as never)).toBeUndefined();
+  });
+
   it('that RMPUPDATE refuses has KVM_RUN answer EINVAL', () => {
     const { snp, run } = guest();
     const rmp = snp.kernel.memory.rmp!;
@@ -117,6 +129,26 @@ describe('a private page of an SNP guest', () => {
     snp.update(1, 0, 0x1000);
     expect(errnoOf(() => snp.update(3, 0, 0x1000))).toBe(5);
   });
+});
+
+it('before KVM_SEV_INIT2 a page of a guest_memfd stays the host’s, and the guest has it shared', () => {
+  const snp = new SnpVm({ memory: 16 << 20 });
+  const core = new ScriptedCore(snp.kernel.memory);
+  Object.assign(snp.vm, { createCore: () => core });
+  snp.vm.setUserMemoryRegion2({
+    slot: 1,
+    flags: 4,
+    guestPhysAddr: 0x4000_0000n,
+    memorySize: 0x4000n,
+    userspaceAddr: BigInt(snp.hva),
+    guestMemfd: snp.vm.createGuestMemfd({ size: 0x4000n, flags: 1n }),
+    guestMemfdOffset: 0n,
+  });
+  const vcpu = snp.vm.createVcpu(0);
+  core.script.push(exit(0x400, 4n, 0x4000_0000n), HLT);
+  expect(vcpu.run()).toBe(0);
+  const { pfn } = snp.vm.mmu.lookup(0x4_0000 as never)!;
+  expect(snp.kernel.memory.rmp!.state(pfn)).toBe('hypervisor');
 });
 
 describe('2 MiB of an SNP guest', () => {
@@ -157,6 +189,10 @@ describe('2 MiB of an SNP guest', () => {
   it('go back at once when all of it is punched out', () => {
     const { snp, run } = huge();
     run(privateFault(0), HLT);
+    const rmp = snp.kernel.memory.rmp!;
+    rmp.psmash = () => {
+      throw new Error('they are cut');
+    };
     snp.process.fallocate(snp.gmem, PUNCH, 0n, BigInt(MiB2));
     expect(guestPages(snp).size).toBe(0);
     expect(pageStates(snp.kernel)).toEqual({ firmware: 1, context: 1, 'guest-valid': 1 });
@@ -184,6 +220,7 @@ describe('2 MiB of an SNP guest', () => {
     snp.attributes(0x3000, 4096, 0n);
     run(exit(0x400, 0x8000_0004n, 0x3000n), HLT);
     expect(guestPages(snp).size).toBe(1);
+    expect(snp.vm.mmu.lookup(3 as never)).toMatchObject({ level: 1 });
   });
 
   it('are 4 KiB pages without the host’s option', () => {

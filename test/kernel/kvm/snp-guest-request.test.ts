@@ -109,9 +109,18 @@ describe('a plain guest request', () => {
     const guest = new Guest();
     expect(guest.plain({ info1: NOWHERE })).toBe(-5);
     expect(guest.plain({ info2: NOWHERE })).toBe(-5);
+    expect(guest.extended({ info1: NOWHERE })).toBe(-5);
     expect(guest.wasAsked).toBe(false);
     guest.bench.snp.process.close(guest.bench.snp.sevFd);
     expect(guest.plain()).toBe(-9);
+  });
+
+  it('whose page the VMM has unmapped has KVM_RUN answer EIO', () => {
+    const guest = new Guest();
+    const { process, hva } = guest.bench.snp;
+    process.memory.munmap((hva + REQUEST) as never, 4096);
+    expect(guest.plain()).toBe(-5);
+    expect(guest.wasAsked).toBe(false);
   });
 });
 

@@ -5,7 +5,7 @@ import { GHCB } from './snp-bench.ts';
 
 const RUN_PENDING = 1;
 const SHUTDOWN = 8;
-const [RUNNABLE, UNINITIALIZED, AP_RESET_HOLD] = [0, 1, 4 + 5];
+const [RUNNABLE, UNINITIALIZED, HALTED, AP_RESET_HOLD] = [0, 1, 3, 4 + 5];
 
 /** A guest with an AP (id 1) that was started once. */
 function bench() {
@@ -45,6 +45,45 @@ describe('an AP in reset hold', () => {
       if (by === 'event') expect(guest.answer).toEqual([0n, 1n]);
       else expect(guest.msr).toBe(0x1007n);
     });
+});
+
+describe('the first SIPI', () => {
+  it('is no answer to a reset hold: it starts the vCPU as the VMM made it', () => {
+    const { it: guest, ap, run, start } = bench();
+    ap.setMpState(RUNNABLE);
+    expect(run(0x006n)).toBe(RUN_PENDING);
+    start();
+    expect(ap.run()).toBe(0);
+    expect(guest.msr).toBe(0x007n);
+  });
+});
+
+describe('a VMSA of the guest’s own', () => {
+  it.each([
+    ['where no memory is', 0x4000_1000n],
+    ['in memory without a guest_memfd', 0x8000_1000n],
+  ])('%s leaves its vCPU halted, and KVM_RUN answers EINVAL when it is made to run', (_, vmsa) => {
+    const { it: guest, ap, core } = bench();
+    const { snp } = guest;
+    snp.vm.setUserMemoryRegion2({
+      slot: 1,
+      flags: 0,
+      guestPhysAddr: 0x8000_0000n,
+      memorySize: 0x4000n,
+      userspaceAddr: BigInt(snp.hva),
+      guestMemfd: 0,
+      guestMemfdOffset: 0n,
+    });
+    guest.register();
+    guest.request({ code: 0x8000_0013n, info1: (1n << 32n) | 1n, info2: vmsa, rax: 1n });
+    expect(guest.answer).toEqual([0n, 0n]);
+    core.script.splice(0);
+    ap.setMpState(RUNNABLE);
+    expect(ap.run()).toBe(RUN_PENDING);
+    expect(ap.getMpState()).toBe(HALTED);
+    ap.setMpState(RUNNABLE);
+    expect(ap.run()).toBe(-22);
+  });
 });
 
 describe('INIT of an SNP guest’s vCPU', () => {

@@ -69,6 +69,17 @@ describe('KVM_TRANSLATE', () => {
     expect(walked(over)).toBe(want);
   });
 
+  it('through a page that comes later is not implemented, and says so', () => {
+    const host = startVm({ type: 0 });
+    const fd = host.createFile(0x1_0000n, 3n);
+    host.file(fd).fillWith(() => new Promise(() => {}));
+    const at = host.process.memory.mmap({ length: 0x1_0000, protection: 3, flags: 1, fd, offset: 0n });
+    host.setRegion({ userspaceAddr: BigInt(at) });
+    const sregs = host.vcpu.getSregs();
+    host.vcpu.setSregs({ ...sregs, cr0: 0x8000_0011n, cr3: 0x20_0000n, cr4: 0x20n, efer: 0x500n });
+    expect(() => host.vcpu.translate(0x1234n)).toThrow(NotImplementedError);
+  });
+
   it('outside of long mode is not implemented, and says so', () => {
     expect(() => walked({ efer: 0n })).toThrow(NotImplementedError);
   });

@@ -14,12 +14,11 @@ const LEVEL_2M = 2;
 const HUGE_ORDER = 9;
 const HUGE_PAGES = 512;
 
-/** The first private fault on a page: it becomes the guest's, to be validated; not before KVM_SEV_INIT2. 0, −ENOENT or −EINVAL. */
+/** The first private fault on a page: it becomes the guest's, to be validated; not before KVM_SEV_INIT2. 0 or −EINVAL: where SNP is active there is an RMP. */
 export function preparePage(sev: SevVm, gfn: Gfn, frame: Pfn, order: number): number {
   const { memory } = sev.vm;
   if (!sev.active) return 0;
-  if (memory.rmp?.initialised !== true) return -ERRNO.ENOENT;
-  if (memory.rmp.assigned(frame)) return 0;
+  if (memory.rmp!.assigned(frame)) return 0;
   const large = order >= HUGE_ORDER && isLargePossible(memory, frame, gfn);
   const start = large ? frame - (frame % HUGE_PAGES) : frame;
   const startGfn = large ? gfn - (gfn % HUGE_PAGES) : gfn;
