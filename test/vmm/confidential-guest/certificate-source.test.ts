@@ -224,4 +224,29 @@ describe('certificates under a lock', () => {
     process.close(fd);
     expect(machine.report(() => {})).toBe('nothing');
   });
+
+  it('is not even tried without locking: the answer comes while the updater holds it', () => {
+    const machine = new Machine('landed', 'off');
+    const { bench, source } = machine;
+    const { vcpu, process } = bench.snp;
+    const fd = process.open(PATH);
+    expect(process.lock(fd, 'exclusive')).toBe(true);
+    expect(machine.report(() => {})).toBe('nothing');
+    expect(source.served).toBe(1);
+    source.finished(vcpu);
+    expect(source.holds(vcpu)).toBe(false);
+    process.close(fd);
+  });
+
+  it('does not hide what is no error of the kernel', () => {
+    const { bench, messages } = new Machine('landed', 'shared');
+    const { snp } = bench;
+    bench.write(REQUEST, messages.reportRequest(new Uint8Array(64)));
+    const pages = { info1: BigInt(REQUEST), info2: BigInt(RESPONSE), rax: BigInt(CERTS), rbx: 1n };
+    bench.request({ code: 0x8000_0012n, ...pages });
+    const source = new CertificateSource(snp.process, {}, () => {
+      throw new TypeError('a bug');
+    });
+    expect(() => source.requested(snp.vcpu)).toThrow(TypeError);
+  });
 });

@@ -1,5 +1,7 @@
-/** The properties of sev-snp-guest (QEMU's qapi/qom.json), each at the edge of what it takes. */
+/** sev-snp-guest: its properties (QEMU's qapi/qom.json), each at the edge of what it takes, and what becomes of errors of a launch. */
 import { describe, expect, it } from 'vitest';
+import { LinuxError } from '../../../src/base/errors.ts';
+import type { SevCommand } from '../../../src/kernel/interface.ts';
 import {
   SevSnpGuest,
   type SevSnpGuestProperties,
@@ -39,12 +41,107 @@ describe('sev-snp-guest', () => {
   });
 
   it('wants the C-bit where the host has it', () => {
-    const init = (cbitpos: number) => () =>
-      new SevSnpGuest({ cbitpos }).kvmInit({ openSev: () => expect.fail('opened') } as never, {} as never, {
-        cBit: 51,
-        certificates: false,
-      });
+    const init = (cbitpos?: number) => () =>
+      new SevSnpGuest(cbitpos === undefined ? {} : { cbitpos }).kvmInit(
+        { openSev: () => expect.fail('opened') } as never,
+        {} as never,
+        {
+          cBit: 51,
+          certificates: false,
+        },
+      );
     expect(init(47)).toThrow('cbitpos: got 47, want 51, as the host has it');
     expect(init(51)).toThrow('opened');
+    expect(init()).toThrow('opened');
+  });
+});
+
+describe('a launch', () => {
+  const CPUID_PAGE = 6;
+  const fails = (code: 'EIO' | 'EAGAIN', firmware = 0) => ({ error: new LinuxError(code, 'no'), firmware });
+
+  /** A guest with a queued page of `type`, on a KVM whose `failing` command (by id) fails so often, and which counts its calls. */
+  function start(
+    failing: number,
+    failure: { error: Error; firmware: number },
+    { times = Number.POSITIVE_INFINITY, type = 1, attributes = 0, properties = {} } = {},
+  ) {
+    const guest = new SevSnpGuest(properties);
+    let calls = 0;
+    const vm = {
+      memoryEncryptOp: (command: SevCommand) => {
+        if (command.id === failing && calls++ < times) {
+          if (failure.firmware !== 0) command.error = failure.firmware;
+          throw failure.error;
+        }
+        if (command.id === 101) command.data.len = 0n;
+      },
+    };
+    const process = { openSev: () => 3, memory: { read: () => {} } };
+    const kvm = { vm, setMemoryAttributesPrivate: () => attributes };
+    guest.addPages(0x1000, 0 as never, 0x1000, type);
+    return {
+      init: () => guest.kvmInit(process as never, kvm as never, { cBit: 51, certificates: false }),
+      finish: () => guest.finishLaunch(process as never, kvm as never),
+      calls: () => calls,
+    };
+  }
+
+  it('tries an update again while firmware is busy, a thousand times', () => {
+    const busy = start(101, fails('EAGAIN'), { times: 1000 });
+    expect(busy.finish()).toBe(1);
+    const stuck = start(101, fails('EAGAIN'), { times: 1001 });
+    expect(stuck.finish).toThrow('SNP_LAUNCH_UPDATE of 0x1000 bytes at 0x1000: EAGAIN: no');
+    expect(stuck.calls()).toBe(1001);
+  });
+
+  it('ends where a range cannot be made private', () => {
+    const { finish } = start(0, fails('EIO'), { attributes: -22 });
+    expect(finish).toThrow('SNP_LAUNCH_UPDATE of 0x1000 bytes at 0x1000: the range cannot be made private');
+  });
+
+  it.each([
+    ['a CPUID page that firmware corrected', CPUID_PAGE, 0x16, 'firmware refused the CPUID page'],
+    ['a CPUID page, for another reason', CPUID_PAGE, 0x10, 'EIO: no, firmware error 16'],
+    ['another page', 1, 0x16, 'EIO: no, firmware error 22'],
+  ])('names what is wrong with %s', (_, type, firmware, message) => {
+    expect(start(101, fails('EIO', firmware), { type }).finish).toThrow(message);
+  });
+
+  it('blames the ID block for a measurement alone, and only where there is one', () => {
+    const properties = { 'id-block': base64(96), 'id-auth': base64(4096) };
+    const wrong = { property: 'id-block' };
+    expect(start(102, fails('EIO', 0x0b), { properties }).finish).toThrow(expect.objectContaining(wrong));
+    const others = [start(102, fails('EIO', 0x0b)), start(102, fails('EIO', 0x10), { properties })];
+    for (const { finish } of others) expect(finish).toThrow(expect.not.objectContaining(wrong));
+  });
+
+  it.each([22, 101, 102])('lets through what is no error of KVM, from command %i', (id) => {
+    const { init, finish } = start(id, { error: new TypeError('a bug'), firmware: 0 });
+    expect(id === 22 ? init : finish).toThrow(TypeError);
+  });
+
+  it.each([
+    ['a kernel that does not know certificates', new LinuxError('ENXIO', 'no'), undefined],
+    ['a kernel that fails', new LinuxError('EFAULT', 'no'), 'EFAULT: no'],
+    ['what is no error of KVM', Object.assign(new Error('a bug'), { code: 'ENXIO' }), 'a bug'],
+  ])('asked to offer certificates, by %s', (_, error, message) => {
+    const ids: number[] = [];
+    const kvm = {
+      vm: { memoryEncryptOp: ({ id }: SevCommand) => ids.push(id) },
+      kvm: {
+        getDeviceAttr: () => {
+          throw error;
+        },
+      },
+    };
+    const init = () =>
+      new SevSnpGuest().kvmInit({ openSev: () => 3 } as never, kvm as never, {
+        cBit: 51,
+        certificates: true,
+      });
+    if (message !== undefined) expect(init).toThrow(message);
+    else init();
+    expect(ids).toEqual(message === undefined ? [22, 100] : [22]);
   });
 });
