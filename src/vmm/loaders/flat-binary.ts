@@ -3,7 +3,7 @@ import { MiB } from '../../base/address.ts';
 import { hex } from '../error.ts';
 import { imageError, type LoadedImage } from './image.ts';
 
-export const FLAT_BINARY_ADDRESS = 1 * MiB;
+const FLAT_BINARY_ADDRESS = 1 * MiB;
 
 /** Throws VmmError when the image is empty or does not fit into `memory` bytes. */
 export function loadFlatBinary(bytes: Uint8Array, name: string, memory: number): LoadedImage {

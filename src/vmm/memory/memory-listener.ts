@@ -10,11 +10,9 @@
  */
 import { type FlatRange, type FlatView, isSameRange, type MemoryRegionSection } from './flat-view.ts';
 
-export const MEMORY_LISTENER_PRIORITY_MIN = 0;
+const MEMORY_LISTENER_PRIORITY_MIN = 0;
 /** The accelerator's: most listeners hear of new memory before it does, and of what goes after it. */
 export const MEMORY_LISTENER_PRIORITY_ACCEL = 10;
-/** That of device backends outside the process (vhost). */
-export const MEMORY_LISTENER_PRIORITY_DEV_BACKEND = 10;
 
 export interface MemoryListener {
   /** MEMORY_LISTENER_PRIORITY_MIN when absent. */
