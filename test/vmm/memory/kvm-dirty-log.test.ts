@@ -150,13 +150,16 @@ describe('with bitmaps, the VMM', () => {
     expect(cleared).toHaveLength(1);
   });
 
-  it('clears nothing of a slot that does not log', () => {
+  it('neither asks for nor clears what a slot logged that does not log', () => {
     machine = new LoggedMachine(0);
     const cleared: unknown[] = [];
     machine.kvm.vm.clearDirtyLog = (request) => cleared.push(request);
-    const { region } = machine;
-    machine.log.clear({ slot: 0, start: 0, size: SIZE, flags: 0, region, offsetInRegion: 0 }, 0, 1);
+    const { region, ram } = machine;
+    const slot = { slot: 0, start: 0, size: SIZE, flags: 0, region, offsetInRegion: 0 };
+    machine.log.clear(slot, 0, 1);
     expect(cleared).toEqual([]);
+    machine.log.sync(slot);
+    expect(ram.takeDirty(region.ramBlock!)).toEqual([]);
   });
 
   it('finds nothing where the kernel has no bitmap of the slot, and clears what it knew itself', () => {
@@ -259,6 +262,15 @@ describe('with rings, the VMM', () => {
     machine.topology.setLog(machine.region, 'stop');
     expect(machine.log.reap()).toBe(1);
     expect(machine.harvest()).toEqual([]);
+  });
+
+  it('leaves rings alone when a slot goes that does not log', () => {
+    machine = new LoggedMachine(1024);
+    machine.topology.setLog(machine.region, 'start');
+    machine.write(18);
+    const { region } = machine;
+    machine.log.syncLast({ slot: 1, start: SIZE, size: SIZE, flags: 0, region, offsetInRegion: 0 });
+    expect(machine.log.reap()).toBe(1);
   });
 
   it('takes the largest ring that KVM has', () => {
