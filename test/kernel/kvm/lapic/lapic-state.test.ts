@@ -30,6 +30,19 @@ describe('KVM_GET_LAPIC and KVM_SET_LAPIC', () => {
     expect(to.take()).toBe(0x31);
   });
 
+  it('give a timer in TSC-deadline mode no count, also after a new divider', () => {
+    const bench = new LapicBench().enable();
+    bench.write(0x3e0, 0xb);
+    bench.write(0x320, 0x50);
+    bench.write(0x380, 1_000_001);
+    bench.write(0x320, 0x40050);
+    const state = get(bench);
+    setWord(state, 0x380, 1000);
+    set(bench, state);
+    bench.write(0x3e0, 0);
+    expect([bench.read(0x390), bench.time.nextDue]).toEqual([0, Number.POSITIVE_INFINITY]);
+  });
+
   it('let a timer go on where it was', () => {
     const from = new LapicBench().enable();
     from.write(0x3e0, 0xb);
