@@ -362,8 +362,6 @@ export class Vcpu extends VcpuState implements KvmVcpu {
       throw error;
     }
     this.#core = core;
-    // What KVM sees of an SEV-ES guest's registers is what a GHCB tells it.
-    if (this.sev !== undefined) return core;
     core.gpr.set(this.gpr);
     this.gpr = core.gpr;
     this.gprWords = core.gprWords;
