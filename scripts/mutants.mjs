@@ -220,7 +220,12 @@ writeFileSync(log, '');
 say({ mutants: all });
 for (const path of option('known', '').split(',').filter(Boolean)) {
   const earlier = read(path);
-  const before = alike(earlier.find((entry) => entry.mutants !== undefined).mutants);
+  const run = earlier.find((entry) => entry.mutants !== undefined);
+  if (run === undefined) {
+    console.error(`--known: got ${path}, which no run of mutants wrote; want its --log`);
+    process.exit(2);
+  }
+  const before = alike(run.mutants);
   const killed = new Set(earlier.flatMap((entry) => entry.killed ?? []));
   for (const [key, ids] of alike(all)) {
     const known = before.get(key) ?? [];
