@@ -152,7 +152,7 @@ async function createVm(host: Host, options: RunCommandOptions, vm: VmOptions): 
     if (error instanceof WrongMeasurement) {
       const launched = hex(await launchMeasurement(error.contents));
       throw new InputError(
-        `--id-block: got ${options.idBlock} for a launch digest ${hex(error.wanted)}, want it for ${launched}`,
+        `--id-block: got ${options.idBlock} for a launch digest ${hex(error.wanted)}, want it for ${launched} (firmware: BAD_MEASUREMENT)`,
       );
     }
     if (error.property === 'policy')

@@ -134,7 +134,7 @@ describe('softcvm run --type sev-snp', () => {
     const inBlock = Buffer.from(block.subarray(0, 48)).toString('hex');
     await expect(attest({ idBlock: wrong, idAuth })).rejects.toThrow(
       new InputError(
-        `--id-block: got ${wrong} for a launch digest ${inBlock}, want it for ${launch.measurement}`,
+        `--id-block: got ${wrong} for a launch digest ${inBlock}, want it for ${launch.measurement} (firmware: BAD_MEASUREMENT)`,
       ),
     );
   });
