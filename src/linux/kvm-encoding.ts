@@ -19,7 +19,7 @@ import type {
 } from '../kernel/interface.ts';
 
 const regionOf = (region: UserMemoryRegion) => ({
-  slot: region.slot >>> 0,
+  slot: region.slot,
   flags: region.flags >>> 0,
   guest_phys_addr: region.guestPhysAddr,
   memory_size: region.memorySize,

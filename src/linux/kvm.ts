@@ -7,6 +7,7 @@ import {
   kvm_enable_cap,
   kvm_irq_level,
   kvm_memory_attributes,
+  kvm_userspace_memory_region,
 } from '../abi/kvm-structs.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
@@ -162,21 +163,20 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
-    this.#ioctl(
-      abi.KVM_SET_USER_MEMORY_REGION,
-      encodeRegion(region),
-      `KVM_SET_USER_MEMORY_REGION ${wordsOf(region)}`,
-    );
-    this.#slotBytes.set(region.slot, region.memorySize);
+    const what = `KVM_SET_USER_MEMORY_REGION ${wordsOf(region)}`;
+    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION, encodeRegion(region), what);
   }
 
   setUserMemoryRegion2(region: UserMemoryRegion2): void {
-    this.#ioctl(
-      abi.KVM_SET_USER_MEMORY_REGION2,
-      encodeRegion2(region),
-      `KVM_SET_USER_MEMORY_REGION2 ${wordsOf(region)}`,
-    );
-    this.#slotBytes.set(region.slot, region.memorySize);
+    const what = `KVM_SET_USER_MEMORY_REGION2 ${wordsOf(region)}`;
+    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION2, encodeRegion2(region), what);
+  }
+
+  /** Slot and size are remembered as the kernel got them; both versions begin alike. */
+  #setRegion(request: number, bytes: Uint8Array, what: string): void {
+    this.#ioctl(request, bytes, what);
+    const { slot, memory_size } = kvm_userspace_memory_region.decode(bytes);
+    this.#slotBytes.set(slot, memory_size);
   }
 
   createGuestMemfd(request: { size: bigint; flags: bigint }): number {

@@ -39,6 +39,15 @@ describe('requests as KVM takes them', () => {
     expect(view.getUint32(0x2c, true)).toBe(0);
   });
 
+  it.each([Number.NaN, 2 ** 32, -1, 1.5])(
+    'a region of slot %s is refused, not taken for another slot',
+    (slot) => {
+      const refusal = `slot: got ${slot}, want an integer from 0 to 4294967295`;
+      expect(() => encodeRegion({ ...REGION, slot })).toThrow(refusal);
+      expect(() => encodeRegion2({ ...REGION, slot, guestMemfdOffset: 0n, guestMemfd: -1 })).toThrow(refusal);
+    },
+  );
+
   it('CPUID entries follow their count at 40 bytes each, padding at the end', () => {
     const entry = (leaf: number) => ({
       ...{ function: leaf, index: 1, flags: 1 },
