@@ -88,6 +88,7 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   run(): number {
+    if (this.#fd < 0) return -ERRNO.EBADF;
     if (this.#timeslice === undefined) this.#openMask();
     this.#timeslice?.begin();
     const result = this.#libc.tryIoctl(this.#fd, abi.KVM_RUN);

@@ -188,6 +188,12 @@ describe.skipIf(!kvm)('vCPUs', () => {
     expect(vcpu.instructions).toBeNaN();
   });
 
+  it('that were closed before they ever ran do not run', () => {
+    const vcpu = spinning(start({ timesliceMs: 5 }));
+    vcpu.close();
+    expect(vcpu.run()).toBe(-9);
+  });
+
   it('of a type of VM that the kernel lacks cannot be', () => {
     const device = start().openKvm();
     expect(() => device.createVm(30)).toThrow(
@@ -228,5 +234,18 @@ describe.skipIf(!kvm)('vCPUs', () => {
     vm.getDirtyLog({ slot: 3, bitmap });
     expect([...bitmap]).toEqual([0, 0, 0, 0]);
     expect(failure(() => vm.getDirtyLog({ slot: 4, bitmap }))).toBe('ENOENT');
+  });
+
+  it.each([Number.NaN, 2 ** 32])('have no slot %s, which would be another slot of another size', (slot) => {
+    const process = start();
+    const vm = process.openKvm().createVm(0);
+    const ram = process.memory.mmap({ length: 65 * 0x1000, protection: 3, flags: 0x22 });
+    const region = { slot, flags: 1, guestPhysAddr: 0n, memorySize: 0x41000n, userspaceAddr: BigInt(ram) };
+    const refusal = `slot: got ${slot}, want an integer from 0 to 4294967295`;
+    expect(() => vm.setUserMemoryRegion(region)).toThrow(refusal);
+    expect(() => vm.setUserMemoryRegion2({ ...region, guestMemfd: 0, guestMemfdOffset: 0n })).toThrow(
+      refusal,
+    );
+    expect(failure(() => vm.getDirtyLog({ slot: 0, bitmap: new Int32Array(2) }))).toBe('ENOENT');
   });
 });
