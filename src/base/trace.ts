@@ -33,10 +33,13 @@ export class Trace {
   on = false;
   #listeners: readonly TraceListener[] = [];
   #failureListeners: readonly TraceListener[] = [];
+  /** A listener threw, and nobody has heard of it yet. */
+  failed = false;
+  #failure: unknown;
 
   /** An event after which a vCPU does not go on: also for those who listen to nothing else. Not to be guarded by `on`. */
   fail(event: TraceEvent): void {
-    for (const listener of this.#failureListeners) listener(event);
+    this.#tell(this.#failureListeners, event);
     this.emit(event);
   }
 
@@ -49,7 +52,7 @@ export class Trace {
   }
 
   emit(event: TraceEvent): void {
-    for (const listener of this.#listeners) listener(event);
+    this.#tell(this.#listeners, event);
   }
 
   /** Calls `listener` for each event until the returned function is called. */
@@ -60,5 +63,28 @@ export class Trace {
       this.#listeners = this.#listeners.filter((other) => other !== listener);
       this.on = this.#listeners.length > 0;
     };
+  }
+
+  /** Throws what a listener threw, once. For the end of a system call. */
+  throwFailure(): void {
+    if (!this.failed) return;
+    const failure = this.#failure;
+    this.failed = false;
+    this.#failure = undefined;
+    throw failure;
+  }
+
+  /** Who emits is amid a change of state: what a listener throws comes out of KVM_RUN, or is an uncaught exception soon after, as with an EventTarget. */
+  #tell(listeners: readonly TraceListener[], event: TraceEvent): void {
+    for (const listener of listeners) {
+      try {
+        listener(event);
+      } catch (error) {
+        if (this.failed) continue;
+        this.failed = true;
+        this.#failure = error;
+        queueMicrotask(() => this.throwFailure());
+      }
+    }
   }
 }

@@ -37,6 +37,9 @@ export class Process implements ProcessInterface {
   readonly #ownTmpfs: boolean;
   readonly #openDevice: (process: Process) => Kvm;
   readonly #psp: Psp | undefined;
+  /** System calls under way that hold what an exit frees: KVM_RUN, from which listeners of the trace call. */
+  #inKernel = 0;
+  #exiting = false;
 
   constructor(options: ProcessOptions) {
     const { memory, name = 'vmm' } = options;
@@ -127,8 +130,21 @@ export class Process implements ProcessInterface {
     this.files.close(fd);
   }
 
-  /** Ends the process: memory first (so notifiers hear of it while devices are open), then every descriptor. */
+  enterKernel(): void {
+    this.#inKernel++;
+  }
+  leaveKernel(): void {
+    this.#inKernel--;
+    if (this.#exiting && this.#inKernel === 0) this.exit();
+  }
+
+  /**
+   * Ends the process: memory first (so notifiers hear of it while devices are open), then every descriptor. From within a KVM_RUN of its
+   * own, when that is over: a killed thread dies on its way back to user space.
+   */
   exit(): void {
+    this.#exiting = this.#inKernel > 0;
+    if (this.#exiting) return;
     this.memory.exit();
     this.files.closeAll();
     if (this.#ownTmpfs) this.#tmpfs.unmount();

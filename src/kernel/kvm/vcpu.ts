@@ -37,6 +37,12 @@ import { VcpuFrames } from './vcpu-frames.ts';
 import { VcpuState } from './vcpu-state.ts';
 import type { VmCapabilities } from './vm-capabilities.ts';
 
+/** A process does not end before its threads are out of the kernel. */
+export interface CallingProcess {
+  enterKernel(): void;
+  leaveKernel(): void;
+}
+
 /** What a vCPU asks of its VM. */
 export interface VcpuVm extends GuestMemory {
   readonly mmu: Mmu;
@@ -49,6 +55,8 @@ export interface VcpuVm extends GuestMemory {
   readonly interrupts: InterruptController | undefined;
   /** SEV of the VM, where its type has it. */
   readonly sev: SevVm | undefined;
+  /** Whose threads run the vCPUs. */
+  readonly process: CallingProcess;
   /** KVM_SET_BOOT_CPU_ID */
   readonly bootCpuId: number;
   /** Instructions until the VMM's thread gets a signal; 0: never. */
@@ -100,6 +108,8 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   readonly #frames: VcpuFrames;
   #core: GuestCore | undefined;
   #closed = false;
+  /** In KVM_RUN: holds vcpu->mutex and a reference to the file. */
+  #running = false;
 
   /** `checks`: see PageFaultHandler. Errors: ENOMEM. */
   constructor(vm: VcpuVm, id: number, checks: InvalidationChecks = vm.invalidation) {
@@ -174,8 +184,19 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   run(): number {
     if (this.#closed) return -ERRNO.EBADF;
-    if (this.#core === undefined && this.#tryCore() === undefined) return -ERRNO.ENOMEM;
-    return this.cycle.run();
+    if (this.#running) return -ERRNO.EINTR;
+    const { process, trace } = this.vm;
+    this.#running = true;
+    process.enterKernel();
+    try {
+      if (this.#core === undefined && this.#tryCore() === undefined) return -ERRNO.ENOMEM;
+      return this.cycle.run();
+    } finally {
+      this.#running = false;
+      if (this.#closed) this.#release();
+      process.leaveKernel();
+      if (trace.failed) trace.throwFailure();
+    }
   }
 
   getRegs(): Regs {
@@ -256,22 +277,20 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     return preFaultMemory(this, range);
   }
 
+  /**
+   * An ioctl begins. Errors: EBADF; EINTR, from within KVM_RUN of the same vCPU (a trace listener): there the one thread would wait
+   * for vcpu->mutex, which it holds, until a signal comes (mutex_lock_killable).
+   */
   checkOpen(): void {
     if (this.#closed) throw new LinuxError('EBADF', `vCPU ${this.id}: closed`);
+    if (this.#running) throw new LinuxError('EINTR', `vCPU ${this.id}: in KVM_RUN`);
   }
 
-  /** close(2) of the descriptor, and munmap of what it shares. */
+  /** close(2) of the descriptor, and munmap of what it shares. KVM_RUN holds the file (fdget): it ends first. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.mp.endBlock();
-    this.apic?.lapic.timer.cancel();
-    this.cycle.emulated = this.instructions;
-    this.#core?.close();
-    this.#core = undefined;
-    this.sev?.free();
-    this.#frames.free();
-    this.vm.vcpuClosed(this);
+    if (!this.#running) this.#release();
   }
 
   // What the exit handlers do to a vCPU.
@@ -350,6 +369,18 @@ export class Vcpu extends VcpuState implements KvmVcpu {
       msrPermissions: spaOf(this.#frames.maps.msrs),
       asid: ASID,
     });
+  }
+
+  /** The last reference to the file is gone (kvm_vcpu_release). */
+  #release(): void {
+    this.mp.endBlock();
+    this.apic?.lapic.timer.cancel();
+    this.cycle.emulated = this.instructions;
+    this.#core?.close();
+    this.#core = undefined;
+    this.sev?.free();
+    this.#frames.free();
+    this.vm.vcpuClosed(this);
   }
 
   /** Makes the core; undefined when the host has no memory for it. */
