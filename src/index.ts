@@ -59,6 +59,8 @@ export const EARLY_FORMS = ['private-fault', 'certs'] as const satisfies readonl
 
 /** Name of the process that holds the VMs. */
 const VMM = 'vmm';
+/** Its RLIMIT_NOFILE: up to the hard one (fs.nr_open), as VMMs raise it, for a descriptor of each vCPU. */
+const HARD_FILE_LIMIT = 1_048_576;
 
 /** Instructions after which the next vCPU has its turn and a time-out can be seen. */
 const TIMESLICE = 250_000;
@@ -314,7 +316,7 @@ function ownKernel(options: HostOptions, trace: Trace): HostKernel {
     ...(options.chip === undefined ? {} : { chip: options.chip }),
     ...(options.seed === undefined ? {} : { entropy: seededEntropy(options.seed) }),
   });
-  const process: OwnProcess = kernel.newProcess(VMM);
+  const process: OwnProcess = kernel.newProcess(VMM, { fileLimit: HARD_FILE_LIMIT });
   const usage = () => kernel.memory.usage();
   return {
     process,

@@ -66,6 +66,14 @@ describe('a host', () => {
     expect(kinds.size).toBe(0);
   });
 
+  it('has descriptors enough for a VM of as many vCPUs as KVM allows, and for a second VM', async () => {
+    host = createHost({ memory: 256 * MiB });
+    const vm = host.createVm({ ...exits, memory: 2 * MiB, smp: 1024 });
+    expect((await vm.run()).exit).toMatchObject({ reason: 'debug-exit', code: 9 });
+    const second = host.createVm({ ...exits, memory: 2 * MiB, smp: 8 });
+    expect((await second.run()).exit).toMatchObject({ reason: 'debug-exit', code: 9 });
+  });
+
   it('offers /dev/kvm itself: ioctls are methods, with their errnos', () => {
     host = createHost({ memory: 64 * MiB, kernel: '6.12' });
     const kvm = host.process.openKvm();

@@ -11,7 +11,7 @@ import type { Chip } from '../../hardware/chip.ts';
 import { Core } from '../../hardware/cpu/core.ts';
 import { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { Psp } from '../ccp/psp.ts';
-import { Process } from '../process.ts';
+import { Process, type ProcessOptions } from '../process.ts';
 import { HostTime } from './host-time.ts';
 import { Kvm } from './kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from './policy.ts';
@@ -97,12 +97,14 @@ export class Kernel {
     };
   }
 
-  newProcess(name?: string): Process {
+  /** `fileLimit`: its RLIMIT_NOFILE, 1024 when absent. */
+  newProcess(name?: string, limits: Pick<ProcessOptions, 'fileLimit'> = {}): Process {
     const process = new Process({
       memory: this.memory,
       openDevice: (opener) => new Kvm(this.#host, opener),
       ...(this.psp === undefined ? {} : { psp: this.psp }),
       ...(name === undefined ? {} : { name }),
+      ...limits,
     });
     this.#processes.add(process);
     return process;
