@@ -79,6 +79,11 @@ function requireOneOf(option: string, got: unknown, want: readonly string[]): vo
     throw new VmmError(`${option}: got ${String(got)}, want ${want.join(' or ')}`);
 }
 
+function requireSeed(seed: number | undefined): void {
+  if (seed !== undefined && (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32))
+    throw new VmmError(`seed: got ${seed}, want an integer from 0 to ${2 ** 32 - 1}`);
+}
+
 export interface HostOptions {
   /**
    * `softcvm`: the kernel and the cores of this project. `kvm`: the real Linux underneath with its /dev/kvm, as far as that one
@@ -91,7 +96,7 @@ export interface HostOptions {
   readonly early?: readonly (typeof EARLY_FORMS)[number][];
   /**
    * With a seed, a run repeats byte for byte, and how long each turn of a vCPU is follows from it: another seed, another interleaving. Without
-   * one all turns are alike. Time is counted in instructions, so that runs repeat without one too, unless a time-out ends them.
+   * one all turns are alike. An integer from 0 to 2^32 − 1. Time is counted in instructions, so that runs repeat without one too, unless a time-out ends them.
    */
   readonly seed?: number;
   /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
@@ -354,11 +359,13 @@ export class Host {
   readonly #vms = new Set<Vm>();
   #closed = false;
 
-  /** Throws RangeError (a size of host memory that cannot be) or RealKernelUnavailable. */
+  /** Throws VmmError (an option that cannot be), RangeError (a size of host memory that cannot be) or RealKernelUnavailable. */
   constructor(options: HostOptions = {}) {
+    requireOneOf('accel', options.accel, ACCELERATORS);
     requireOneOf('kernel', options.kernel, KERNELS);
     for (const form of options.early ?? []) requireOneOf('early', form, EARLY_FORMS);
     requireOneOf('gmemFolio', options.gmemFolio, ['4K', '2M']);
+    requireSeed(options.seed);
     this.trace = options.trace ?? new Trace();
     this.seed = options.seed;
     this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);

@@ -127,6 +127,22 @@ describe('a VM', () => {
     expect(() => createHost({ [option]: got } as never)).toThrow(`${option}: got ${got}, want ${want}`);
   });
 
+  it('a host refuses an accelerator that is not there', () => {
+    expect(() => createHost({ accel: 'x' as never })).toThrow('accel: got x, want softcvm or kvm');
+  });
+
+  it.each([-1, 1.5, 2 ** 32, Number.NaN, '7' as never])('a host refuses seed %j', (seed) => {
+    const refusal = `seed: got ${seed}, want an integer from 0 to 4294967295`;
+    expect(() => createHost({ memory: 16 * MiB, seed })).toThrow(refusal);
+  });
+
+  it.each(['x', undefined])('a VM refuses a backend of kind %s', (kind) => {
+    host = createHost({ memory: 16 * MiB });
+    expect(() => host.createVm({ ...exits, memory: 2 * MiB, backend: { kind } as never })).toThrow(
+      new VmmError(`backend: got kind ${kind}, want anonymous, memfd or file`),
+    );
+  });
+
   it('a host refuses early forms that it does not have', () => {
     expect(() => createHost({ early: ['sev-launch' as never] })).toThrow(
       'early: got sev-launch, want private-fault or certs',

@@ -340,6 +340,10 @@ function ramFromBackend(
       return memfdBackend({ process, ramList }, options);
     case 'file':
       return fileBackend({ process, ramList }, { ...options, path: backend.path });
+    default: {
+      const { kind } = backend satisfies never as { kind: unknown };
+      throw new VmmError(`backend: got kind ${String(kind)}, want anonymous, memfd or file`);
+    }
   }
 }
 

@@ -85,7 +85,15 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
   },
 };
 
+/** For callers that no type checker watches. */
+function requireOneOf(option: string, got: string, want: readonly string[]): void {
+  if (!want.includes(got)) throw new RangeError(`${option}: got ${got}, want ${want.join(' or ')}`);
+}
+
+/** Throws RangeError: a version or an early form that is not there. */
 export function kvmPolicy(personality: Personality, early: readonly EarlyForm[] = []): KvmPolicy {
+  requireOneOf('kernel', personality, PERSONALITIES);
+  for (const form of early) requireOneOf('early', form, EARLY_FORMS);
   return {
     ...POLICIES[personality],
     ...(early.includes('private-fault') && { attributeCheckedBeforeSlot: false, retryCheckedEarly: false }),

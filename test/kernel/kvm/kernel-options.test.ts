@@ -1,0 +1,21 @@
+import { expect, it } from 'vitest';
+import { createKernel } from '../../../src/kernel/kvm/index.ts';
+
+const memory = 4 * 1024 * 1024;
+
+it.each([
+  [{ kernel: '6.1' }, 'kernel: got 6.1, want 6.12 or 7.2'],
+  [{ kernel: 'constructor' }, 'kernel: got constructor, want 6.12 or 7.2'],
+  [
+    { early: ['certificates'] },
+    'early: got certificates, want certs or sev-launch or private-fault or dirty-pages',
+  ],
+])('a kernel with %o is refused', (options, message) => {
+  expect(() => createKernel({ memory, ...options } as never)).toThrow(new RangeError(message));
+});
+
+it.each(['6.12', '7.2'] as const)('a kernel %s is there', (kernel) => {
+  const it = createKernel({ memory, kernel });
+  expect(it.newProcess().openKvm().getApiVersion()).toBe(12);
+  it.close();
+});
