@@ -18,6 +18,12 @@ export interface Layout<Value, Input = Value, Access = Value> {
   access?(view: DataView, at: number): Access;
 }
 
+/** An integer's type. */
+export interface Integer<Value> extends Layout<Value> {
+  /** Allocates nothing. Errors, with the member's path `name`: TypeError (not even a `Value`), RangeError (outside the type). */
+  check(value: Value, name: string): void;
+}
+
 // biome-ignore lint/suspicious/noExplicitAny: a member of any layout; the concrete types come back through inference
 type AnyLayout = Layout<any, any, any>;
 type ValueOf<L> = L extends Layout<infer Value, infer _I, infer _A> ? Value : never;
@@ -55,21 +61,37 @@ export interface Padding {
   readonly padding: true;
 }
 
+function refuseType(value: unknown, want: 'number' | 'bigint', name: string): never {
+  const got = value === undefined ? 'undefined' : `the ${typeof value} ${String(value)}`;
+  throw new TypeError(`${name}: got ${got}, want a ${want}`);
+}
+
+/** The argument of an ioctl that takes no structure: a long, as a JavaScript number. Errors: TypeError, RangeError (a fraction, NaN). */
+export function checkLong(value: number, name: string): void {
+  if (Number.isInteger(value)) return;
+  if (typeof value !== 'number') refuseType(value, 'number', name);
+  throw new RangeError(`${name}: got ${value}, want an integer`);
+}
+
 function integer(
   size: number,
   least: number,
   most: number,
   read: (view: DataView, at: number) => number,
   write: (view: DataView, at: number, value: number) => void,
-): Layout<number> {
+): Integer<number> {
+  const check = (value: number, name: string): void => {
+    if (Number.isInteger(value) && value >= least && value <= most) return;
+    if (typeof value !== 'number') refuseType(value, 'number', name);
+    throw new RangeError(`${name}: got ${value}, want an integer from ${least} to ${most}`);
+  };
   return {
     size,
     alignment: size,
+    check,
     read,
     write(view, at, value, name) {
-      if (!Number.isInteger(value) || value < least || value > most) {
-        throw new RangeError(`${name}: got ${value}, want an integer from ${least} to ${most}`);
-      }
+      check(value, name);
       write(view, at, value);
     },
   };
@@ -80,15 +102,19 @@ function integer64(
   most: bigint,
   read: (view: DataView, at: number) => bigint,
   write: (view: DataView, at: number, value: bigint) => void,
-): Layout<bigint> {
+): Integer<bigint> {
+  const check = (value: bigint, name: string): void => {
+    if (typeof value !== 'bigint') refuseType(value, 'bigint', name);
+    if (value < least || value > most)
+      throw new RangeError(`${name}: got ${value}, want an integer from ${least} to ${most}`);
+  };
   return {
     size: 8,
     alignment: 8,
+    check,
     read,
     write(view, at, value, name) {
-      if (value < least || value > most) {
-        throw new RangeError(`${name}: got ${value}, want an integer from ${least} to ${most}`);
-      }
+      check(value, name);
       write(view, at, value);
     },
   };

@@ -4,6 +4,7 @@
  * slot need exist.
  */
 import { KVM_MEMORY_ATTRIBUTE_PRIVATE } from '../../abi/kvm.ts';
+import { u64 } from '../../abi/layout.ts';
 import { type Gfn, PAGE_SIZE, wrapsAround } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
@@ -42,6 +43,10 @@ export class MemoryAttributes {
 
   /** The ioctl. Errors in the order of reference facts 1.5. */
   set(vm: AttributesVm, { address, size, attributes, flags }: MemoryAttributesRequest): void {
+    u64.check(address, 'kvm_memory_attributes.address');
+    u64.check(size, 'kvm_memory_attributes.size');
+    u64.check(attributes, 'kvm_memory_attributes.attributes');
+    u64.check(flags, 'kvm_memory_attributes.flags');
     const supported = supportedAttributes(vm);
     if (flags !== 0n) throw new LinuxError('EINVAL', `flags ${flags}: must be 0`);
     if ((attributes & ~supported) !== 0n)

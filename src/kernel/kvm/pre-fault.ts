@@ -6,6 +6,7 @@
  * Linux keeps the caller in the call while something is in the way; here the call is on the kernel's one thread, so nothing could ever
  * get out of it. It ends as a signal would end it, EINTR, and a page that is on its way from elsewhere makes it EAGAIN.
  */
+import { u64 } from '../../abi/layout.ts';
 import { type Gpa, gfnOf, gpaOf, PAGE_SIZE, wrapsAround } from '../../base/address.ts';
 import { type ErrnoName, errnoName, LinuxError } from '../../base/errors.ts';
 import type { PreFaultRange } from '../interface.ts';
@@ -23,6 +24,9 @@ export function preFaultMemory(
   vcpu: Vcpu,
   { gpa, size, flags }: PreFaultRange & { flags: bigint },
 ): PreFaultRange {
+  u64.check(gpa, 'kvm_pre_fault_memory.gpa');
+  u64.check(size, 'kvm_pre_fault_memory.size');
+  u64.check(flags, 'kvm_pre_fault_memory.flags');
   if (flags !== 0n) throw new LinuxError('EINVAL', `KVM_PRE_FAULT_MEMORY: flags ${flags}, want 0`);
   if (gpa % PAGE !== 0n || size % PAGE !== 0n || size === 0n || wrapsAround(gpa, size))
     throw new LinuxError(

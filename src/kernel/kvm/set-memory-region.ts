@@ -11,6 +11,7 @@ import {
   KVM_MEM_READONLY,
   KVM_USER_MEM_SLOTS,
 } from '../../abi/kvm.ts';
+import { u32, u64 } from '../../abi/layout.ts';
 import { type Gfn, hva, wrapsAround } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
@@ -48,13 +49,28 @@ export interface RegionVm extends DirtyLogVm {
 
 /** The first form of the ioctl, whose structure ends at `userspaceAddr`. */
 export function setUserMemoryRegion(vm: RegionVm, region: UserMemoryRegion): void {
+  checkFields(region, 'kvm_userspace_memory_region');
   if ((region.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)) !== 0)
     // 1
     throw new LinuxError('EINVAL', `flags ${region.flags}: this form takes LOG_DIRTY_PAGES 1 and READONLY 2`);
-  setUserMemoryRegion2(vm, { ...region, guestMemfdOffset: 0n, guestMemfd: 0 });
+  setRegion(vm, { ...region, guestMemfdOffset: 0n, guestMemfd: 0 });
 }
 
 export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): void {
+  checkFields(region, 'kvm_userspace_memory_region2');
+  u64.check(region.guestMemfdOffset, 'kvm_userspace_memory_region2.guest_memfd_offset');
+  setRegion(vm, region);
+}
+
+function checkFields(region: UserMemoryRegion, struct: string): void {
+  u32.check(region.slot, `${struct}.slot`);
+  u32.check(region.flags, `${struct}.flags`);
+  u64.check(region.guestPhysAddr, `${struct}.guest_phys_addr`);
+  u64.check(region.memorySize, `${struct}.memory_size`);
+  u64.check(region.userspaceAddr, `${struct}.userspace_addr`);
+}
+
+function setRegion(vm: RegionVm, region: UserMemoryRegion2): void {
   const { flags, guestPhysAddr, memorySize, userspaceAddr, guestMemfdOffset } = region;
   const asId = region.slot >>> 16;
   const id = region.slot & 0xffff;

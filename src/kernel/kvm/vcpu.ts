@@ -5,6 +5,7 @@
  * Left out: sync regs.
  */
 import type { KvmRun } from '../../abi/kvm-run.ts';
+import { u32 } from '../../abi/layout.ts';
 import { SAVE, VMCB } from '../../abi/vmcb.ts';
 import { spaOf } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
@@ -262,6 +263,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   /** KVM_INTERRUPT. Errors: EINVAL (no such vector), ENXIO and EEXIST by the kernel's own interrupt controller. */
   interrupt(vector: number): void {
     this.checkOpen();
+    u32.check(vector, 'kvm_interrupt.irq');
     if (vector >= NR_INTERRUPTS)
       throw new LinuxError('EINVAL', `KVM_INTERRUPT ${vector}: vectors are below ${NR_INTERRUPTS}`);
     if (this.apic === undefined) this.events.queueInterrupt(vector);

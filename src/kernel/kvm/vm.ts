@@ -13,6 +13,7 @@ import {
   KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
+import { checkLong, u32, u64 } from '../../abi/layout.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError, NotImplementedError } from '../../base/errors.ts';
@@ -103,6 +104,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   /** Errors: EINVAL (type), EMFILE, ENOMEM. */
   constructor(host: VmHost, process: Process, type: number) {
+    checkLong(type, 'KVM_CREATE_VM.type');
     if (type < 0 || type > KVM_X86_SNP_VM || ((vmTypes(host.sev !== undefined) >>> type) & 1) === 0)
       throw new LinuxError(
         'EINVAL',
@@ -152,7 +154,10 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors: EINVAL, E2BIG. */
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     this.#descriptor.check();
+    u32.check(cap, 'kvm_enable_cap.cap');
+    u32.check(flags, 'kvm_enable_cap.flags');
     const argument = args[0] ?? 0n;
+    u64.check(argument, 'kvm_enable_cap.args[0]');
     if (cap === KVM_CAP_DIRTY_LOG_RING || cap === KVM_CAP_DIRTY_LOG_RING_ACQ_REL) {
       // Linux does not look at the flags of these.
       this.dirtyTracking.enableRings(argument, this.#vcpus.size);
@@ -183,6 +188,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors: EBUSY (there are vCPUs), EINVAL (id). */
   setBootCpuId(id: number): void {
     this.#descriptor.check();
+    checkLong(id, 'KVM_SET_BOOT_CPU_ID.id');
     if (this.#vcpus.size > 0) throw new LinuxError('EBUSY', 'KVM_SET_BOOT_CPU_ID: the VM has vCPUs');
     if (id < 0 || id > MAX_VCPU_IDS)
       throw new LinuxError('EINVAL', `KVM_SET_BOOT_CPU_ID: ${id}, want at most ${MAX_VCPU_IDS}`);
@@ -264,6 +270,8 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors in the order of reference facts 1.3: EINVAL (flags, size), EMFILE. */
   createGuestMemfd({ size, flags }: { size: bigint; flags: bigint }): number {
     this.#descriptor.check();
+    u64.check(size, 'kvm_create_guest_memfd.size');
+    u64.check(flags, 'kvm_create_guest_memfd.flags');
     const mask = guestMemfdFlagMask(this.policy, this);
     if ((flags & ~mask) !== 0n)
       throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: flags ${flags}, want a subset of ${mask}`);
@@ -283,6 +291,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors in order: EINVAL (id, number of vCPUs), EEXIST, EMFILE, ENOMEM. */
   createVcpu(id: number): Vcpu {
     this.#descriptor.check();
+    checkLong(id, 'KVM_CREATE_VCPU.id');
     if (id < 0 || id >= MAX_VCPU_IDS)
       throw new LinuxError('EINVAL', `vCPU id ${id}: ids are below ${MAX_VCPU_IDS}`);
     if (this.#vcpus.size >= MAX_VCPUS)

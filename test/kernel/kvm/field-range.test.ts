@@ -1,0 +1,169 @@
+/** Values that no field of an ioctl's structure can hold: no caller of the real kernel can ask for them, so they are refused before the kernel's own checks. */
+import { describe, expect, it } from 'vitest';
+import {
+  kvm_clear_dirty_log,
+  kvm_create_guest_memfd,
+  kvm_memory_attributes,
+  kvm_pre_fault_memory,
+} from '../../../src/abi/kvm-structs.ts';
+import { encodeRegion, encodeRegion2 } from '../../../src/linux/kvm-encoding.ts';
+import { startVm, type TestVm } from './vm-fixture.ts';
+
+const U32 = 'want an integer from 0 to 4294967295';
+const U64 = 'want an integer from 0 to 18446744073709551615';
+
+const region = {
+  slot: 1,
+  flags: 0,
+  guestPhysAddr: 0x10_0000n,
+  memorySize: 0x1000n,
+  userspaceAddr: 0x7000_0000_0000n,
+  guestMemfdOffset: 0n,
+  guestMemfd: 0,
+};
+const attributes = { address: 0x10_0000n, size: 0x1000n, attributes: 8n, flags: 0n };
+const range = { gpa: 0x20_0000n, size: 0x1000n, flags: 0n };
+const file = { size: 0x1000n, flags: 0n };
+const clear = { slot: 0, bitmap: new Int32Array(2), firstPage: 0n, numPages: 16 };
+type Fields = Readonly<Record<string, unknown>>;
+
+/** A call, its good argument, its structure, and how the real backend encodes it. */
+const CALLS: Record<
+  string,
+  {
+    good: Fields;
+    struct: string;
+    ask: (at: TestVm, request: never) => unknown;
+    encode: (request: never) => unknown;
+  }
+> = {
+  setUserMemoryRegion: {
+    good: region,
+    struct: 'kvm_userspace_memory_region',
+    ask: ({ vm }, request) => vm.setUserMemoryRegion(request),
+    encode: encodeRegion,
+  },
+  setUserMemoryRegion2: {
+    good: region,
+    struct: 'kvm_userspace_memory_region2',
+    ask: ({ vm }, request) => vm.setUserMemoryRegion2(request),
+    encode: encodeRegion2,
+  },
+  setMemoryAttributes: {
+    good: attributes,
+    struct: 'kvm_memory_attributes',
+    ask: ({ vm }, request) => vm.setMemoryAttributes(request),
+    encode: kvm_memory_attributes.encode,
+  },
+  createGuestMemfd: {
+    good: file,
+    struct: 'kvm_create_guest_memfd',
+    ask: ({ vm }, request) => vm.createGuestMemfd(request),
+    encode: kvm_create_guest_memfd.encode,
+  },
+  preFaultMemory: {
+    good: range,
+    struct: 'kvm_pre_fault_memory',
+    ask: ({ vcpu }, request) => vcpu.preFaultMemory(request),
+    encode: kvm_pre_fault_memory.encode,
+  },
+  clearDirtyLog: {
+    good: clear,
+    struct: 'kvm_clear_dirty_log',
+    ask: ({ vm }, request) => vm.clearDirtyLog(request),
+    encode: ({ slot, firstPage, numPages }: typeof clear) =>
+      kvm_clear_dirty_log.encode({ slot, first_page: firstPage, num_pages: numPages }),
+  },
+};
+
+/** A field of type u64, and its name in C. */
+const LONGS: [call: string, field: string, member: string][] = [
+  ['setUserMemoryRegion', 'guestPhysAddr', 'guest_phys_addr'],
+  ['setUserMemoryRegion', 'memorySize', 'memory_size'],
+  ['setUserMemoryRegion', 'userspaceAddr', 'userspace_addr'],
+  ['setUserMemoryRegion2', 'guestPhysAddr', 'guest_phys_addr'],
+  ['setUserMemoryRegion2', 'memorySize', 'memory_size'],
+  ['setUserMemoryRegion2', 'userspaceAddr', 'userspace_addr'],
+  ['setUserMemoryRegion2', 'guestMemfdOffset', 'guest_memfd_offset'],
+  ['setMemoryAttributes', 'address', 'address'],
+  ['setMemoryAttributes', 'size', 'size'],
+  ['setMemoryAttributes', 'attributes', 'attributes'],
+  ['setMemoryAttributes', 'flags', 'flags'],
+  ['createGuestMemfd', 'size', 'size'],
+  ['createGuestMemfd', 'flags', 'flags'],
+  ['preFaultMemory', 'gpa', 'gpa'],
+  ['preFaultMemory', 'size', 'size'],
+  ['preFaultMemory', 'flags', 'flags'],
+  ['clearDirtyLog', 'firstPage', 'first_page'],
+];
+const WORDS: typeof LONGS = [
+  ['setUserMemoryRegion', 'slot', 'slot'],
+  ['setUserMemoryRegion', 'flags', 'flags'],
+  ['setUserMemoryRegion2', 'slot', 'slot'],
+  ['setUserMemoryRegion2', 'flags', 'flags'],
+  ['clearDirtyLog', 'slot', 'slot'],
+  ['clearDirtyLog', 'numPages', 'num_pages'],
+];
+
+function start(): TestVm {
+  const at = startVm();
+  at.setRegion({ flags: 1 });
+  return at;
+}
+
+describe.each(LONGS)('%s with %s', (call, field, member) => {
+  const { good, struct, ask, encode } = CALLS[call]!;
+  it.each([
+    [-0x1000n, RangeError, `got -4096, ${U64}`],
+    [1n << 64n, RangeError, `got 18446744073709551616, ${U64}`],
+    [(1n << 64n) + 0x1000n, RangeError, `got 18446744073709555712, ${U64}`],
+    [4096, TypeError, 'got the number 4096, want a bigint'],
+    ['4096', TypeError, 'got the string 4096, want a bigint'],
+  ])('%s is refused, as the real backend refuses it', (value, kind, words) => {
+    const error = new kind(`${struct}.${member}: ${words}`);
+    const request = { ...good, [field]: value } as never;
+    expect(() => ask(start(), request)).toThrow(error);
+    expect(() => encode(request)).toThrow(error);
+  });
+});
+
+describe.each(WORDS)('%s with %s', (call, field, member) => {
+  const { good, struct, ask } = CALLS[call]!;
+  it.each([
+    [-1, RangeError, `got -1, ${U32}`],
+    [Number.NaN, RangeError, `got NaN, ${U32}`],
+    [0.5, RangeError, `got 0.5, ${U32}`],
+    [2 ** 32, RangeError, `got 4294967296, ${U32}`],
+    ['1', TypeError, 'got the string 1, want a number'],
+    [1n, TypeError, 'got the bigint 1, want a number'],
+  ])('%s is refused', (value, kind, words) => {
+    const request = { ...good, [field]: value } as never;
+    expect(() => ask(start(), request)).toThrow(new kind(`${struct}.${member}: ${words}`));
+  });
+});
+
+describe('an argument that is a number', () => {
+  it.each([
+    [Number.NaN, RangeError, 'got NaN, want an integer'],
+    [0.5, RangeError, 'got 0.5, want an integer'],
+    ['0', TypeError, 'got the string 0, want a number'],
+    [0n, TypeError, 'got the bigint 0, want a number'],
+  ])('%s is no VM type, no vCPU id', (value, kind, words) => {
+    const { kvm, vm } = start();
+    vm.createVcpu(0);
+    expect(() => kvm.createVm(value as never)).toThrow(new kind(`KVM_CREATE_VM.type: ${words}`));
+    expect(() => vm.createVcpu(value as never)).toThrow(new kind(`KVM_CREATE_VCPU.id: ${words}`));
+    expect(() => vm.createVcpu(-1)).toThrow('EINVAL');
+    expect(() => kvm.createVm(-1)).toThrow('EINVAL');
+  });
+
+  it.each([
+    [-1, RangeError, `got -1, ${U32}`],
+    [Number.NaN, RangeError, `got NaN, ${U32}`],
+    ['3', TypeError, 'got the string 3, want a number'],
+  ])('%s is no interrupt', (value, kind, words) => {
+    const { vcpu } = start();
+    expect(() => vcpu.interrupt(value as never)).toThrow(new kind(`kvm_interrupt.irq: ${words}`));
+    expect(vcpu.getVcpuEvents().interrupt.injected).toBe(0);
+  });
+});
