@@ -150,11 +150,15 @@ export class Authority {
     return { leaf: await this.vcek(chip, chip.reportedTcb), ...(await this.chain('vcek', product)) };
   }
 
-  /** What a guest gets with an extended request: the chip's chain, the root's revocation list, and a VLEK with its ASVK in place of VCEK and ASK. */
-  async certificateTable(chip: Chip, key: 'VCEK' | 'VLEK' = 'VCEK'): Promise<Uint8Array<ArrayBuffer>> {
+  /** What a guest gets with an extended request of a chip at a TCB_VERSION: VCEK and ASK, or VLEK and ASVK; the root and its revocation list. */
+  async certificateTable(
+    chip: Chip,
+    key: 'VCEK' | 'VLEK' = 'VCEK',
+    tcb = chip.reportedTcb,
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const { product } = chip.personality;
-    const { leaf, intermediate, ark } =
-      key === 'VCEK' ? await this.certificates(chip) : (await this.loadedKey(chip)).chain;
+    const leaf = await (key === 'VCEK' ? this.vcek(chip, tcb) : this.vlek(product, tcb));
+    const { intermediate, ark } = await this.chain(key === 'VCEK' ? 'vcek' : 'vlek', product);
     return encodeCertificateTable([
       { guid: CERTIFICATE_GUID[key], bytes: leaf },
       { guid: CERTIFICATE_GUID.ASK, bytes: intermediate },

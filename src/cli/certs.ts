@@ -5,6 +5,7 @@
 import type { Product } from '../abi/amd-certificate.ts';
 import { generationOf, PRODUCTS } from '../abi/amd-certificate.ts';
 import { writePem } from '../abi/pem.ts';
+import { hasReservedTcbBytes } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
 import { type AuthorityOptions, openAuthority } from './authority.ts';
 import { writeOutput } from './files.ts';
@@ -41,6 +42,7 @@ interface File {
 export async function certs(what: string, options: CertsCommandOptions): Promise<number> {
   const kind = parseChoice(what, 'certs', KINDS);
   const product = parseChoice(options.product, '--product', PRODUCTS);
+  const tcb = options.tcb === undefined ? undefined : tcbOf(options.tcb, product);
   const authority = openAuthority(options);
   if (kind === 'chips') {
     for (const chip of authority.chips()) {
@@ -57,7 +59,7 @@ export async function certs(what: string, options: CertsCommandOptions): Promise
     return 0;
   }
   console.error(`ARK-${product} ${fingerprint}`);
-  const files = await filesOf(kind, product, authority, options);
+  const files = await filesOf(kind, product, authority, options.chip, tcb);
   if (options.der && files.length > 1)
     throw new InputError(`--der: got ${files.length} certificates, want PEM for them`);
   const isBinary = options.der === true || kind === 'table' || kind === 'vlek-table';
@@ -73,11 +75,11 @@ async function filesOf(
   kind: Exclude<Kind, 'fingerprint' | 'chips'>,
   product: Product,
   authority: Authority,
-  options: CertsCommandOptions,
+  chipId: string | undefined,
+  tcb: bigint | undefined,
 ): Promise<File[]> {
   const certificate = (bytes: Uint8Array): File => ({ label: 'CERTIFICATE', bytes });
-  const chip = () => chipOf(authority, product, options.chip);
-  const tcb = () => (options.tcb === undefined ? chip().reportedTcb : tcbOf(options.tcb));
+  const chip = () => chipOf(authority, product, chipId);
   switch (kind) {
     case 'root':
       return [certificate(await authority.ark(product))];
@@ -87,15 +89,18 @@ async function filesOf(
       return [certificate(intermediate), certificate(ark)];
     }
     case 'vcek':
-      return [certificate(await authority.vcek(chip(), tcb()))];
+      return [certificate(await authority.vcek(chip(), tcb ?? chip().reportedTcb))];
     case 'vlek':
-      return [certificate(await authority.vlek(product, tcb()))];
+      return [certificate(await authority.vlek(product, tcb ?? chip().reportedTcb))];
     case 'crl':
       return [{ label: 'X509 CRL', bytes: await authority.crl(product) }];
     case 'table':
     case 'vlek-table':
       return [
-        { label: '', bytes: await authority.certificateTable(chip(), kind === 'table' ? 'VCEK' : 'VLEK') },
+        {
+          label: '',
+          bytes: await authority.certificateTable(chip(), kind === 'table' ? 'VCEK' : 'VLEK', tcb),
+        },
       ];
   }
 }
@@ -112,8 +117,14 @@ function chipOf(
   return chip;
 }
 
-function tcbOf(text: string): bigint {
+function tcbOf(text: string, product: Product): bigint {
   if (!/^0x[0-9a-f]{1,16}$/i.test(text))
     throw new InputError(`--tcb: got ${text}, want a TCB_VERSION such as 0x5218000000000004`);
-  return BigInt(text);
+  const tcb = BigInt(text);
+  if (hasReservedTcbBytes(generationOf(product), tcb)) {
+    throw new InputError(
+      `--tcb: got ${text}, want a TCB_VERSION of a ${product}: its reserved bytes are zero`,
+    );
+  }
+  return tcb;
 }

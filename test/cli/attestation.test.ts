@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { writePem } from '../../src/abi/pem.ts';
-import { parseCertificate, readCertificates } from '../../src/attest/index.ts';
+import { decodeCertificateTable, parseCertificate, readCertificates } from '../../src/attest/index.ts';
 import { KeyServer } from '../../src/authority/kds.ts';
 import { certs } from '../../src/cli/certs.ts';
 import { type MeasureCommandOptions, measure } from '../../src/cli/measure.ts';
@@ -298,6 +298,18 @@ describe('softcvm certs', () => {
     expect(await output('table')).toEqual(Buffer.from(await authority.certificateTable(chip)));
   });
 
+  it.each([
+    ['table', 'vcek'],
+    ['vlek-table', 'vlek'],
+  ])('makes the %s for the TCB that it is told, with the %s of that TCB', async (table, key) => {
+    const tcb = '0x5218000000000004';
+    const [leaf] = decodeCertificateTable(await output(table, { tcb }));
+    expect(Buffer.from(leaf!.bytes)).toEqual(await output(key, { tcb, der: true }));
+    expect(parseCertificate(leaf!.bytes)).toMatchObject({ kind: key.toUpperCase() });
+    expect(parseCertificate(leaf!.bytes).amd.levels.get('1.3.6.1.4.1.3704.1.3.8')).toBe(0x52);
+    expect(await output(table, { tcb })).not.toEqual(await output(table));
+  });
+
   it('prints the root’s fingerprint', async () => {
     await certs('fingerprint', { product: 'Turin', seed });
     expect(lines).toEqual([await authority.fingerprint('Turin')]);
@@ -308,6 +320,11 @@ describe('softcvm certs', () => {
     ['chain', { product: 'Rome' }, '--product: got Rome'],
     ['chain', { der: true }, '--der: got 2 certificates'],
     ['vcek', { tcb: '7' }, '--tcb: got 7'],
+    ['vcek', { tcb: '0x5218000000010004' }, '--tcb: got 0x5218000000010004, want a TCB_VERSION of a Milan'],
+    ['table', { tcb: 'garbage' }, '--tcb: got garbage, want a TCB_VERSION such as 0x5218000000000004'],
+    ['vlek-table', { tcb: 'garbage' }, '--tcb: got garbage'],
+    ['root', { tcb: 'garbage' }, '--tcb: got garbage'],
+    ['chips', { tcb: 'garbage' }, '--tcb: got garbage'],
     ['vcek', { chip: 'ab' }, '--chip: got ab'],
     ['root', { state: folder }, '--seed: got --state as well'],
     ['root', { out: '/absent/root.pem' }, '--out: got /absent/root.pem: no such directory'],
