@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { afterEach, expect, it } from 'vitest';
 import { createKernel, type Kernel } from '../../src/kernel/kvm/index.ts';
+import { VmmError } from '../../src/vmm/error.ts';
 import { createMachine, type Machine, type MachineOptions, type RunResult } from '../../src/vmm/machine.ts';
 import { ioRegion } from '../../src/vmm/memory/memory-region.ts';
 
@@ -83,7 +84,10 @@ it('nothing is found that was written before the log was started, or after it wa
   expect(machine.dirtyLog.snapshotAndClear()).toEqual([]);
 });
 
-it('RAM with a guest_memfd cannot be logged, and the error says so', () => {
+it('RAM with a guest_memfd cannot be logged, and the error says which VM can be', () => {
   boot('sw-protected', 0);
-  expect(() => machine.dirtyLog.start()).toThrow(/EINVAL/);
+  const refusal = 'dirty log: got RAM with a guest_memfd, which KVM does not log; want a VM of type default';
+  expect(() => machine.dirtyLog.start()).toThrow(new VmmError(refusal));
+  expect(machine.dirtyLog.snapshotAndClear()).toEqual([]);
+  expect(machine.ram.dirtyLogMask).toBe(0);
 });
