@@ -30,6 +30,7 @@ import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
+import { updateCertificates } from './vmm/confidential-guest/certificate-updater.ts';
 import { type LaunchContents, WrongMeasurement } from './vmm/confidential-guest/sev-snp-guest.ts';
 import type { DirtyLog } from './vmm/dirty-log.ts';
 import type { Machine } from './vmm/machine.ts';
@@ -50,7 +51,7 @@ export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts'
 export type { DirtyLog } from './vmm/dirty-log.ts';
 export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
-export { type LaunchContents, VmmError, WrongMeasurement };
+export { type LaunchContents, updateCertificates, VmmError, WrongMeasurement };
 
 /** Kernel versions that a host can have; the first is the default. */
 export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];

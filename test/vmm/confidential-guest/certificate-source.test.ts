@@ -6,8 +6,10 @@
 import { createPublicKey, type KeyObject, verify } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { decodeCertificateTable, encodeCertificateTable } from '../../../src/abi/certificate-table.ts';
+import { LinuxError } from '../../../src/base/errors.ts';
 import { VLEK_SIZE, vlekSigningKey, wrapVlek } from '../../../src/hardware/chip.ts';
 import { CertificateSource } from '../../../src/vmm/confidential-guest/certificate-source.ts';
+import { updateCertificates } from '../../../src/vmm/confidential-guest/certificate-updater.ts';
 import { GhcbBench } from '../../kernel/kvm/ghcb-bench.ts';
 import { GuestMessages } from '../../kernel/kvm/guest-messages.ts';
 import { SECRETS, SHARED } from '../../kernel/kvm/snp-bench.ts';
@@ -44,14 +46,13 @@ class Machine {
       { path: PATH, locking, busy: () => this.#busy },
       (gpa, bytes) => this.bench.write(gpa, bytes),
     );
-    this.#loadKey();
+    expect(updateCertificates(snp.process, PATH, () => this.#loadKey())).toBe(true);
   }
 
   /** The updater: everything or nothing. A key is loaded for a TCB, so that a new TCB wants a new one. */
   update(what: 'TCB' | 'VLEK'): void {
     const { process, chip, kernel, sevFd } = this.bench.snp;
-    const fd = process.open(PATH);
-    if (process.lock(fd, 'exclusive')) {
+    const done = updateCertificates(process, PATH, () => {
       this.updates++;
       if (what === 'TCB') {
         const tcb = chip.tcbOf({ snp: 60 + Math.floor(this.updates / 200), microcode: this.updates % 200 });
@@ -61,13 +62,13 @@ class Machine {
         new DataView(config.buffer).setBigUint64(0, tcb, true);
         process.sevIssueCommand(sevFd, { cmd: 11, data: config });
       } else this.vlekUpdates++;
-      this.#loadKey();
-    } else this.refused++;
-    process.close(fd);
+      return this.#loadKey();
+    });
+    if (!done) this.refused++;
   }
 
-  /** A provider's next key, and its certificate. */
-  #loadKey(): void {
+  /** Loads a provider's next key. Returns the table with its certificate. */
+  #loadKey(): Uint8Array {
     const { process, chip, sevFd } = this.bench.snp;
     const tcb = chip.reportedTcb;
     const sticks = new Uint8Array(VLEK_SIZE).fill(this.updates & 0xff);
@@ -80,9 +81,7 @@ class Machine {
     const bytes = new Uint8Array(8 + spki.length);
     new DataView(bytes.buffer).setBigUint64(0, tcb, true);
     bytes.set(spki, 8);
-    const fd = process.open(PATH);
-    process.pwrite(fd, encodeCertificateTable([{ guid: VLEK, bytes }]), 0n);
-    process.close(fd);
+    return encodeCertificateTable([{ guid: VLEK, bytes }]);
   }
 
   /** A guest asks for a report; `between` is called between any two steps. What of the certificate is not the report's. */
@@ -208,6 +207,42 @@ describe('certificates under a lock', () => {
       expect(machine.updates).toBe(before + 1);
     });
   }
+
+  it('stay as they are when an update fails, and the lock is free again', () => {
+    const machine = new Machine('landed', 'shared');
+    const { process } = machine.bench.snp;
+    expect(() =>
+      updateCertificates(process, PATH, () => {
+        throw new RangeError('no such TCB');
+      }),
+    ).toThrow('no such TCB');
+    expect(machine.report(() => {})).toBe('nothing');
+    machine.update('VLEK');
+    expect(machine.vlekUpdates).toBe(1);
+  });
+
+  it('are none rather than wrong ones where the new table cannot be written', () => {
+    const machine = new Machine('landed', 'shared');
+    const { process } = machine.bench.snp;
+    const full: typeof process = Object.create(process, {
+      pwrite: {
+        value: () => {
+          throw new LinuxError('ENOSPC', 'the disk is full');
+        },
+      },
+      ...Object.fromEntries(
+        (['open', 'lock', 'close', 'ftruncate'] as const).map((name) => [
+          name,
+          { value: (...values: never[]) => (process[name] as (...all: never[]) => unknown)(...values) },
+        ]),
+      ),
+    });
+    expect(() => updateCertificates(full, PATH, () => new Uint8Array(24))).toThrow('the disk is full');
+    const fd = process.open(PATH);
+    expect(process.fstat(fd).size).toBe(0n);
+    expect(process.lock(fd, 'exclusive')).toBe(true);
+    process.close(fd);
+  });
 
   it('is not waited for: while the updater holds it guests are put off', () => {
     const machine = new Machine('landed', 'shared');
