@@ -48,7 +48,7 @@ export function kvmCalls(subject: FuzzSubject): Action[] {
           subject.machines[v.below(MAX_VMS)] = subject.machines.at(-1)!;
           end(subject, subject.machines.pop()!);
         }
-        const type = v.mostly(v.pick([0, 1, 1, 4, 4]), v.u32());
+        const type = v.roughArgument(v.mostly(v.pick([0, 1, 1, 4, 4]), v.u32()));
         kvm('createVm', type, (which) => {
           const vm = which.createVm(type) as Vm;
           subject.machines.push({ vm, vcpus: [] });

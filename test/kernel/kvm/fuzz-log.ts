@@ -2,12 +2,16 @@
 import { LinuxError, NotImplementedError } from '../../../src/base/errors.ts';
 
 const CALLS_KEPT = 40;
+/** A value that no field holds: the message begins with the structure's or ioctl's name, and the field's. */
+const NAMES_A_FIELD = /^(kvm_\w+|KVM_\w+)\.[\w[\]]+: got .+, want an? /s;
 
 export interface FuzzCounts {
   calls: number;
   succeeded: number;
   refused: number;
   notImplemented: number;
+  /** No field holds what was asked. */
+  outOfRange: number;
   /** KVM_RUN alone. */
   runs: number;
   /** By exit reason, of runs that came back with 0; by −errno. */
@@ -26,6 +30,7 @@ export class FuzzLog {
     succeeded: 0,
     refused: 0,
     notImplemented: 0,
+    outOfRange: 0,
     runs: 0,
     exits: new Map(),
   };
@@ -39,7 +44,7 @@ export class FuzzLog {
     return note;
   }
 
-  /** One call. Undefined where it was refused, as a kernel may; anything else that it throws is a failure. */
+  /** One call. Undefined where it was refused, as a kernel may, or cannot be asked; anything else that it throws is a failure. */
   call<T>(what: string, args: unknown, act: () => T): T | undefined {
     const note = this.note(what, args);
     try {
@@ -50,6 +55,11 @@ export class FuzzLog {
     } catch (error) {
       if (error instanceof LinuxError) this.counts.refused++;
       else if (error instanceof NotImplementedError) this.counts.notImplemented++;
+      else if (
+        (error instanceof RangeError || error instanceof TypeError) &&
+        NAMES_A_FIELD.test(error.message)
+      )
+        this.counts.outOfRange++;
       else
         this.explained(() => {
           throw error;

@@ -54,6 +54,12 @@ const NUMBERS = [
   -Infinity,
 ];
 
+/** What no field of the type holds, or is no value of its JavaScript type. */
+const NO_WORDS: readonly unknown[] = [-1, 0.5, 2 ** 32, Number.NaN, Infinity, '1', 1n, null];
+const NO_LONGS: readonly unknown[] = [-1n, -0x1000n, 1n << 64n, (1n << 64n) + 0x1000n, 4096, '4096', null];
+/** Of them, what no integer argument takes. */
+const NO_NUMBERS: readonly unknown[] = [0.5, Number.NaN, Infinity, '0', 0n, null];
+
 /** Numbers of KVM_CAP_*. */
 export const CAPABILITIES = [
   7, 38, 68, 81, 99, 102, 107, 121, 129, 159, 168, 188, 192, 195, 201, 204, 205, 208, 214, 218, 223, 225, 231,
@@ -109,6 +115,15 @@ export class FuzzValues {
   /** Whole pages, mostly few. */
   pages(most: number): bigint {
     return BigInt(this.below(most + 1)) * 4096n;
+  }
+  /** `field`, u32 or u64, as a caller without types might have it. */
+  rough<T extends number | bigint>(field: T): T {
+    if (!this.oneIn(40)) return field;
+    return this.pick(typeof field === 'bigint' ? NO_LONGS : NO_WORDS) as T;
+  }
+  /** The same of an ioctl's own argument. */
+  roughArgument(argument: number): number {
+    return this.oneIn(40) ? (this.pick(NO_NUMBERS) as number) : argument;
   }
   /** What is asked mostly well: `good`, or anything of the type. */
   mostly<T>(good: T, any: T): T {

@@ -31,7 +31,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
     c(
       4,
       'interrupt',
-      () => v.mostly(v.below(256), v.u32()),
+      () => v.rough(v.mostly(v.below(256), v.u32())),
       (vcpu, vector) => vcpu.interrupt(vector),
     ),
     c(2, 'nmi', none, (vcpu) => vcpu.nmi()),
@@ -151,9 +151,9 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
       4,
       'preFaultMemory',
       () => ({
-        gpa: subject.gpa(),
-        size: v.mostly(v.pages(16), v.u64()),
-        flags: v.oneIn(9) ? v.u64() : 0n,
+        gpa: v.rough(subject.gpa()),
+        size: v.rough(v.mostly(v.pages(16), v.u64())),
+        flags: v.rough(v.oneIn(9) ? v.u64() : 0n),
       }),
       (vcpu, range) => vcpu.preFaultMemory(range),
     ),

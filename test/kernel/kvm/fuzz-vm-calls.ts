@@ -21,7 +21,7 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       const argument = make(vm);
       subject.log.call(`vm ${name}`, argument, () => act(vm, argument));
     });
-  const slot = (): number => v.mostly(v.below(4) | (v.oneIn(9) ? 0x10000 : 0), v.u32());
+  const slot = (): number => v.rough(v.mostly(v.below(4) | (v.oneIn(9) ? 0x10000 : 0), v.u32()));
   return [
     [
       1,
@@ -36,9 +36,9 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       call(
         'enableCap',
         () => ({
-          cap: v.mostly(v.pick(CAPABILITIES), v.u32()),
-          flags: v.oneIn(9) ? v.u32() : 0,
-          args: v.oneIn(9) ? [] : [v.mostly(v.pick([1n, 2n, 3n, 4096n, 65536n, 24n]), v.u64())],
+          cap: v.rough(v.mostly(v.pick(CAPABILITIES), v.u32())),
+          flags: v.rough(v.oneIn(9) ? v.u32() : 0),
+          args: v.oneIn(9) ? [] : [v.rough(v.mostly(v.pick([1n, 2n, 3n, 4096n, 65536n, 24n]), v.u64()))],
         }),
         (vm, request) => vm.enableCap(request),
       ),
@@ -49,11 +49,11 @@ export function vmCalls(subject: FuzzSubject): Action[] {
         const guestMemfd = v.mostly(subject.fd(), v.u32());
         const region = {
           slot: slot(),
-          flags: v.mostly(v.pick([0, 1, 4, 4, 4]), v.u32()),
-          guestPhysAddr: v.mostly(v.pick([0n, 0n, v.pages(64)]), v.u64()),
-          memorySize: v.mostly(v.pick([0n, 0x1_0000n, 0x4_0000n, v.pages(64)]), v.u64()),
-          userspaceAddr: v.mostly(BigInt(subject.address()), v.u64()),
-          guestMemfdOffset: v.mostly(v.pick([0n, v.pages(16)]), v.u64()),
+          flags: v.rough(v.mostly(v.pick([0, 1, 4, 4, 4]), v.u32())),
+          guestPhysAddr: v.rough(v.mostly(v.pick([0n, 0n, v.pages(64)]), v.u64())),
+          memorySize: v.rough(v.mostly(v.pick([0n, 0x1_0000n, 0x4_0000n, v.pages(64)]), v.u64())),
+          userspaceAddr: v.rough(v.mostly(BigInt(subject.address()), v.u64())),
+          guestMemfdOffset: v.rough(v.mostly(v.pick([0n, v.pages(16)]), v.u64())),
           guestMemfd,
         };
         if (!subject.spares(Number(region.userspaceAddr), Number(region.memorySize))) return;
@@ -67,8 +67,8 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       call(
         'createGuestMemfd',
         () => ({
-          size: v.mostly(v.pages(128), v.u64()),
-          flags: v.mostly(v.pick([0n, 1n, 3n]), v.u64()),
+          size: v.rough(v.mostly(v.pages(128), v.u64())),
+          flags: v.rough(v.mostly(v.pick([0n, 1n, 3n]), v.u64())),
         }),
         (vm, request) => subject.process.files.open().length < MAX_FILES * 3 && vm.createGuestMemfd(request),
       ),
@@ -78,10 +78,10 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       call(
         'setMemoryAttributes',
         () => ({
-          address: subject.gpa(),
-          size: v.mostly(v.pages(64), v.u64()),
-          attributes: v.mostly(v.pick([0n, 8n, 8n]), v.u64()),
-          flags: v.oneIn(20) ? v.u64() : 0n,
+          address: v.rough(subject.gpa()),
+          size: v.rough(v.mostly(v.pages(64), v.u64())),
+          attributes: v.rough(v.mostly(v.pick([0n, 8n, 8n]), v.u64())),
+          flags: v.rough(v.oneIn(20) ? v.u64() : 0n),
         }),
         (vm, request) => vm.setMemoryAttributes(request),
       ),
@@ -90,7 +90,7 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       6,
       subject.withVm((vm, machine) => {
         if (machine.vcpus.length >= MAX_VCPUS) return;
-        const id = v.mostly(v.below(MAX_VCPUS), v.u32());
+        const id = v.roughArgument(v.mostly(v.below(MAX_VCPUS), v.u32()));
         const vcpu = subject.log.call('createVcpu', id, () => vm.createVcpu(id));
         if (vcpu !== undefined) machine.vcpus.push(vcpu);
       }),
@@ -110,8 +110,8 @@ export function vmCalls(subject: FuzzSubject): Action[] {
         () => ({
           slot: slot(),
           bitmap: new Int32Array(v.pick([0, 1, 2, 4, 64])).fill(-v.bit()),
-          firstPage: v.mostly(v.pick([0n, 64n, 128n]), v.u64()),
-          numPages: v.mostly(v.pick([64, 16, 128, 0]), v.u32()),
+          firstPage: v.rough(v.mostly(v.pick([0n, 64n, 128n]), v.u64())),
+          numPages: v.rough(v.mostly(v.pick([64, 16, 128, 0]), v.u32())),
         }),
         (vm, request) => vm.clearDirtyLog(request),
       ),
@@ -152,7 +152,7 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       1,
       call(
         'setBootCpuId',
-        () => v.mostly(v.below(4), v.u32()),
+        () => v.roughArgument(v.mostly(v.below(4), v.u32())),
         (vm, id) => vm.setBootCpuId(id),
       ),
     ],

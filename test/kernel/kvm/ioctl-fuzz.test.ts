@@ -13,9 +13,10 @@ describe('any ioctl with any value in any order', () => {
       const fuzz = new IoctlFuzz({ seed, kernel });
       fuzz.run(3000);
       fuzz.close();
-      const { succeeded, refused, runs } = fuzz.counts;
+      const { succeeded, refused, outOfRange, runs } = fuzz.counts;
       expect(succeeded).toBeGreaterThan(500);
       expect(refused).toBeGreaterThan(500);
+      expect(outOfRange).toBeGreaterThan(20);
       expect(runs).toBeGreaterThan(500);
     },
   );
