@@ -39,7 +39,8 @@ export class Process implements ProcessInterface {
   readonly #psp: Psp | undefined;
   /** System calls under way that hold what an exit frees: KVM_RUN, from which listeners of the trace call. */
   #inKernel = 0;
-  #exiting = false;
+  /** It was killed, and ends when they are over. */
+  exiting = false;
 
   constructor(options: ProcessOptions) {
     const { memory, name = 'vmm' } = options;
@@ -135,7 +136,7 @@ export class Process implements ProcessInterface {
   }
   leaveKernel(): void {
     this.#inKernel--;
-    if (this.#exiting && this.#inKernel === 0) this.exit();
+    if (this.exiting && this.#inKernel === 0) this.exit();
   }
 
   /**
@@ -143,8 +144,8 @@ export class Process implements ProcessInterface {
    * own, when that is over: a killed thread dies on its way back to user space.
    */
   exit(): void {
-    this.#exiting = this.#inKernel > 0;
-    if (this.#exiting) return;
+    this.exiting = this.#inKernel > 0;
+    if (this.exiting) return;
     this.memory.exit();
     this.files.closeAll();
     if (this.#ownTmpfs) this.#tmpfs.unmount();

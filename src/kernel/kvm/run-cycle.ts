@@ -212,13 +212,14 @@ export class RunCycle {
     if (waited !== GUEST_AGAIN) return waited;
     this.hasRun = true;
     const { vmcb, core, vm, events, kvmRun, apic } = this.#vcpu;
-    const { time } = vm;
+    const { time, process } = vm;
     const ring = this.#ring;
     for (;;) {
       if (ring?.blocks() === true) {
         kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
         return TO_USER_SPACE;
       }
+      if (process.exiting) return this.#interrupted();
       if (time.nextDue <= time.now()) time.expire();
       if (apic !== undefined) {
         const served = this.#serveApic(apic);

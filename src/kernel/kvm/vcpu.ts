@@ -40,6 +40,8 @@ import type { VmCapabilities } from './vm-capabilities.ts';
 
 /** A process does not end before its threads are out of the kernel. */
 export interface CallingProcess {
+  /** Its threads have a signal pending, SIGKILL: KVM_RUN ends. */
+  readonly exiting: boolean;
   enterKernel(): void;
   leaveKernel(): void;
 }

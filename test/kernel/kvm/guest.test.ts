@@ -26,7 +26,7 @@ class GuestBench extends FaultBench implements VcpuVm {
   readonly time = new HostTime();
   readonly interrupts = undefined;
   readonly bootCpuId = 0;
-  readonly process = { enterKernel() {}, leaveKernel() {} };
+  readonly process = { exiting: false, enterKernel() {}, leaveKernel() {} };
   msrFilter: MsrPermissions | undefined = undefined;
   readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;

@@ -124,7 +124,7 @@ export class VcpuBench extends FaultBench implements VcpuVm {
   readonly time = new HostTime(() => {});
   readonly interrupts: InterruptController | undefined;
   readonly bootCpuId = 0;
-  readonly process = { enterKernel() {}, leaveKernel() {} };
+  readonly process = { exiting: false, enterKernel() {}, leaveKernel() {} };
   readonly scripted = new ScriptedCore(this.memory);
   readonly vcpu: Vcpu;
 
