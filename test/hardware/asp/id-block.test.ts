@@ -46,7 +46,8 @@ const blockOf = (...changes: readonly Change[]): Buffer => {
   block.writeBigUInt64LE(0x30000n, 0x58);
   return change(block, ...changes);
 };
-const authOf = (block: Uint8Array): Buffer => {
+const authOf = (block: Uint8Array, signers = { id, author }): Buffer => {
+  const { id, author } = signers;
   const auth = Buffer.alloc(4096);
   auth.writeUInt32LE(1, 0);
   auth.writeUInt32LE(1, 4);
@@ -204,6 +205,46 @@ describe('an ID block', () => {
         [0x18, 1, BOTH],
       ]),
     ).toBe(0);
+  });
+
+  it('has the key that signed it, or the author’s key where there is one, mixed into the keys that the guest derives', () => {
+    machine = new Machine().init();
+    const others = {
+      id: generateKeyPairSync('ec', { namedCurve: 'P-384' }),
+      author: generateKeyPairSync('ec', { namedCurve: 'P-384' }),
+    };
+    const block = machine.page();
+    machine.memory.write(block, good);
+    const KEY_REQ = 3;
+    let asid = 0;
+    const derivedKey = (signers: typeof others, flags: number): string => {
+      const auth = machine.page();
+      machine.memory.write(auth, authOf(good, signers));
+      const guest = machine.runGuest({
+        asid: ++asid,
+        finish: [
+          [8, 8, block],
+          [16, 8, auth],
+          [0x18, 1, flags],
+        ],
+      });
+      const { payload } = guest.ask(KEY_REQ, new Uint8Array(32));
+      expect(payload[0]).toBe(0);
+      return hex(payload.subarray(0x20, 0x40));
+    };
+    const both = { id, author };
+    const keys = [
+      derivedKey(both, 0),
+      derivedKey(both, ID_BLOCK),
+      derivedKey({ id: others.id, author }, ID_BLOCK),
+      derivedKey(both, BOTH),
+      derivedKey({ id, author: others.author }, BOTH),
+    ];
+    expect(new Set(keys).size).toBe(5);
+    expect(derivedKey({ id: others.id, author }, 0)).toBe(keys[0]);
+    expect(derivedKey({ id, author: others.author }, ID_BLOCK)).toBe(keys[1]);
+    // The author vouches for the ID key: another one is the same guest.
+    expect(derivedKey({ id: others.id, author }, BOTH)).toBe(keys[3]);
   });
 
   const FAMILY = [0x10, 0x20] as const;

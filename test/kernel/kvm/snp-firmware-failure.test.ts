@@ -13,7 +13,7 @@ import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import { Psp } from '../../../src/kernel/ccp/psp.ts';
 import { GhcbBench } from './ghcb-bench.ts';
 import { GuestMessages } from './guest-messages.ts';
-import { SECRETS, SHARED, type SnpVm } from './snp-bench.ts';
+import { SECRETS, SHARED, SnpVm } from './snp-bench.ts';
 import { errnoOf, expectAllBack } from './snp-rules.ts';
 
 const EIO = 5;
@@ -143,6 +143,36 @@ describe('firmware that fails once', () => {
     kernel.secureProcessor!.inject({ command: 0x90, nth: 1, status: HWERROR_PLATFORM });
     process.exit();
     expect(errnoOf(() => asids.take())).toBe(EBUSY);
+    kernel.close();
+  });
+
+  it.each([
+    ['SNP_LAUNCH_START', 0xa0],
+    ['SNP_ACTIVATE', 0x91],
+  ])('at %s and at the DECOMMISSION behind it: EIO, and the context page is lost', (_name, command) => {
+    const snp = new SnpVm({ keepOpen: true, memory: 8 << 20 }).init();
+    const { kernel } = snp;
+    for (const failing of [command, 0x90])
+      kernel.secureProcessor!.inject({ command: failing, nth: 1, status: HWERROR_PLATFORM });
+    expect(errnoOf(() => snp.start())).toBe(EIO);
+    expect(kernel.psp!.leakedPages).toBe(1);
+    snp.process.exit();
+    expectAllBack(kernel, 1);
+    kernel.close();
+  });
+
+  it('a VMSA that RMPUPDATE does not give back is lost', () => {
+    const snp = new GhcbBench({ keepOpen: true }).snp;
+    const { kernel } = snp;
+    const rmp = kernel.memory.rmp!;
+    const vmsa = Array.from({ length: kernel.memory.frameCount }, (_, frame) => frame as Pfn).find(
+      (frame) => rmp.entry(frame).gpa === 0xffff_ffff_f000,
+    )!;
+    const { rmpupdate } = rmp;
+    rmp.rmpupdate = (at, state) => (at === vmsa * 4096 ? 4 : rmpupdate.call(rmp, at, state));
+    snp.process.exit();
+    expectAllBack(kernel, 1);
+    expect(kernel.psp!.isLeaked(vmsa)).toBe(true);
     kernel.close();
   });
 

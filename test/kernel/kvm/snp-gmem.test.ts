@@ -223,6 +223,26 @@ describe('2 MiB of an SNP guest', () => {
     expect(snp.vm.mmu.lookup(3 as never)).toMatchObject({ level: 1 });
   });
 
+  it('are 4 KiB pages where guest and file begin them elsewhere', () => {
+    const { snp, run } = guest({ gmemHuge: true });
+    const base = 0x4000_0000;
+    snp.vm.setUserMemoryRegion2({
+      slot: 1,
+      flags: 4,
+      guestPhysAddr: BigInt(base),
+      memorySize: BigInt(MiB2),
+      userspaceAddr: BigInt(snp.hva),
+      guestMemfd: snp.vm.createGuestMemfd({ size: BigInt(2 * MiB2), flags: 0n }),
+      guestMemfdOffset: 0x1000n,
+    });
+    snp.attributes(base, MiB2, 8n);
+    expect(run(privateFault(base + 0x3000), HLT)).toBe(0);
+    const pages = guestPages(snp);
+    expect([...pages.keys()]).toEqual([base + 0x3000]);
+    const { frame, large } = pages.get(base + 0x3000)!;
+    expect([large, frame % 512]).toEqual([false, 4]);
+  });
+
   it('are 4 KiB pages without the host’s option', () => {
     const { snp, run } = guest();
     snp.attributes(0, MiB2, 8n);

@@ -174,6 +174,28 @@ describe('a list of page state changes', () => {
       after: 3,
     },
     {
+      name: 'a neighbour that is done already: not again, and those behind it by themselves',
+      entries: [entry(0x80, PRIVATE), entry(0x81, PRIVATE, { current: 1n }), entry(0x82, PRIVATE)],
+      asked: [
+        [0x80000n, 1n, 0x10n],
+        [0x82000n, 1n, 0x10n],
+      ],
+      info2: 0n,
+      after: 3,
+      progress: [1, 1, 1],
+    },
+    {
+      name: 'a neighbour of 2 MiB of which 100 pages are done: its rest by itself',
+      entries: [large(0x200, PRIVATE), large(0x400, PRIVATE, 100n)],
+      asked: [
+        [0x200000n, 512n, 0x11n],
+        [0x464000n, 412n, 0x11n],
+      ],
+      info2: 0n,
+      after: 2,
+      progress: [512, 512],
+    },
+    {
       name: '2 MiB of which 100 pages are done: the rest, page by page and by itself',
       entries: [large(0x200, PRIVATE, 100n), large(0x400, PRIVATE)],
       asked: [
