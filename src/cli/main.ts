@@ -1,7 +1,8 @@
 /**
  * `softcvm`: run, doctor, demo, and attestation's (attestation-commands.ts). Commands load their code when called, so that none pays for another's start-up.
  *
- * Exit status of `run`: the guest's code; 2 bad input, 124 timeout, 125 shutdown or error. Of `verify`: 0 if every check holds, else 1.
+ * Exit status of `run`: the guest's code; 2 bad input, 124 timeout, 125 shutdown or error. Of `verify`: 0 if every check holds, 1 if one
+ * does not, 2 bad input or no evidence from a key distribution server.
  */
 import { Command, CommanderError, Option } from 'commander';
 import { addAttestationCommands } from './attestation-commands.ts';

@@ -11,6 +11,7 @@ import {
   type CertificateTableEntry,
   decodeCertificateTable,
   fetchEvidence,
+  KdsError,
   type KdsEvidence,
   type Product,
   parseCrl,
@@ -96,7 +97,7 @@ export async function verify(path: string, options: VerifyCommandOptions): Promi
       ...(options.at === undefined ? {} : { at: timeOf(options.at, '--at') }),
     });
   } catch (error) {
-    if (error instanceof RangeError) throw new InputError(error.message);
+    if (error instanceof RangeError) throw new InputError(withOption(error.message));
     throw error;
   }
   show(verdict, roots, options);
@@ -154,7 +155,8 @@ async function fetched(
       ...(product === undefined ? {} : { product: productOf(product) }),
     });
   } catch (error) {
-    if (error instanceof RangeError) throw new InputError(`--kds ${error.message}`);
+    if (error instanceof RangeError || error instanceof KdsError)
+      throw new InputError(`--kds ${error.message}`);
     return asInput(() => {
       throw error;
     });
@@ -168,8 +170,7 @@ function policyOf(options: VerifyCommandOptions): ReportPolicy {
   if (options.product !== undefined) policy.product = productOf(options.product);
   if (options.measurement !== undefined) policy.measurement = options.measurement;
   if (options.hostData !== undefined) policy.hostData = options.hostData;
-  if (options.reportData !== undefined)
-    policy.reportData = options.reportData.replace(/^0x/, '').padEnd(128, '0');
+  if (options.reportData !== undefined) policy.reportData = reportDataOf(options.reportData);
   if (options.chipId !== undefined) policy.chipId = options.chipId;
   if (options.signingKey !== undefined) {
     policy.signingKey = parseChoice(options.signingKey.toUpperCase(), '--signing-key', ['VCEK', 'VLEK']);
@@ -214,6 +215,19 @@ function policyOf(options: VerifyCommandOptions): ReportPolicy {
   if (options.maximumAge !== undefined)
     policy.maximumAge = parseNumber(options.maximumAge, '--maximum-age', 0, 1e9);
   return policy;
+}
+
+/** Options have their names from the policy's fields: `policy.hostData` is `--host-data`. */
+const withOption = (message: string): string =>
+  message.replace(
+    /^policy\.(\w+)/,
+    (_, field: string) => `--${field.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
+  );
+
+function reportDataOf(text: string): string {
+  if (!/^(0x)?([0-9a-f]{2}){1,64}$/i.test(text))
+    throw new InputError(`--report-data: got ${text}, want 1 to 64 bytes in hex`);
+  return text.replace(/^0x/i, '').padEnd(128, '0');
 }
 
 function u64(text: string, option: string): bigint {

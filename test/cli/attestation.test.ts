@@ -126,10 +126,40 @@ describe('softcvm verify', () => {
     try {
       const kds = await server.listen();
       expect(await run({ kds, roots: [paths.ark], requireCrl: true })).toBe(0);
-      server.answer('429');
-      await expect(run({ kds, roots: [paths.ark] })).rejects.toThrow('got status 429');
+      for (const [how, got] of [
+        ['404', 'got status 404'],
+        ['429', 'got status 429'],
+        ['down', 'no answer'],
+      ] as const) {
+        server.answer(how);
+        await expect(run({ kds, roots: [paths.ark] })).rejects.toMatchObject({
+          name: 'InputError',
+          message: expect.stringMatching(`^--kds ${kds}/vcek/v1/Milan/.*: ${got}`),
+        });
+      }
     } finally {
       await server.close();
+    }
+  });
+
+  it.each([
+    ['measurement', '--measurement', '48'],
+    ['hostData', '--host-data', '32'],
+    ['reportData', '--report-data', '1 to 64'],
+    ['chipId', '--chip-id', '64 or 8'],
+    ['familyId', '--family-id', '16'],
+    ['imageId', '--image-id', '16'],
+    ['idKeyDigest', '--id-key-digest', '48'],
+    ['authorKeyDigest', '--author-key-digest', '48'],
+    ['reportId', '--report-id', '32'],
+  ])('names the option of %s that is no hex, or of the wrong length', async (key, option, length) => {
+    const isSeveral = /measurement|chipId|Digest/.test(key);
+    const good = '00'.repeat(Number.parseInt(length, 10));
+    for (const bad of ['', 'xy', 'a', '0x1234zz', 'ab'.repeat(65)]) {
+      await expect(run({ [key]: isSeveral ? [good, bad] : bad })).rejects.toMatchObject({
+        name: 'InputError',
+        message: `${option}: got ${bad}, want ${length} bytes in hex`,
+      });
     }
   });
 
@@ -147,7 +177,7 @@ describe('softcvm verify', () => {
     [{ kds: 'ftp://127.0.0.1' }, '--kds url: got ftp://127.0.0.1, want an address such as'],
     [{ kds: 'kdsintf.amd.com' }, '--kds url: got kdsintf.amd.com, want an address such as'],
     [{ vmpl: '4' }, '--vmpl: got 4'],
-    [{ measurement: ['12'] }, 'policy.measurement: got 12'],
+    [{ measurement: ['12'] }, '--measurement: got 12, want 48 bytes in hex'],
     [{ allow: ['everything'] }, '--allow: got everything'],
     [{ minimumTcb: 'ucode=3' }, '--minimum-tcb: got ucode=3'],
     [{ minimumAbi: '1' }, '--minimum-abi: got 1'],
