@@ -8,6 +8,7 @@ import { inspect } from 'node:util';
 import type { Hva, Pfn, Spa } from '../../../src/base/address.ts';
 import { LinuxError } from '../../../src/base/errors.ts';
 import { frameOfGuestPage } from './guest-messages.ts';
+import { keysOfChip, loadVlek, type RecordedKeys } from './recorded-keys.ts';
 import { SECRETS, SHARED, type SnpVm } from './snp-bench.ts';
 
 export const PLACES = [
@@ -26,8 +27,9 @@ export type Place = (typeof PLACES)[number];
 
 interface Secret {
   readonly name: string;
-  readonly bytes: Buffer;
-  /** As text may show them. */
+  /** All of it, 16 bytes each: any of them gives it away. */
+  readonly pieces: readonly Buffer[];
+  /** As text may show the pieces. */
   readonly forms: readonly string[];
   /** The guest itself puts it into reports. */
   readonly reported: boolean;
@@ -37,10 +39,11 @@ const WINDOW_PAGES = 512;
 const GMEM_BYTES = 0x20_0000;
 const ZEROS = Buffer.alloc(4096);
 /** More secrets than these are forgotten, the eldest first, but for those that are kept for good. */
-const REMEMBERED = 40;
+const REMEMBERED = 80;
 
 export class SecretSearch {
   readonly snp: SnpVm;
+  readonly #keys: RecordedKeys;
   /** Bytes that firmware or KVM gave to user space since the last search. */
   readonly answers: Uint8Array[] = [];
   /** Reports that guests published. */
@@ -54,8 +57,13 @@ export class SecretSearch {
   /** Where what a device copies goes. */
   readonly #bounce: Pfn;
 
-  constructor(snp: SnpVm) {
+  /** `keys` is the entropy of the machine, whose guest is launched. A VLEK is loaded. */
+  constructor(snp: SnpVm, keys: RecordedKeys) {
     this.snp = snp;
+    this.#keys = keys;
+    this.#keepDrawn('for good');
+    for (const { name, bytes } of [...keysOfChip(snp.chip), ...loadVlek(snp)])
+      this.keep(name, bytes, 'for good');
     const { memory, trace } = snp.kernel;
     this.#bounce = memory.allocate(0, memory.owner('device')) as Pfn;
     trace.listen((event) => this.#traced.push(JSON.stringify(event)));
@@ -63,8 +71,9 @@ export class SecretSearch {
 
   /** From now on nobody but the guest may know these bytes. */
   keep(name: string, bytes: Uint8Array, how: 'for good' | 'a while' | 'reported' = 'a while'): void {
-    if (how === 'for good') this.#lasting.push(secretOf(name, bytes, false));
-    else this.#recent.push(secretOf(name, bytes, how === 'reported'));
+    const secret = secretOf(name, bytes, how === 'reported' || name === 'report ID');
+    if (how === 'for good') this.#lasting.push(secret);
+    else this.#recent.push(secret);
     if (this.#recent.length > REMEMBERED) this.#recent.splice(0, this.#recent.length - REMEMBERED);
   }
 
@@ -98,12 +107,13 @@ export class SecretSearch {
 
   /** Which secrets can be read where; none: the host knows nothing. */
   leaks(): { readonly secret: string; readonly place: Place }[] {
+    this.#keepDrawn('a while');
     const secrets = [...this.#lasting, ...this.#recent];
     const leaks: { secret: string; place: Place }[] = [];
     const look = (place: Place, seen: Buffer, text: string): void => {
-      for (const { name, bytes, forms, reported } of secrets) {
+      for (const { name, pieces, forms, reported } of secrets) {
         if (place === 'reports' && reported) continue;
-        if (seen.includes(bytes) || forms.some((form) => text.includes(form)))
+        if (pieces.some((piece) => seen.includes(piece)) || forms.some((form) => text.includes(form)))
           leaks.push({ secret: name, place });
       }
     };
@@ -182,6 +192,11 @@ export class SecretSearch {
     }
   }
 
+  /** What firmware drew since the last time. */
+  #keepDrawn(how: 'for good' | 'a while'): void {
+    for (const { name, bytes } of this.#keys.take()) this.keep(name, bytes, how);
+  }
+
   close(): void {
     this.snp.kernel.memory.free(this.#bounce, 0);
   }
@@ -251,20 +266,32 @@ function withContent(count: number, read: (page: number, into: Uint8Array) => vo
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 const reversed = (bytes: Uint8Array): Uint8Array => Uint8Array.from(bytes).reverse();
 
-/** The first 16 bytes stand for all. Text may show them as hex, as little-endian numbers, in base64 or as a list. */
-function secretOf(name: string, all: Uint8Array, reported: boolean): Secret {
-  const bytes = Buffer.from(all.slice(0, 16));
-  const low = bytes.subarray(0, 8);
-  const forms = [
-    hex(bytes),
-    hex(reversed(bytes)),
-    hex(reversed(low)),
-    new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true).toString(),
-    bytes.toString('base64').slice(0, Math.floor((bytes.length * 4) / 3)),
-    [...bytes].join(','),
-  ];
-  return { name, bytes, forms, reported };
+/** Text may show bytes as hex, as little-endian numbers, in base64 or as a list. */
+function secretOf(name: string, secret: Uint8Array, reported: boolean): Secret {
+  const all = Buffer.from(secret);
+  const pieces: Buffer[] = [];
+  const forms: string[] = [];
+  for (let at = 0; at < all.length; at += 16) {
+    const start = Math.max(0, Math.min(at, all.length - 16));
+    const piece = all.subarray(start, start + 16);
+    pieces.push(piece);
+    const low = piece.subarray(0, 8);
+    forms.push(
+      hex(piece),
+      hex(reversed(piece)),
+      hex(reversed(low)),
+      BigInt(`0x${hex(reversed(low))}`).toString(),
+      base64(piece, 0),
+      base64(all, start),
+      [...piece].join(','),
+    );
+  }
+  return { name, pieces, forms, reported };
 }
+
+/** What of the base64 of `bytes` hangs on nothing but the 16 at `at`. */
+const base64 = (bytes: Buffer, at: number): string =>
+  bytes.subarray(3 * Math.ceil(at / 3), 3 * Math.floor((at + 16) / 3)).toString('base64');
 
 /** All numbers and bytes of an ioctl's answer, as they stand in memory. */
 function bytesIn(value: unknown): Uint8Array {

@@ -1,5 +1,8 @@
 /** No host-side read shows a guest's secrets or keys, whatever it and its host did before; and a leak in any kind of place is found. HISTORIES makes it longer, SECRECY_SEED repeats it. */
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { GuestContext } from '../../../src/hardware/asp/guest-context.ts';
+import { p384PrivateKey } from '../../../src/hardware/chip/key-derivation.ts';
+import { MemoryEncryption } from '../../../src/hardware/memory/memory-encryption.ts';
 import { SecretMachine } from './secrecy.ts';
 import type { Place } from './secrecy-search.ts';
 import { SecretGuest } from './secret-guest.ts';
@@ -67,4 +70,44 @@ describe(`secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`, () => {
       expect(machine.search.leaks()).toEqual(seen.map((place) => ({ secret: 'VMPCK 0', place })));
       machine.close();
     });
+
+  it('is seen to fail by any piece of any key that firmware or the chip has', () => {
+    const contexts = vi.spyOn(GuestContext.prototype, 'generateSecrets');
+    const memoryKeys: Uint8Array[] = [];
+    const { addKey } = MemoryEncryption.prototype;
+    vi.spyOn(MemoryEncryption.prototype, 'addKey').mockImplementation(function (
+      this: MemoryEncryption,
+      key,
+    ): number {
+      memoryKeys.push(key.slice());
+      return addKey.call(this, key);
+    });
+    const machine = new SecretMachine();
+    const [context] = contexts.mock.contexts as GuestContext[];
+    vi.restoreAllMocks();
+    const { search, snp } = machine;
+    const { chip } = snp;
+    const vcekSeed = chip.vcekSeed(chip.reportedTcb);
+    const keys: readonly (readonly [string, Uint8Array])[] = [
+      ['OEK', context!.oek],
+      ...context!.vmpcks.map((key, i) => [`VMPCK ${i}`, key] as const),
+      ['VMRK', context!.vmrk],
+      ['context key', memoryKeys[0]!],
+      ['memory key', memoryKeys[1]!],
+      ['fuses', chip.fuses.secret],
+      ['VCEK seed', vcekSeed],
+      ['VCEK', p384PrivateKey(vcekSeed, 'VCEK')],
+    ];
+    expect(search.leaks()).toEqual([]);
+    for (const [name, key] of keys)
+      for (let at = 0; at < key.length; at += 16) {
+        search.plant('traces', key.subarray(at, at + 16));
+        search.plant('reports', key.subarray(at, at + 16));
+        expect(search.leaks(), `byte ${at}`).toEqual([
+          { secret: name, place: 'traces' },
+          { secret: name, place: 'reports' },
+        ]);
+      }
+    machine.close();
+  });
 });

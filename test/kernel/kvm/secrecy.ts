@@ -11,6 +11,7 @@ import type { Vm } from '../../../src/kernel/kvm/vm.ts';
 import { Random } from '../../oracle/random.ts';
 import { BUFFER, GhcbBench } from './ghcb-bench.ts';
 import { GuestMessages } from './guest-messages.ts';
+import { RecordedKeys } from './recorded-keys.ts';
 import { SecretSearch } from './secrecy-search.ts';
 import { FRESH, SECRETS, SHARED, type SnpVm } from './snp-bench.ts';
 import { exit, HLT } from './vcpu-bench.ts';
@@ -67,7 +68,9 @@ export class SecretMachine {
   #failures = 0;
 
   constructor() {
+    const keys = new RecordedKeys(5);
     this.bench = new GhcbBench({
+      entropy: keys,
       memory: 5 << 20,
       keepOpen: true,
       certs: true,
@@ -77,12 +80,11 @@ export class SecretMachine {
       },
     }).register();
     const { snp } = this;
-    this.search = new SecretSearch(snp);
+    this.search = new SecretSearch(snp, keys);
     snp.kernel.trace.listen((event) => {
       if (event.who === 'firmware' && event['status'] === 'RESOURCE_LIMIT') this.#failures++;
     });
     this.messages = new GuestMessages(snp);
-    this.#keepKeys(snp.vm, SECRETS);
   }
 
   get snp(): SnpVm {
@@ -349,7 +351,6 @@ export class SecretMachine {
         const data = { gfnStart, uaddr: BigInt(hva), len: 4096n, type, flags: 0 };
         vm.memoryEncryptOp({ id: 101, sevFd, data });
       }
-      this.#keepKeys(vm, 0, 'a while');
       const data = { vcekDisabled: false, hostData: new Uint8Array(32), flags: 0 };
       vm.memoryEncryptOp({ id: 102, sevFd, data });
       const [leak] = search.leaks();
@@ -360,15 +361,6 @@ export class SecretMachine {
       vm.close();
       process.close(gmem);
     }
-  }
-
-  /** The four VMPCKs of a guest. */
-  #keepKeys(vm: Vm, secretsPage: number, how: 'for good' | 'a while' = 'for good'): void {
-    const { encryption } = this.snp.kernel.memory;
-    const frame = this.#frameOf(vm, secretsPage)!;
-    const keys = new Uint8Array(128);
-    encryption.readUnder(encryption.keyOfFrame(frame), (frame * 4096 + 0x20) as Spa, keys);
-    for (let i = 0; i < 4; i++) this.search.keep(`VMPCK ${i}`, keys.subarray(32 * i), how);
   }
 
   /** The guest's frame at a gpa. */

@@ -18,6 +18,7 @@ import {
 } from '../../hardware/cpu/assembler.ts';
 import { Random } from '../../oracle/random.ts';
 import { frameOfGuestPage } from './guest-messages.ts';
+import { RecordedKeys } from './recorded-keys.ts';
 import { SecretSearch } from './secrecy-search.ts';
 import { CODE, FRESH, HANDLER, SHARED, SnpVm, STACK } from './snp-bench.ts';
 
@@ -58,10 +59,11 @@ export class SecretGuest {
   #random = new Random(0);
 
   constructor() {
-    this.snp = new SnpVm({ memory: 5 << 20, keepOpen: true });
+    const keys = new RecordedKeys(5);
+    this.snp = new SnpVm({ memory: 5 << 20, keepOpen: true, entropy: keys });
     for (const handler of [HANDLER, HANDLER + 0x100, HANDLER + 0x200]) this.snp.load(again(), handler);
     this.snp.launch(PROGRAM);
-    this.search = new SecretSearch(this.snp);
+    this.search = new SecretSearch(this.snp, keys);
   }
 
   live(seed: number): void {

@@ -4,7 +4,7 @@
  */
 import { afterEach, expect } from 'vitest';
 import type { Hva } from '../../../src/base/address.ts';
-import { seededEntropy } from '../../../src/base/entropy.ts';
+import { type Entropy, seededEntropy } from '../../../src/base/entropy.ts';
 import { Chip, type ChipGeneration } from '../../../src/hardware/chip.ts';
 import {
   createKernel,
@@ -49,6 +49,8 @@ export interface SnpOptions {
   readonly generation?: ChipGeneration;
   /** Instead of one of that generation. */
   readonly chip?: Chip;
+  /** Where the secure processor's keys come from. */
+  readonly entropy?: Entropy;
   readonly memory?: number;
   readonly gmemHuge?: boolean;
   /** The test closes it itself. */
@@ -74,7 +76,7 @@ export class SnpVm {
     this.kernel = createKernel({
       memory: options.memory ?? 32 << 20,
       chip: this.chip,
-      entropy: seededEntropy(5),
+      entropy: options.entropy ?? seededEntropy(5),
       ...(options.kernel && { kernel: options.kernel }),
       ...(options.early && { early: options.early }),
       ...(options.gmemHuge && { gmemHuge: true }),
