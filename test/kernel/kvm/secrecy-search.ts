@@ -110,10 +110,13 @@ export class SecretSearch {
     this.#keepDrawn('a while');
     const secrets = [...this.#lasting, ...this.#recent];
     const leaks: { secret: string; place: Place }[] = [];
+    const find = finderOf(secrets);
     const look = (place: Place, seen: Buffer, text: string): void => {
-      for (const { name, pieces, forms, reported } of secrets) {
+      const found = find(seen);
+      for (const secret of secrets) {
+        const { name, forms, reported } = secret;
         if (place === 'reports' && reported) continue;
-        if (pieces.some((piece) => seen.includes(piece)) || forms.some((form) => text.includes(form)))
+        if (found.has(secret) || forms.some((form) => text.includes(form)))
           leaks.push({ secret: name, place });
       }
     };
@@ -287,6 +290,30 @@ function secretOf(name: string, secret: Uint8Array, reported: boolean): Secret {
     );
   }
   return { name, pieces, forms, reported };
+}
+
+/** Tells in one pass which secrets have a piece among bytes: by the piece's first two, then by all. */
+function finderOf(secrets: readonly Secret[]): (seen: Buffer) => ReadonlySet<Secret> {
+  const byStart = new Map<number, { secret: Secret; piece: Buffer }[]>();
+  const isStart = new Uint8Array(0x1_0000);
+  for (const secret of secrets)
+    for (const piece of secret.pieces) {
+      const start = piece.readUInt16LE(0);
+      isStart[start] = 1;
+      const others = byStart.get(start);
+      if (others === undefined) byStart.set(start, [{ secret, piece }]);
+      else others.push({ secret, piece });
+    }
+  return (seen) => {
+    const found = new Set<Secret>();
+    for (let at = 0; at + 16 <= seen.length; at++) {
+      const start = seen[at]! | (seen[at + 1]! << 8);
+      if (isStart[start] === 0) continue;
+      for (const { secret, piece } of byStart.get(start)!)
+        if (piece.compare(seen, at, at + 16) === 0) found.add(secret);
+    }
+    return found;
+  };
 }
 
 /** What of the base64 of `bytes` hangs on nothing but the 16 at `at`. */
