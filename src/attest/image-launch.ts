@@ -28,8 +28,9 @@ const PT_LOAD = 1;
 const PHDR_BYTES = 56;
 
 export interface ImageLaunch {
-  /** A static ELF64 executable. */
   readonly image: Uint8Array;
+  /** A static ELF64 executable, or bytes that go to 1 MiB and start there; default ELF. */
+  readonly format?: 'ELF' | 'flat';
   readonly vcpus: number;
   /** SEV_FEATURES; default 1: SNP alone. */
   readonly guestFeatures?: bigint;
@@ -40,8 +41,13 @@ export const isElfImage = (bytes: Uint8Array): boolean =>
   bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c && bytes[3] === 0x46;
 
 /** Throws EvidenceError where the image cannot be started so. */
-export function imageUpdates({ image, vcpus, guestFeatures = 1n }: ImageLaunch): LaunchUpdate[] {
-  const { entry, segments } = readSegments(image);
+export function imageUpdates({
+  image,
+  format = 'ELF',
+  vcpus,
+  guestFeatures = 1n,
+}: ImageLaunch): LaunchUpdate[] {
+  const { entry, segments } = format === 'ELF' ? readSegments(image) : flatSegments(image);
   const tables = bootTables();
   return [
     { type: 'normal', gpa: GDT, size: tables.length, bytes: tables, label: 'GDT and page tables' },
@@ -65,6 +71,16 @@ interface Segment {
   readonly address: number;
   readonly bytes: Uint8Array;
   readonly memoryBytes: number;
+}
+
+const FLAT_BINARY = 0x10_0000;
+
+function flatSegments(bytes: Uint8Array): { entry: bigint; segments: Segment[] } {
+  if (bytes.length === 0) throw new EvidenceError('image: flat binary: got 0 bytes, want at least one');
+  return {
+    entry: BigInt(FLAT_BINARY),
+    segments: [{ address: FLAT_BINARY, bytes, memoryBytes: bytes.length }],
+  };
 }
 
 function readSegments(image: Uint8Array): { entry: bigint; segments: Segment[] } {

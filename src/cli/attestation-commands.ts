@@ -63,7 +63,7 @@ function addMeasure(program: Command): void {
   program
     .command('measure')
     .description('Print the launch digest that a report of an SNP guest must show.')
-    .argument('[image]', 'firmware or ELF image of a guest; --ovmf does as sev-snp-measure')
+    .argument('[image]', 'firmware, ELF or flat image (.bin) of a guest; --ovmf does as sev-snp-measure')
     .addOption(new Option('--mode <mode>', 'snp, or snp:ovmf-hash: the image alone').default('snp'))
     .addOption(new Option('--ovmf <path>', 'firmware image'))
     .addOption(new Option('--vcpus <n>', 'number of vCPUs'))

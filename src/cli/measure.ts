@@ -3,7 +3,6 @@
  * `--diff` are ours.
  */
 import { createHash } from 'node:crypto';
-import { basename } from 'node:path';
 import {
   EvidenceError,
   type FirmwareLaunch,
@@ -21,7 +20,6 @@ import {
   VMM_TYPES,
   vcpuSignature,
 } from '../attest/index.ts';
-import { NotImplementedError } from '../base/errors.ts';
 import { readGuestImage, readInput } from './files.ts';
 import { InputError, parseChoice, parseInteger } from './size.ts';
 
@@ -124,18 +122,19 @@ async function launchOf(
   options: MeasureCommandOptions,
 ): Promise<LaunchUpdate[]> {
   const bytes = asPeer ? readInput(path, '--ovmf') : (await readGuestImage(path)).image;
-  if (!asPeer && isElfImage(bytes)) {
+  const format = asPeer || isFirmware(bytes) ? 'firmware' : imageFormat(path, bytes);
+  if (format !== 'firmware') {
     for (const [name, option] of Object.entries(FIRMWARE_OPTIONS))
       if (options[name as keyof MeasureCommandOptions] !== undefined)
-        throw new InputError(`${option}: got it for an ELF image, want a firmware image`);
+        throw new InputError(
+          `${option}: got it for ${format === 'ELF' ? 'an ELF image' : 'a flat binary'}, want a firmware image`,
+        );
     return imageUpdates({
       image: bytes,
+      format,
       vcpus: vcpusOf(options, asPeer),
       guestFeatures: featuresOf(options.guestFeatures),
     });
-  }
-  if (!asPeer && !isFirmware(bytes)) {
-    throw new NotImplementedError(`measure ${basename(path)}: an image without a firmware's GUIDed table`);
   }
   const firmware = parseFirmware(bytes, path);
   if (mode === 'snp:ovmf-hash') return [imageUpdate(firmware)];
@@ -150,6 +149,15 @@ async function launchOf(
   const updates = await firmwareUpdates(launch);
   // With a digest of the image given, the file's content does not count.
   return options.snpOvmfHash === undefined ? updates : updates.slice(1);
+}
+
+/** As `softcvm run` takes it: `.bin` is a flat binary, whatever it holds. */
+function imageFormat(path: string, bytes: Uint8Array): 'ELF' | 'flat' {
+  if (path.endsWith('.bin')) return 'flat';
+  if (isElfImage(bytes)) return 'ELF';
+  throw new InputError(
+    `image: got ${path}, want an ELF file, a flat binary (.bin), or firmware with a GUIDed table as OVMF has`,
+  );
 }
 
 function vcpusOf({ vcpus }: MeasureCommandOptions, asPeer: boolean): number {

@@ -28,6 +28,15 @@ describe('the expected measurement of a guest of ours', () => {
     60_000,
   );
 
+  it('of a flat binary is the launched one', async () => {
+    const image = new Uint8Array(5000).fill(0xf4);
+    using host = createHost({ memory: 512 * 2 ** 20, seed: 7, chip: Authority.seeded(7).chip('milan') });
+    using vm = host.createVm({ type: 'sev-snp', memory: 16 * 2 ** 20, image, imageName: 'halt.bin' });
+    const run = await vm.run({ timeoutMs: 60_000 });
+    const expected = await launchDigest(imageUpdates({ image, format: 'flat', vcpus: 1 }));
+    expect(hex(run.launch?.measurement)).toBe(hex(expected));
+  }, 60_000);
+
   it('is in the report of the attester, which verifies', async () => {
     const { authority, chip, run, expected } = await launch('attester', 1);
     expect(run.report && hex(parseReport(run.report).measurement)).toBe(hex(expected));

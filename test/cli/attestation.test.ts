@@ -276,6 +276,22 @@ describe('softcvm measure', () => {
     );
   });
 
+  it.each(['random', 'random.elf'])('refuses %s, which is no kind of image, by its name', async (name) => {
+    const path = file(name, new Uint8Array(4096).fill(0x90));
+    await expect(measure(path, usual)).rejects.toMatchObject({
+      name: 'InputError',
+      message: `image: got ${path}, want an ELF file, a flat binary (.bin), or firmware with a GUIDed table as OVMF has`,
+    });
+  });
+
+  it('measures the same bytes as a flat binary where the name says so, and refuses an empty one', async () => {
+    expect(await digest(usual, file('flat.bin', new Uint8Array(4096).fill(0x90)))).toMatch(/^[0-9a-f]{96}$/);
+    await expect(measure(file('empty.bin', ''), usual)).rejects.toMatchObject({
+      name: 'InputError',
+      message: 'image: flat binary: got 0 bytes, want at least one',
+    });
+  });
+
   it('refuses for an ELF image what only firmware has', async () => {
     await expect(measure('attester', { ...usual, vcpuType: 'EPYC-Genoa' })).rejects.toThrow(
       '--vcpu-type: got it for an ELF image, want a firmware image',
