@@ -113,6 +113,9 @@ describe('a plain guest request', () => {
     expect(guest.wasAsked).toBe(false);
     guest.bench.snp.process.close(guest.bench.snp.sevFd);
     expect(guest.plain()).toBe(-9);
+    // The request is read before firmware is asked; where the answer goes is looked at afterwards.
+    expect(guest.plain({ info1: NOWHERE })).toBe(-5);
+    expect(guest.plain({ info2: NOWHERE })).toBe(-9);
   });
 
   it('whose page the VMM has unmapped has KVM_RUN answer EIO', () => {

@@ -38,8 +38,8 @@ function callFirmware(sev: VcpuSev, request: number, response: number): number |
   const vm = sev.sev;
   const { memory } = vm.vm;
   const page = vm.messageBytes;
-  if (!isSevDevice(vm.vm.process.files, vm.fd)) return { run: -ERRNO.EBADF };
   if (!readGuest(vm.vm, request as Gpa, page)) return { run: -ERRNO.EIO };
+  if (!isSevDevice(vm.vm.process.files, vm.fd)) return { run: -ERRNO.EBADF };
   memory.write(spaOf(vm.requestPage), page);
   const status = vm.host.psp.command(
     SEV_CMD.SNP_GUEST_REQUEST,
