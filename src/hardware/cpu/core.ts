@@ -147,7 +147,7 @@ export class Core {
     this.#exceptions = new Exceptions(this.#parts, segments);
     this.#msrs = new MsrFile(this.#parts, options.tsc ?? (() => registers.long(STATE.RETIRED)));
     const system = new SystemOperations(this.#parts, segments, this.#exceptions, this.#msrs);
-    const encrypted = new EncryptedState(this.#parts);
+    const encrypted = new EncryptedState(this.#parts, this.#msrs);
     this.#entry = new GuestEntry(this.#parts, encrypted);
     this.#exit = new GuestExit(this.#parts, encrypted);
     this.#stepping = new Stepping(this.#parts, () => this.#stepOnce());

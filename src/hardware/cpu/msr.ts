@@ -26,7 +26,7 @@ const FIELDS = new Map<number, { field: number; address: boolean }>([
 ]);
 
 export class MsrFile {
-  /** TSC_AUX, which VMRUN does not move. */
+  /** TSC_AUX, 32 bits. VMRUN moves that of an SEV-ES guest where the chip says so (vmsa.ts), and no other. */
   tscAux = 0n;
   readonly #parts: CoreParts;
   readonly #tsc: () => bigint;
@@ -87,8 +87,7 @@ export class MsrFile {
         this.#parts.guest.ghcb = value;
         return true;
       case MSR.TSC_AUX:
-        if (value > U32) return false;
-        this.tscAux = value;
+        this.tscAux = value & U32;
         return true;
       default:
         return false;

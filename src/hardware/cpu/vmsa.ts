@@ -1,6 +1,7 @@
 /**
  * Entering and leaving an encrypted guest (APM volume 2, 15.34 to 15.36; reference svm.md 1.8, 1.9 rows 15 to 19, 4.4): which key it has, and for SEV-ES the guest's
- * registers, which come from its VMSA, a page under the guest's own key, and go back there. The host sees the core's initial registers.
+ * registers, which come from its VMSA, a page under the guest's own key, and go back there. The host sees the core's initial registers, and of TSC_AUX, where the chip
+ * moves it at all, its own.
  *
  * Left out: the VMSA's integrity checksum (nobody but the core can write it), DebugVirt. YMM, PKRU and XSS stay in the VMSA as they are: this core has no AVX, no protection
  * keys and no supervisor states.
@@ -10,6 +11,7 @@ import { VMSA } from '../../abi/vmsa.ts';
 import type { Pfn, Spa } from '../../base/address.ts';
 import { RMP_WORD0, RMP_WORD1 } from '../memory/rmp.ts';
 import { SEV_FEATURE, SEV_FEATURES_KNOWN } from './encrypted-guest.ts';
+import type { MsrFile } from './msr.ts';
 import type { CoreParts } from './parts.ts';
 import { copySaveArea } from './save-area.ts';
 import { GPR, STATE } from './state.ts';
@@ -19,6 +21,8 @@ const NESTED_CTL_SEV = 1 << 1;
 const NESTED_CTL_SEV_ES = 1 << 2;
 const MXCSR_RESET = 0x1f80;
 const REFUSED = -1;
+/** CPUID 0x8000001F EAX. */
+const TSC_AUX_VIRTUALIZATION = 1 << 9;
 
 /** General registers but RAX and RSP, by number: where the VMSA has them. */
 const GPR_FIELDS: readonly (readonly [number, number])[] = [
@@ -33,10 +37,16 @@ const GPR_FIELDS: readonly (readonly [number, number])[] = [
 
 export class EncryptedState {
   readonly #parts: CoreParts;
+  readonly #msrs: MsrFile;
   readonly #features = new Uint8Array(8);
+  readonly #movesTscAux: boolean;
+  /** TSC_AUX as VMRUN found it: what the host's save area has for #VMEXIT. */
+  #hostTscAux = 0n;
 
-  constructor(parts: CoreParts) {
+  constructor(parts: CoreParts, msrs: MsrFile) {
     this.#parts = parts;
+    this.#msrs = msrs;
+    this.#movesTscAux = (parts.personality.sevFeatures & TSC_AUX_VIRTUALIZATION) !== 0;
   }
 
   /**
@@ -81,6 +91,9 @@ export class EncryptedState {
     registers.setWord(STATE.MXCSR, words[(vmsa + VMSA.MXCSR) >>> 2]!);
     registers.setLong(STATE.XCR0, longs[(vmsa + VMSA.XCR0) >>> 3]!);
     loadX87(memory, registers, vmsa);
+    if (!this.#movesTscAux) return;
+    this.#hostTscAux = this.#msrs.tscAux;
+    this.#msrs.tscAux = BigInt(words[(vmsa + VMSA.TSC_AUX) >>> 2]! >>> 0);
   }
 
   /** Guest state to the VMSA, with the exit as an automatic one tells the guest; the core's registers become the host's, which hold nothing. */
@@ -118,6 +131,9 @@ export class EncryptedState {
     bytes.fill(0, state + STATE.XMM, state + STATE.XMM + 256);
     registers.setWord(STATE.MXCSR, MXCSR_RESET);
     storeX87(memory, registers, vmsa);
+    if (!this.#movesTscAux) return;
+    words[(vmsa + VMSA.TSC_AUX) >>> 2] = Number(this.#msrs.tscAux) | 0;
+    this.#msrs.tscAux = this.#hostTscAux;
   }
 
   /** VMSA_PA, or −1 where there is no such page. */

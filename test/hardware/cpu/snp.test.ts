@@ -1,7 +1,20 @@
 /** SNP guests on a core with nothing around it: the C-bit, the RMP's checks, VMSA, #VC and VMGEXIT, PVALIDATE and its relatives. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Pfn, Spa } from '../../../src/base/address.ts';
-import { Code, hlt, load, nop, onMemory, op, Register, set, store, two } from './assembler.ts';
+import {
+  Code,
+  hlt,
+  load,
+  move,
+  nop,
+  onMemory,
+  onRegister,
+  op,
+  Register,
+  set,
+  store,
+  two,
+} from './assembler.ts';
 import { CODE, DATA, EXITCODE, EXITINFO1, EXITINFO2, HANDLERS, PT, RAX, RIP, STACK } from './guest-bench.ts';
 import { ASID, OTHER_KEY, SHARED, SnpBench } from './snp-bench.ts';
 
@@ -109,6 +122,26 @@ describe('an SNP guest', () => {
     bench.memory.write(Number(bench.long(0x48)) as Spa, new Uint8Array(0x2000).fill(0xff));
     start(set('rcx', 0xc0010131), op(Code.Rdmsr), hlt());
     expect(bench.vmsaLong(0x1f8)).toBe(7n);
+  });
+
+  // CPUID 0x8000001F EAX bit 9. What RDTSCP gave, what the VMSA has after a write of 0x77, what the host has.
+  it.each([
+    ['genoa', 0x55n, 0x77n, 0x99n],
+    ['turin', 0x55n, 0x77n, 0x99n],
+    ['milan', 0x99n, 0x55n, 0x77n],
+  ] as const)('has TSC_AUX in its VMSA or the host’s, as the chip is: %s', (chip, first, inVmsa, left) => {
+    bench.close();
+    bench = new SnpBench(chip);
+    const write = [set('rcx', 0xc000_0103n), set('rax', 0x77n), set('rdx', 0n), op(Code.Wrmsr)];
+    const rdpid = onRegister(Code.Rdpid_r64, Register.RDI);
+    bench.load([op(Code.Rdtscp), move('rbx', 'rcx'), ...write, rdpid, hlt()]);
+    bench.launch();
+    bench.setVmsaLong(0x2e8, 0x55n << 32n);
+    bench.core.tscAux = 0x99n;
+    expect(bench.run()).toBe(0x78);
+    expect([bench.vmsaLong(0x318), bench.vmsaLong(0x338)]).toEqual([first, 0x77n]);
+    expect(bench.vmsaLong(0x2e8)).toBe(inVmsa << 32n);
+    expect(bench.core.tscAux).toBe(left);
   });
 
   it.each([

@@ -150,6 +150,10 @@ describe('MSRs', () => {
     bench.run([...wrmsr(0xc0000103, 7n), op(Code.Rdtscp), hlt()]);
     expect(bench.core.gpr[1]).toBe(7n);
   });
+  it('TSC_AUX has 32 bits; what is written above them is dropped', () => {
+    expect(bench.run([...wrmsr(0xc0000103, 0x1_0000_0007n), op(Code.Rdmsr), hlt()])).toBe(0x78);
+    expect([bench.long(RAX), bench.core.gpr[2]]).toEqual([7n, 0n]);
+  });
 });
 
 it('CPUID that nobody intercepts shows a Milan', () => {
