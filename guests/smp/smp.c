@@ -4,9 +4,9 @@
  * (where the VM has private memory), write and check while they are interrupted. Every count is checked; the last line is the verdict.
  */
 #include "guest.h"
+#include "limits.h"
 
 #define TRAMPOLINE 0x8000ul
-#define MAX_PROCESSORS 16
 #define ROUNDS 8
 
 #define VECTOR_IPI 0x40
@@ -67,14 +67,15 @@ struct gate {
 static struct gate idt[256] __attribute__((aligned(16)));
 static u64 gdt[4] __attribute__((aligned(16))) = {0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff};
 
-u8 stacks[(MAX_PROCESSORS + 1) << 14] __attribute__((aligned(4096)));
+/* The boot processor has another one; the last processor takes two, since it starts twice. */
+u8 stacks[MAX_PROCESSORS << STACK_SHIFT] __attribute__((aligned(4096)));
+/* Starts so far. */
 volatile u32 next_processor = 1;
 
 struct processor {
     volatile u64 online, ipis, timers, groups, selves, nmis, bad_vector, bad_rip, failures, early, done;
 } __attribute__((aligned(64)));
 static struct processor processors[MAX_PROCESSORS];
-static volatile u32 online = 1;
 static volatile u64 stage;
 static volatile u64 serial_interrupts, serial_left;
 static int x2apic, convertible = 1;
@@ -229,15 +230,13 @@ static void work(u32 number, u32 count) {
     __asm__ volatile("sti");
 }
 
-void secondary(u32 arrival) {
+void secondary(void) {
     u32 number;
-    (void)arrival;
     load_tables();
     enable_x2apic();
     number = self();
     if (number >= MAX_PROCESSORS) return;
     processors[number].online++;
-    __sync_fetch_and_add(&online, 1);
     while (stage == 0) __asm__ volatile("sti; hlt; cli" : : : "memory");
     work(number, (u32)stage);
     for (;;) __asm__ volatile("hlt");
@@ -319,9 +318,9 @@ static u32 start_others(void) {
     apic_write(ICR, OTHERS | STARTUP | TRAMPOLINE / PAGE);
     /* As many as come, until none has come for a while. */
     do {
-        seen = online;
+        seen = next_processor;
         sleep(&processors[0], 200000000);
-    } while (online != seen);
+    } while (next_processor != seen);
     processors[0].timers = 0;
     return seen;
 }

@@ -1,6 +1,8 @@
 # Where SIPI starts a processor: real mode at a page below 1 MiB. The boot processor copies this there and fills in CR3 and the entry's
 # address. On the way: real mode, 32-bit protected mode, 64-bit mode; then `processor_entry`.
 
+#include "limits.h"
+
         .section .rodata
         .balign 16
         .globl  trampoline, trampoline_end, trampoline_cr3
@@ -55,22 +57,20 @@ trampoline_cr3:
         .long   0
 trampoline_end:
 
-# 64-bit mode: a number for the processor, a stack, and secondary(number).
+# 64-bit mode: a number for each start, a stack while there are any, and secondary().
         .text
         .globl  processor_entry
 processor_entry:
         movl    $1, %edi
         lock xaddl %edi, next_processor(%rip)
-        movq    %rdi, %rax
-        incq    %rax
-        shlq    $14, %rax
+        cmpl    $MAX_PROCESSORS, %edi
+        ja      park
+        shlq    $STACK_SHIFT, %rdi
         leaq    stacks(%rip), %rsp
-        addq    %rax, %rsp
+        addq    %rdi, %rsp
         xorl    %ebp, %ebp
         call    secondary
-1:      cli
-        hlt
-        jmp     1b
+        jmp     park
 
 # One stub for each vector, 16 bytes apart: pushes a zero where the CPU pushes no error code, then the vector, and calls handle(frame).
         .globl  vectors

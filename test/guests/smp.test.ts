@@ -31,6 +31,18 @@ describe('the guest smp', () => {
     expect(report.memory.conversions).toBe(type === 'default' ? 0 : 3 * 8 * 2 * 8);
   });
 
+  it('uses 16 processors', async () => {
+    const { console, exit } = await smp('sw-protected', 16);
+    expect(console).toContain('processors: 16\n');
+    expect(exit).toEqual({ reason: 'debug-exit', code: 0 });
+  });
+
+  it('says that 17 processors are too many', async () => {
+    const { console, exit } = await smp('sw-protected', 17);
+    expect(console).toContain('processors: 17\nat most 16\n');
+    expect(exit).toEqual({ reason: 'debug-exit', code: 2 });
+  });
+
   it('runs the same each time', async () => {
     const first = await smp('sw-protected', 2);
     host.close();
