@@ -14,6 +14,8 @@ const OSXSAVE = 1 << 27;
 const X2APIC = 1 << 21;
 const TSC_DEADLINE = 1 << 24;
 const APIC = 1 << 9;
+const RDTSCP = 1 << 27;
+const RDPID = 1 << 22;
 const APIC_ENABLED = 1n << 11n;
 
 /** A feature's bit: leaf, register, bit number. */
@@ -94,6 +96,19 @@ export class GuestCpuid {
   }
   get hasTscDeadline(): boolean {
     return ((find(this.#entries, 1, 0)?.ecx ?? 0) & TSC_DEADLINE) !== 0;
+  }
+
+  get hasRdtscp(): boolean {
+    return ((find(this.#entries, 0x8000_0001, 0)?.edx ?? 0) & RDTSCP) !== 0;
+  }
+  /** Some instruction gives TSC_AUX. */
+  get hasTscAux(): boolean {
+    return this.hasRdtscp || ((find(this.#entries, 7, 0)?.ecx ?? 0) & RDPID) !== 0;
+  }
+  /** guest_cpuid_is_amd_compatible */
+  get isAmd(): boolean {
+    const basic = find(this.#entries, 0, 0);
+    return basic !== undefined && isAmd(basic);
   }
 
   /** EAX of leaf 1, or 0x600 for a vCPU that was told nothing. */

@@ -126,6 +126,7 @@ const sevMachine = ({ personality, firmware }: Chip): SevMachine => ({
   maxAsid: personality.maxAsid,
   minSevAsid: MIN_SEV_ASID,
   policyBits: supportedPolicyBits({ personality, firmware }),
+  sevFeatures: personality.sevFeatures,
   cBit: personality.cBit,
   signature: personality.signature,
 });

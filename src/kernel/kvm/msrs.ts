@@ -174,6 +174,7 @@ export class GuestMsrs {
       case MSR.TSC:
         return this.#vcpu.guestTsc;
       case MSR.TSC_AUX:
+        if (by === 'guest' && !this.#vcpu.cpuid.hasTscAux) return MSR_RESULT.INVALID;
         return this.#vcpu.core.tscAux;
       case MSR.APIC_BASE:
         return other.apicBase;
@@ -228,8 +229,7 @@ export class GuestMsrs {
         vmcb.setLong(VMCB.TSC_OFFSET, BigInt.asUintN(64, value - BigInt(this.#vcpu.time.now())));
         return DONE;
       case MSR.TSC_AUX:
-        this.#vcpu.core.tscAux = value & U32;
-        return DONE;
+        return valid(this.#writeTscAux(value, by));
       case MSR.APIC_BASE:
         return valid(this.#vcpu.setApicBase(value, by));
       case MSR.EFER:
@@ -307,6 +307,15 @@ export class GuestMsrs {
     if (register === 0) return value === 0n || (value | (1n << 10n) | 1n) === U64;
     const mayWriteStatus = (this.#keptAt(HWCR) & (1n << 18n)) !== 0n;
     return register !== 1 || by === 'host' || value === 0n || mayWriteStatus;
+  }
+
+  /** For whose CPUID shows it. AMD's processors drop the upper half; of an SEV-ES guest with a TSC_AUX of its own nothing is kept. */
+  #writeTscAux(value: bigint, by: MsrAccess): boolean {
+    const { core, cpuid, sev } = this.#vcpu;
+    if (by === 'guest' && !cpuid.hasTscAux) return false;
+    if (!cpuid.isAmd && value > U32) return false;
+    if (sev?.ownsTscAux !== true) core.tscAux = value & U32;
+    return true;
   }
 
   #writeMiscEnable(value: bigint, by: MsrAccess): boolean {

@@ -5,8 +5,10 @@
  * Left out: sync regs.
  */
 import type { KvmRun } from '../../abi/kvm-run.ts';
+import { kvm_cpuid_entry2, kvm_regs, kvm_sregs } from '../../abi/kvm-structs.ts';
 import { u32 } from '../../abi/layout.ts';
-import { SAVE, VMCB } from '../../abi/vmcb.ts';
+import { membersOf } from '../../abi/member-names.ts';
+import { INTERCEPT, SAVE, VMCB } from '../../abi/vmcb.ts';
 import { spaOf } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
@@ -211,6 +213,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setRegs(regs: Regs): void {
     this.checkOpen();
+    kvm_regs.check(regs);
     this.sev?.checkUnprotected('KVM_SET_REGS');
     setRegs(this.vmcb, this.gpr, regs);
     this.debug.setGuestFlags(this.vmcb.save(SAVE.RFLAGS));
@@ -228,6 +231,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setSregs(sregs: Sregs): void {
     this.checkOpen();
+    kvm_sregs.check(membersOf(sregs));
     this.sev?.checkUnprotected('KVM_SET_SREGS');
     const oldBase = this.other.apicBase;
     setSregs(this.vmcb, this.other, sregs, this.cpuid);
@@ -249,7 +253,10 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.checkOpen();
+    for (const entry of entries) kvm_cpuid_entry2.check(entry);
     this.cpuid.set(entries, { ...this.cpuidState, hasRun: this.cycle.hasRun });
+    this.#interceptRdtscp();
+    this.msrFilterChanged();
     this.apic?.lapic.setVersion();
   }
   getLapic(): Uint8Array {
@@ -307,9 +314,13 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   setApicBase(value: bigint, by: MsrAccess): boolean {
     return setApicBase(this, value, by);
   }
-  /** The MSR filter of the VM changed. */
+  /** The MSR filter of the VM, or what the guest's CPUID has, changed. */
   msrFilterChanged(): void {
-    this.#frames.maps.apply(this.vm.msrFilter, this.sev === undefined ? 'plain' : 'protected');
+    this.#frames.maps.apply(this.vm.msrFilter, this.sev);
+  }
+  /** msr_write_intercepted */
+  interceptsMsrWrite(index: number): boolean {
+    return this.#frames.maps.interceptsWrite(index);
   }
   /** `number` as instructions encode it. */
   readGpr(number: number): bigint {
@@ -373,6 +384,13 @@ export class Vcpu extends VcpuState implements KvmVcpu {
       msrPermissions: spaOf(this.#frames.maps.msrs),
       asid: ASID,
     });
+    this.#interceptRdtscp();
+  }
+
+  /** svm_recalc_instruction_intercepts: a guest whose CPUID lacks RDTSCP gets #UD. */
+  #interceptRdtscp(): void {
+    if (this.cpuid.hasRdtscp) this.vmcb.dropIntercept(INTERCEPT.RDTSCP);
+    else this.vmcb.intercept(INTERCEPT.RDTSCP);
   }
 
   /** The last reference to the file is gone (kvm_vcpu_release). */

@@ -102,8 +102,7 @@ describe('a new vCPU', () => {
       return [first, first + 1];
     };
     const expected = [
-      0x174, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102, 0xc0000103,
-      0xc0010130,
+      0x174, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102, 0xc0010130,
     ].flatMap(bits);
     const readOfTsc = 0x20;
     expect(open).toEqual([readOfTsc, ...expected]);

@@ -3,7 +3,7 @@
  * port, and every MSR but those that live in the VMCB and change nothing for the host.
  */
 import { MSR } from '../../../abi/x86.ts';
-import { type Pfn, pfn, spaOf } from '../../../base/address.ts';
+import { type Pfn, pfn, type Spa, spaOf } from '../../../base/address.ts';
 import { LinuxError } from '../../../base/errors.ts';
 import type { FrameOwner, HostMemory } from '../../../hardware/memory/host-memory.ts';
 import { type MsrPermissions, msrAllowed } from '../msr-filter.ts';
@@ -13,7 +13,7 @@ const MSRS_ORDER = 1;
 const PORTS_BYTES = 0x3000;
 const MSRS_BYTES = 0x2000;
 
-/** MSRs that a plain guest reads and writes without an exit. TSC_AUX is the core's, because RDTSCP gives it. */
+/** MSRs that every guest reads and writes without an exit. */
 const PASSED_THROUGH = [
   MSR.STAR,
   MSR.LSTAR,
@@ -23,13 +23,12 @@ const PASSED_THROUGH = [
   MSR.FS_BASE,
   MSR.GS_BASE,
   MSR.KERNEL_GS_BASE,
-  MSR.TSC_AUX,
   // An SEV-ES guest's alone; elsewhere the core refuses it.
   MSR.GHCB,
 ];
 /** A guest whose state is protected: those that are in its VMSA, out of KVM's reach (sev_es_recalc_msr_intercepts). */
-const PASSED_PROTECTED = [MSR.EFER, MSR.PAT, MSR.SYSENTER_ESP, MSR.SYSENTER_EIP];
-/** Read without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
+const PASSED_ENCRYPTED = [MSR.EFER, MSR.PAT, MSR.SYSENTER_ESP, MSR.SYSENTER_EIP];
+/** A plain guest reads them without an exit: the core adds the guest's offset. (Linux intercepts and does the same.) */
 const READ_ONLY = [MSR.TSC];
 
 /** Bytes of the map at which 0x2000 MSRs begin, by the upper half of their number. */
@@ -38,8 +37,15 @@ const MSR_RANGES = new Map([
   [0xc000, 0x800],
   [0xc001, 0x1000],
 ]);
+const MSRS_IN_RANGE = 0x2000;
 /** The bit of an MSR's read permission in the map; the write's follows. */
 const msrPermissionBit = (msr: number): number => MSR_RANGES.get(msr >>> 16)! * 8 + (msr & 0x1fff) * 2;
+
+/** What of a guest with protected state decides as well. */
+export interface EncryptedGuest {
+  /** TSC_AUX is the guest's own, in its VMSA, and its CPUID has a use for it. */
+  readonly passesTscAux: boolean;
+}
 
 /** A vCPU's two maps in frames of their own. */
 export class PermissionMaps {
@@ -59,23 +65,34 @@ export class PermissionMaps {
     this.ports = pfn(ports);
     this.msrs = pfn(msrs);
     memory.write(spaOf(this.ports), new Uint8Array(PORTS_BYTES).fill(0xff));
-    this.apply(undefined, 'plain');
+    this.apply(undefined, undefined);
   }
 
-  /** Intercepts what is not passed through, and of that what the filter denies (svm_recalc_msr_intercepts). */
-  apply(filter: MsrPermissions | undefined, state: 'plain' | 'protected'): void {
+  /** Intercepts what is not passed through, and of that what the filter denies (svm_recalc_msr_intercepts). `encrypted`: of an SEV-ES or SNP guest. */
+  apply(filter: MsrPermissions | undefined, encrypted: EncryptedGuest | undefined): void {
     const map = new Uint8Array(MSRS_BYTES).fill(0xff);
     const pass = (msr: number, access: 'read' | 'write'): void => {
       if (!msrAllowed(filter, msr, access)) return;
       const bit = msrPermissionBit(msr) + (access === 'read' ? 0 : 1);
       map[bit >>> 3]! &= ~(1 << (bit & 7));
     };
-    for (const msr of state === 'plain' ? PASSED_THROUGH : [...PASSED_THROUGH, ...PASSED_PROTECTED]) {
+    const passFully = (msr: number): void => {
       pass(msr, 'read');
       pass(msr, 'write');
-    }
-    for (const msr of READ_ONLY) pass(msr, 'read');
+    };
+    for (const msr of PASSED_THROUGH) passFully(msr);
+    if (encrypted === undefined) for (const msr of READ_ONLY) pass(msr, 'read');
+    else for (const msr of PASSED_ENCRYPTED) passFully(msr);
+    if (encrypted?.passesTscAux === true) passFully(MSR.TSC_AUX);
     this.#memory.write(spaOf(this.msrs), map);
+  }
+
+  /** msr_write_intercepted: an exit takes a write of the MSR to KVM. */
+  interceptsWrite(msr: number): boolean {
+    if ((msr & 0xffff) >= MSRS_IN_RANGE || !MSR_RANGES.has(msr >>> 16)) return true;
+    const bit = msrPermissionBit(msr) + 1;
+    const word = this.#memory.load32((spaOf(this.msrs) + (bit >>> 5) * 4) as Spa);
+    return ((word >>> (bit & 31)) & 1) !== 0;
   }
 
   free(): void {

@@ -13,6 +13,8 @@ export interface SevMachine {
   readonly minSevAsid: number;
   /** Policy bits that firmware knows. */
   readonly policyBits: bigint;
+  /** CPUID 0x8000001F EAX. */
+  readonly sevFeatures: number;
   /** Position of the C-bit. */
   readonly cBit: number;
   /** CPUID 1 EAX. */

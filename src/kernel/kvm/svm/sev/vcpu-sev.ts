@@ -9,7 +9,7 @@ import { KVM_EXIT_AP_RESET_HOLD } from '../../../../abi/kvm.ts';
 import { SevExits } from '../../../../abi/kvm-run-sev.ts';
 import { EVENT, INTERCEPT, SAVE, VMCB } from '../../../../abi/vmcb.ts';
 import { VMSA } from '../../../../abi/vmsa.ts';
-import { CR0, EFER, MSR, VECTOR } from '../../../../abi/x86.ts';
+import { CR0, EFER, VECTOR } from '../../../../abi/x86.ts';
 import { type Gfn, gfnOf, gpa, type Pfn, type Spa, spaOf } from '../../../../base/address.ts';
 import { ERRNO, LinuxError } from '../../../../base/errors.ts';
 import { makeShared } from '../../../host-rmp.ts';
@@ -47,22 +47,8 @@ const VMSA_GPRS: readonly (readonly [number, number])[] = [
   ...Array.from({ length: 8 }, (_, i) => [8 + i, VMSA.R8 + 8 * i] as const),
 ];
 
-/** MSRs that a guest with protected state reads and writes without an exit, but for XSS. */
-const GUEST_MSRS: ReadonlySet<number> = new Set([
-  MSR.STAR,
-  MSR.LSTAR,
-  MSR.CSTAR,
-  MSR.SFMASK,
-  MSR.SYSENTER_CS,
-  MSR.SYSENTER_ESP,
-  MSR.SYSENTER_EIP,
-  MSR.FS_BASE,
-  MSR.GS_BASE,
-  MSR.KERNEL_GS_BASE,
-  MSR.EFER,
-  MSR.PAT,
-  MSR.GHCB,
-]);
+/** CPUID 0x8000001F EAX: TSC_AUX of an SEV-ES guest lies in its VMSA (X86_FEATURE_V_TSC_AUX). */
+const V_TSC_AUX = 1 << 9;
 
 class Page implements BackingPage {
   pfn = 0 as Pfn;
@@ -272,9 +258,17 @@ export class VcpuSev {
     if (this.isProtected) throw new LinuxError('EINVAL', `${call}: the guest's state is protected`);
   }
 
-  /** Whether the MSR is in the VMSA and without an intercept (sev_es_prevent_msr_access). */
+  /** VMRUN and #VMEXIT move the guest's TSC_AUX, which KVM never sees. */
+  get ownsTscAux(): boolean {
+    return (this.sev.host.machine.sevFeatures & V_TSC_AUX) !== 0;
+  }
+  get passesTscAux(): boolean {
+    return this.ownsTscAux && this.vcpu.cpuid.hasTscAux;
+  }
+
+  /** Whether the MSR is the guest's alone, who writes it without an exit (sev_es_prevent_msr_access). */
   hidesMsr(index: number): boolean {
-    return this.isProtected && GUEST_MSRS.has(index);
+    return this.isProtected && !this.vcpu.interceptsMsrWrite(index);
   }
 
   /** The vCPU is closed. A page that the guest keeps is leaked. */
