@@ -51,7 +51,7 @@ export async function fetchEvidence(
   report: AttestationReport,
   options: KdsOptions = {},
 ): Promise<KdsEvidence> {
-  const { signingKey, isChipIdMasked, reportedTcb, chipId } = report;
+  const { signingKey, isChipIdMasked } = report;
   const { url = AMD_KDS } = options;
   if (!/^https?:$/.test(protocolOf(url))) {
     throw new RangeError(`url: got ${url}, want an address such as ${AMD_KDS}`);
@@ -64,25 +64,38 @@ export async function fetchEvidence(
   if (signingKey === 'VCEK' && isChipIdMasked) {
     throw new EvidenceError('report.chip_id: got zeros (masked), want the id that a VCEK is asked for with');
   }
-  const product = report.product ?? options.product;
-  const candidates = product === undefined ? PRODUCTS.filter((one) => one !== 'Turin') : [product];
   const endpoint = signingKey === 'VCEK' ? 'vcek' : 'vlek';
-  for (const [index, candidate] of candidates.entries()) {
+  const { leaf, product } = await fetchLeaf(report, endpoint, options);
+  const [chain, crl] = await Promise.all([
+    get(chainPath(endpoint, product), readCertificates, options),
+    get(crlPath(endpoint, product), parseCrl, options),
+  ]);
+  return { certificates: [leaf, chain], crls: [crl] };
+}
+
+/** The VCEK or VLEK. Where the report does not say its product, Milan and then Genoa: Turin's reports do. */
+async function fetchLeaf(
+  report: AttestationReport,
+  endpoint: 'vcek' | 'vlek',
+  options: KdsOptions,
+): Promise<{ leaf: Uint8Array; product: Product }> {
+  const known = report.product ?? options.product;
+  const candidates = known === undefined ? PRODUCTS.filter((one) => one !== 'Turin') : [known];
+  for (const product of candidates) {
     const path =
-      endpoint === 'vcek' ? vcekPath(candidate, chipId, reportedTcb) : vlekPath(candidate, reportedTcb);
+      endpoint === 'vcek'
+        ? vcekPath(product, report.chipId, report.reportedTcb)
+        : vlekPath(product, report.reportedTcb);
     try {
-      const leaf = await get(path, readCertificates, options);
-      const [chain, crl] = await Promise.all([
-        get(chainPath(endpoint, candidate), readCertificates, options),
-        get(crlPath(endpoint, candidate), parseCrl, options),
-      ]);
-      return { certificates: [leaf, chain], crls: [crl] };
+      return { leaf: await get(path, readCertificates, options), product };
     } catch (error) {
-      const isElsewhere = error instanceof KdsError && error.status === 404 && index + 1 < candidates.length;
-      if (!isElsewhere) throw error;
+      if (known !== undefined || !(error instanceof KdsError) || error.status !== 404) throw error;
     }
   }
-  throw new EvidenceError('report: got no generation, want Milan, Genoa or Turin');
+  throw new KdsError(
+    `${(options.url ?? AMD_KDS).replace(/\/$/, '')}/${endpoint}: got status 404 for ${candidates.join(' and ')}, want 200; a report of version ${report.version} does not say its product`,
+    404,
+  );
 }
 
 /** Empty: no URL. */

@@ -155,8 +155,11 @@ async function fetched(
       ...(product === undefined ? {} : { product: productOf(product) }),
     });
   } catch (error) {
-    if (error instanceof RangeError || error instanceof KdsError)
-      throw new InputError(`--kds ${error.message}`);
+    if (error instanceof RangeError || error instanceof KdsError) {
+      const isUnknown = error instanceof KdsError && error.status === 404 && report.product === undefined;
+      const hint = isUnknown && product === undefined ? ': --product names it' : '';
+      throw new InputError(`--kds ${error.message}${hint}`);
+    }
     return asInput(() => {
       throw error;
     });

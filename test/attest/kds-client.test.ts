@@ -245,12 +245,21 @@ describe('a server', () => {
     ]);
   });
 
-  it('that has a report’s chip for no generation says so of the last', async () => {
+  it('that has a report’s chip for no generation is asked for each, unless the caller knows it', async () => {
     const older = parseReport(
       signedReport(chip, { version: 2, cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 }),
     );
-    const url = await serve((_request, response) => void response.writeHead(404).end());
-    await expect(fetchEvidence(older, { url })).rejects.toThrow(`${url}/vcek/v1/Genoa/`);
+    const asked: string[] = [];
+    const url = await serve((request, response) => {
+      asked.push(request.url!.split('/')[3]!);
+      response.writeHead(404).end();
+    });
+    await expect(fetchEvidence(older, { url })).rejects.toMatchObject({
+      name: 'KdsError',
+      status: 404,
+      message: `${url}/vcek: got status 404 for Milan and Genoa, want 200; a report of version 2 does not say its product`,
+    });
+    expect(asked).toEqual(['Milan', 'Genoa']);
     const down = await serve((_request, response) => void response.writeHead(500).end());
     await expect(fetchEvidence(older, { url: down })).rejects.toThrow(`${down}/vcek/v1/Milan/`);
     await expect(fetchEvidence(older, { url, product: 'Milan' })).rejects.toThrow(`${url}/vcek/v1/Milan/`);

@@ -10,7 +10,7 @@ import { certs } from '../../src/cli/certs.ts';
 import { type MeasureCommandOptions, measure } from '../../src/cli/measure.ts';
 import { showReport } from '../../src/cli/report.ts';
 import { type VerifyCommandOptions, verify } from '../../src/cli/verify.ts';
-import { evidenceOf } from '../attest/evidence.ts';
+import { evidenceOf, signedReport } from '../attest/evidence.ts';
 import { firmwareImage } from '../attest/firmware-image.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'softcvm-cli-'));
@@ -137,6 +137,17 @@ describe('softcvm verify', () => {
           message: expect.stringMatching(`^--kds ${kds}/vcek/v1/Milan/.*: ${got}`),
         });
       }
+      server.answer('404');
+      const older = file(
+        'older.bin',
+        signedReport(chip, { version: 2, cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 }),
+      );
+      await expect(run({ kds, roots: [paths.ark] }, older)).rejects.toMatchObject({
+        message: `--kds ${kds}/vcek: got status 404 for Milan and Genoa, want 200; a report of version 2 does not say its product: --product names it`,
+      });
+      await expect(run({ kds, roots: [paths.ark], product: 'Milan' }, older)).rejects.toMatchObject({
+        message: expect.stringMatching(/Milan.*&ucodeSPL=219: got status 404, want 200$/),
+      });
     } finally {
       await server.close();
     }
