@@ -133,6 +133,10 @@ export class RecordContext implements OperandContext {
     );
   }
 
+  checkStore(address: I64, size: Size): void {
+    updateAddress(this.#place, this.code.let(address), size / 8);
+  }
+
   inPlace(address: I64, access: 'read' | 'write'): { host: I32; bytes: I64 } {
     return addressInPage(this.#place, address, access);
   }

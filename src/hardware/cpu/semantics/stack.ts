@@ -38,7 +38,10 @@ function leave(c: OperandContext): void {
   c.writeRegister(GPR.RBP, saved);
 }
 
-/** ENTER with nesting level `operand 1 & 31`: copies level − 1 frame pointers from the old frame. */
+/**
+ * ENTER with nesting level `operand 1 & 31`: copies level − 1 frame pointers from the old frame, and ends with the check of a store at the new
+ * top of the stack.
+ */
 function enter(c: OperandContext): void {
   const { code } = c;
   const bytes = c.size / 8;
@@ -62,7 +65,9 @@ function enter(c: OperandContext): void {
     code.set(top, i64.sub(top, bytes));
     c.store(top, frame, c.size);
   });
-  c.setState(RSP, i64.sub(top, c.readUnsigned(0, 16)));
+  code.set(top, i64.sub(top, c.readUnsigned(0, 16)));
+  c.checkStore(top, c.size);
+  c.setState(RSP, top);
   c.writeRegister(GPR.RBP, frame);
 }
 

@@ -78,8 +78,9 @@ const ELEMENTS: Readonly<Record<string, Element>> = {
     at.advance(GPR.RSI);
   },
   cmps: (c, at) => {
-    const a = c.code.let(signExtend(c.load(at.source(), c.size), c.size));
+    // AMD's cores read rDI's element first, as page faults show.
     const b = c.code.let(signExtend(c.load(at.destination(), c.size), c.size));
+    const a = c.code.let(signExtend(c.load(at.source(), c.size), c.size));
     compare(c, a, b);
     at.advance(GPR.RSI);
     at.advance(GPR.RDI);

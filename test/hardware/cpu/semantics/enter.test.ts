@@ -41,3 +41,23 @@ it.each([
   const isNested = (level & 31) > 0;
   expect(machine.data(below, bytes)).toEqual(isNested ? own : pattern(below, bytes));
 });
+
+it.each([
+  // [size, room for locals, where it faults]: ENTER ends with the check of a store at the new stack pointer, which stores nothing.
+  [64, 0x7f8, undefined],
+  [64, 0x7f9, 0x1ffffn],
+  [64, 0x900, 0x1fef8n],
+  [16, 0x7fe, undefined],
+  [16, 0x7ff, 0x1ffffn],
+  [16, 0x810, 0x1ffeen],
+])('ENTER of %d bits with %d bytes of locals faults at %s', (bits, locals, address) => {
+  const code = [...(bits === 16 ? [0x66] : []), 0xc8, locals & 0xff, locals >> 8, 0];
+  const { vector } = machine.execute(code, { [RSP]: TOP, [RBP]: OLD_FRAME });
+  expect(vector).toBe(address === undefined ? undefined : 14);
+  if (address === undefined) {
+    expect(machine.data(0, 8)).toEqual(pattern(0, 8));
+    return;
+  }
+  expect(machine.faultAddress).toBe(address);
+  expect([machine.register(RSP), machine.register(RBP)]).toEqual([TOP, OLD_FRAME]);
+});

@@ -79,11 +79,29 @@ it.each(ROWS)('%s changes nothing when its last access faults', (_name, code, re
   expect(machine.execute(bytesOf(code), registers)).toEqual({ vector: PF, changed: false });
 });
 
+it.each([
+  ['cmpsb', 'a6', 0x21000n],
+  ['cmpsq', '48 a7', 0x21000n],
+  ['repe cmpsd', 'f3 a7', 0x21000n],
+  ['movsq', '48 a5', 0x21800n],
+  ['push [rbx]', 'ff 33', 0x21c00n],
+  ['pop [rbx]', '8f 03', 0x1fff8n],
+  ['call [rbx]', 'ff 13', 0x21c00n],
+])('%s, whose operands both fault, reports the one that AMD touches first', (_name, code, address) => {
+  const pop = code === '8f 03';
+  const registers = {
+    ...{ [RSI]: PAGE + 0x1800n, [RDI]: PAGE + 0x1000n, [RCX]: 3n },
+    ...{ [RBX]: PAGE + 0x1c00n, [RSP]: pop ? PAGE - 8n : PAGE },
+  };
+  expect(machine.execute(bytesOf(code), registers, 0x2n)).toEqual({ vector: PF, changed: false });
+  expect(machine.faultAddress).toBe(address);
+});
+
 describe('ENTER with a nesting level', () => {
   it.each([
-    ['1', 'c8 10 00 01', 12n],
-    ['2', 'c8 10 00 02', 20n],
-    ['31', 'c8 10 00 1f', 252n],
+    ['1', 'c8 00 00 01', 12n],
+    ['2', 'c8 00 00 02', 20n],
+    ['31', 'c8 00 00 1f', 252n],
   ])('%s leaves registers and flags alone when its last push faults', (_level, code, room) => {
     const before = { [RSP]: PAGE + room, [RBP]: PAGE + 0x800n };
     expect(machine.execute(bytesOf(code), before).vector).toBe(PF);

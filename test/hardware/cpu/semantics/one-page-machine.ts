@@ -47,6 +47,11 @@ export class OnePageMachine {
     return { vector, changed: before !== this.#state() };
   }
 
+  /** CR2 of the last page fault. */
+  get faultAddress(): bigint {
+    return this.#machine.faultAddress;
+  }
+
   register(number: number): bigint {
     return this.#machine.register(number);
   }
