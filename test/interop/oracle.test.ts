@@ -1,14 +1,15 @@
 /**
  * The host's own CPU judges ours: random snippets of every group of instructions, and registers, flags (but those the manual leaves
- * undefined) and memory must come out the same. SOFTCVM_SEED repeats a run, SOFTCVM_SNIPPETS sets the number per group.
+ * undefined) and memory must come out the same, and so must where they fault and with which error code. SOFTCVM_SEED repeats a run,
+ * SOFTCVM_SNIPPETS sets the number per group; a quarter as many lie at the edges of pages.
  */
 import { describe, expect, it } from 'vitest';
 import { formsOf, ZEN3_ONLY } from '../oracle/forms.ts';
 import { FLOAT_GROUPS, GROUPS } from '../oracle/groups.ts';
 import { hostIsZen3, hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
-import { differences, type Snippet } from '../oracle/snippet.ts';
+import { differences, faultDifferences, type Snippet } from '../oracle/snippet.ts';
 import { SnippetGenerator } from '../oracle/snippet-generator.ts';
-import { snippetProgram } from '../oracle/snippet-program.ts';
+import { AT_PAGE_EDGES, SIDE_BY_SIDE, snippetProgram } from '../oracle/snippet-program.ts';
 import { UserMachine } from '../oracle/user-machine.ts';
 
 const seed = Number(process.env['SOFTCVM_SEED'] ?? Math.floor(Math.random() * 1e9));
@@ -25,14 +26,15 @@ const forms = (mnemonics: readonly string[]) =>
   formsOf(mnemonics, vendor).filter(({ name }) => zen3 || !ZEN3_ONLY.test(name));
 
 /** What differs, snippet by snippet. */
-function judge(snippets: readonly Snippet[]): string[] {
-  const program = snippetProgram(snippets);
+function judge(snippets: readonly Snippet[], layout = SIDE_BY_SIDE): string[] {
+  const program = snippetProgram(snippets, layout);
   const want = runOnHost(program);
   const machine = new UserMachine(program);
   try {
     const got = machine.run();
     return snippets.flatMap((snippet, n) => {
-      const found = differences(snippet, program.outcome(n, got), program.outcome(n, want));
+      const [ours, theirs] = [program.outcome(n, got), program.outcome(n, want)];
+      const found = [...differences(snippet, ours, theirs), ...faultDifferences(ours, theirs)];
       const bytes = Buffer.from(snippet.code).toString('hex');
       return found.length === 0
         ? []
@@ -43,12 +45,13 @@ function judge(snippets: readonly Snippet[]): string[] {
   }
 }
 
-function compare(name: string, generator: SnippetGenerator): void {
-  console.log(`${name}: SOFTCVM_SEED=${seed}, ${count} snippets`);
+function compare(name: string, generator: SnippetGenerator, layout = SIDE_BY_SIDE): void {
+  const many = layout === AT_PAGE_EDGES ? Math.ceil(count / 4) : count;
+  console.log(`${name}: SOFTCVM_SEED=${seed}, ${many} snippets`);
   const wrong: string[] = [];
-  for (let done = 0; done < count; done += BATCH) {
-    const snippets = Array.from({ length: Math.min(BATCH, count - done) }, (_, n) => generator.next(n));
-    wrong.push(...judge(snippets));
+  for (let done = 0; done < many; done += BATCH) {
+    const snippets = Array.from({ length: Math.min(BATCH, many - done) }, (_, n) => generator.next(n));
+    wrong.push(...judge(snippets, layout));
   }
   expect(wrong.slice(0, REPORTED).join('\n')).toBe('');
 }
@@ -58,6 +61,13 @@ describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
     it.skipIf(forms(mnemonics).length === 0)(`on ${name}`, () =>
       compare(name, new SnippetGenerator(seed, [forms(mnemonics)], { floats: FLOAT_GROUPS.has(name) })),
     );
+  }
+
+  for (const [name, mnemonics] of Object.entries(GROUPS)) {
+    it.skipIf(forms(mnemonics).length === 0)(`on ${name} where pages end: on what faults, and where`, () => {
+      const options = { floats: FLOAT_GROUPS.has(name), edges: true, longest: 2 };
+      compare(name, new SnippetGenerator(seed, [forms(mnemonics)], options), AT_PAGE_EDGES);
+    });
   }
 
   it('on all of them mixed', () => {

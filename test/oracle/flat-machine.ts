@@ -9,6 +9,7 @@ import { HostMemory } from '../../src/hardware/memory/host-memory.ts';
 
 const PAGE = 4096n;
 const PAGE_FAULT = 14;
+const [USER_READ, USER_WRITE] = [4, 6];
 const ARITHMETIC = 0x8d5n;
 
 export interface FlatMachineOptions {
@@ -24,6 +25,8 @@ export class FlatMachine {
   readonly state: number;
   /** Slow-path loads, stores and probes so far. */
   misses = 0;
+  /** CR2: where the last page fault was. Its error code is the user's. */
+  faultAddress = 0n;
   readonly undefinedAt: [mnemonic: string, rip: bigint][] = [];
   readonly #owner;
   readonly #frames = new Map<bigint, number>();
@@ -198,7 +201,12 @@ export class FlatMachine {
     this.misses++;
     const linear = this.get(STATE.ADDRESS);
     const at = Array.from({ length: size }, (_, n) => this.physical(BigInt.asUintN(64, linear + BigInt(n))));
-    if (at.some((physical) => physical < 0)) return this.#fault();
+    const absent = at.findIndex((physical) => physical < 0);
+    if (absent >= 0) {
+      this.faultAddress = BigInt.asUintN(64, linear + BigInt(absent));
+      this.setWord(STATE.EXCEPTION_ERROR, kind === 'load' ? USER_READ : USER_WRITE);
+      return this.#fault();
+    }
     const { bytes } = this.memory;
     const data = this.state + STATE.DATA;
     at.forEach((physical, n) => {

@@ -9,7 +9,7 @@ import { withFloats } from './float-values.ts';
 import type { Form } from './forms.ts';
 import { Random } from './random.ts';
 import { type CpuState, type Snippet, WINDOW_BYTES } from './snippet.ts';
-import { windowAddress } from './snippet-program.ts';
+import { AT_PAGE_EDGES, SIDE_BY_SIDE, type WindowLayout } from './snippet-program.ts';
 
 const iced = createRequire(import.meta.url)('iced-x86') as typeof Iced;
 const {
@@ -71,16 +71,24 @@ export class SnippetGenerator {
   readonly #random: Random;
   readonly #forms: readonly (readonly Form[])[];
   readonly #options: { readonly longest: number; readonly branches: boolean; readonly floats: boolean };
+  readonly #layout: WindowLayout;
 
   /**
    * Each group of forms is chosen from with the same probability. Snippets have up to `longest` instructions, and with `branches` jumps,
-   * calls and loops among them. With `floats` they begin with such numbers and any MXCSR.
+   * calls and loops among them. With `floats` they begin with such numbers and any MXCSR. With `edges` their operands lie at the edge of a
+   * page next to which none is.
    */
   constructor(
     seed: number,
     groups: readonly (readonly Form[])[],
-    options: { readonly longest?: number; readonly branches?: boolean; readonly floats?: boolean } = {},
+    options: {
+      readonly longest?: number;
+      readonly branches?: boolean;
+      readonly floats?: boolean;
+      readonly edges?: boolean;
+    } = {},
   ) {
+    this.#layout = options.edges ? AT_PAGE_EDGES : SIDE_BY_SIDE;
     this.#random = new Random(seed);
     this.#forms = groups;
     this.#options = {
@@ -93,13 +101,14 @@ export class SnippetGenerator {
   next(n: number): Snippet {
     const { longest, branches, floats } = this.#options;
     const length = 1 + this.#random.below(longest);
-    return new Composition(this.#random, n).compose(this.#forms, { length, branches, floats });
+    return new Composition(this.#random, n, this.#layout).compose(this.#forms, { length, branches, floats });
   }
 }
 
 class Composition {
   readonly #random: Random;
-  readonly #window: bigint;
+  readonly #center: bigint;
+  readonly #edges: boolean;
   readonly #registers: bigint[];
   readonly #written = new Set<number>();
   /** Registers whose starting value some operand relies on. */
@@ -111,11 +120,13 @@ class Composition {
   #undefined = 0n;
   #everUndefined = 0n;
 
-  constructor(random: Random, n: number) {
+  constructor(random: Random, n: number, layout: WindowLayout) {
     this.#random = random;
-    this.#window = BigInt(windowAddress(n));
+    this.#center = BigInt(layout.center(n));
     this.#registers = Array.from({ length: 16 }, () => this.#value());
-    this.#registers[RSP] = this.#window + 512n + BigInt(8 * random.below(8));
+    this.#edges = layout === AT_PAGE_EDGES;
+    const stack = this.#edges ? random.below(64) - 32 : 8 * random.below(8);
+    this.#registers[RSP] = this.#center + BigInt(stack);
   }
 
   compose(
@@ -249,7 +260,7 @@ class Composition {
     else if (kind === 'seg_rSI') return this.#stringOperand(instruction, k, OpKind.MemorySegRSI, 6);
     else if (kind === 'seg_rDI') return this.#stringOperand(instruction, k, OpKind.MemorySegRDI, 7);
     else if (kind === 'seg_rBX_al') {
-      if (!this.#fix(3, this.#window + 128n)) return false;
+      if (!this.#fix(3, this.#center - (this.#edges ? 128n : 384n))) return false;
       instruction.setOpKind(k, OpKind.Memory);
       instruction.memoryBase = Register.RBX;
       instruction.memoryIndex = Register.AL;
@@ -317,7 +328,7 @@ class Composition {
   #memory(instruction: Iced.Instruction, k: number): boolean {
     const random = this.#random;
     instruction.setOpKind(k, OpKind.Memory);
-    const center = this.#window + 512n;
+    const center = this.#center;
     const short = random.oneIn(12);
     const size = short ? 32 : 64;
     if (random.oneIn(12)) {
@@ -355,7 +366,7 @@ class Composition {
 
   #stringOperand(instruction: Iced.Instruction, k: number, kind: Iced.OpKind, register: number): boolean {
     instruction.setOpKind(k, kind);
-    if (!this.#fix(register, this.#window + 512n + BigInt(this.#random.below(64) - 32))) return false;
+    if (!this.#fix(register, this.#center + BigInt(this.#random.below(64) - 32))) return false;
     const random = this.#random;
     if (kind === OpKind.MemorySegRDI || !random.oneIn(3)) return true;
     if (!this.#fix(1, BigInt(random.below(9)))) return false;

@@ -5,6 +5,7 @@
  */
 import { type Outcome, type Snippet, WINDOW_BYTES } from './snippet.ts';
 
+const PAGE = 4096;
 const IMAGE = 0x400000;
 /** Program headers and the start-up code. */
 const START = IMAGE + 0x1000;
@@ -16,11 +17,14 @@ const SIGNAL = 136;
 const MXCSR = 144;
 const VECTORS = 256;
 const CONTEXT = 512;
-const CONTEXT_WORDS = 18;
+const CONTEXT_WORDS = 23;
 /** Where gregs of a ucontext hold rax … r15 and RIP, flags. */
 const CONTEXT_ORDER = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
 const CONTEXT_RIP = 16;
 const CONTEXT_FLAGS = 17;
+const CONTEXT_ERROR = 19;
+const CONTEXT_VECTOR = 20;
+const CONTEXT_CR2 = 22;
 /** The ucontext's pointer to the FXSAVE image, and MXCSR and the vectors in that. */
 const CONTEXT_FLOAT = 224;
 const FLOAT_MXCSR = 24;
@@ -28,6 +32,7 @@ const FLOAT_VECTORS = 160;
 
 const SIGNALS = [4, 5, 7, 8, 11];
 const SYS_WRITE = 1;
+const SYS_MUNMAP = 11;
 const SYS_SIGACTION = 13;
 const SYS_EXIT = 60;
 const SYS_SIGALTSTACK = 131;
@@ -40,6 +45,8 @@ export interface SnippetProgram {
   readonly image: Uint8Array;
   readonly base: number;
   readonly entry: number;
+  /** Pages of the image that are not there while the snippets run. */
+  readonly missing: readonly number[];
   /** Linear range that is written to standard output. */
   readonly output: { readonly at: number; readonly bytes: number };
   /** Addresses of the variables that the signal handler uses. */
@@ -50,10 +57,32 @@ export interface SnippetProgram {
   outcome(n: number, output: Uint8Array): Outcome;
 }
 
-/** Linear address of the window of snippet `n` of `count`; known before the code is. */
-export const windowAddress = (n: number): number => 0x1000000 + n * 2 * WINDOW_BYTES + WINDOW_BYTES / 2;
-
 const WINDOWS = 0x1000000;
+
+/** Where the windows of a program's snippets lie; known before the code is. */
+export interface WindowLayout {
+  readonly address: (n: number) => number;
+  /** What operands are near. */
+  readonly center: (n: number) => number;
+  /** Pages that are missing, in a program of `count` snippets. */
+  readonly missing: (count: number) => number[];
+}
+
+/** Linear address of the window of snippet `n` where windows lie side by side. */
+export const windowAddress = (n: number): number => WINDOWS + n * 2 * WINDOW_BYTES + WINDOW_BYTES / 2;
+
+export const SIDE_BY_SIDE: WindowLayout = {
+  address: windowAddress,
+  center: (n) => windowAddress(n) + WINDOW_BYTES / 2,
+  missing: () => [],
+};
+
+/** Each window in a page of its own between two that are missing: at its beginning and at its end by turns. */
+export const AT_PAGE_EDGES: WindowLayout = {
+  address: (n) => WINDOWS + n * 2 * PAGE + PAGE + (n % 2) * (PAGE - WINDOW_BYTES),
+  center: (n) => WINDOWS + n * 2 * PAGE + PAGE + (n % 2) * PAGE,
+  missing: (count) => Array.from({ length: count + 1 }, (_, n) => WINDOWS + n * 2 * PAGE),
+};
 const OUTPUTS = 0xc00000;
 const INPUTS = 0x900000;
 const VARIABLES = 0x8f0000;
@@ -118,7 +147,7 @@ class Assembly {
   }
 }
 
-export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
+export function snippetProgram(snippets: readonly Snippet[], layout = SIDE_BY_SIDE): SnippetProgram {
   const current = VARIABLES;
   const resume = VARIABLES + 8;
   const code = new Assembly(START);
@@ -127,12 +156,16 @@ export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
   const entry = code.here;
   code.systemCall(SYS_SIGALTSTACK, VARIABLES + 64, 0);
   for (const signal of SIGNALS) code.systemCall(SYS_SIGACTION, signal, VARIABLES + 128, 0, 8);
+  const missing = layout.missing(snippets.length);
+  for (const page of missing) code.systemCall(SYS_MUNMAP, page, PAGE);
   snippets.forEach((snippet, n) => {
     emitSnippet(code, snippet, n, current, resume);
   });
-  const end = windowAddress(snippets.length);
+  const end = layout.address(snippets.length);
   code.systemCall(SYS_WRITE, 1, OUTPUTS, snippets.length * OUT_BYTES);
-  code.systemCall(SYS_WRITE, 1, WINDOWS, end - WINDOWS);
+  snippets.forEach((_, n) => {
+    code.systemCall(SYS_WRITE, 1, layout.address(n), WINDOW_BYTES);
+  });
   code.systemCall(SYS_EXIT, 0);
   if (code.here > ALTERNATE_STACK) throw new Error('too many snippets for one program');
 
@@ -153,7 +186,7 @@ export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
     put(block + FLAGS, before.flags);
     put(block + MXCSR, BigInt(before.mxcsr));
     image.set(before.vectors, block + VECTORS - IMAGE);
-    image.set(before.window, windowAddress(n) - IMAGE);
+    image.set(before.window, layout.address(n) - IMAGE);
   });
   const elf = staticElf(image, entry);
   const outputBytes = snippets.length * OUT_BYTES;
@@ -162,6 +195,7 @@ export function snippetProgram(snippets: readonly Snippet[]): SnippetProgram {
     image,
     base: IMAGE,
     entry,
+    missing,
     output: { at: OUTPUTS, bytes: outputBytes },
     current,
     resume,
@@ -228,10 +262,14 @@ function readOutcome(n: number, output: Uint8Array, outputBytes: number): Outcom
   const word = (offset: number) => view.getBigUint64(block + offset, true);
   const signal = Number(word(SIGNAL));
   const context = (k: number) => word(CONTEXT + 8 * k);
-  const window = outputBytes + windowAddress(n) - WINDOWS;
+  const window = outputBytes + n * WINDOW_BYTES;
   return {
     signal,
     rip: signal === 0 ? 0n : context(CONTEXT_RIP),
+    fault:
+      signal !== 0 && context(CONTEXT_VECTOR) === 14n
+        ? { error: context(CONTEXT_ERROR), address: context(CONTEXT_CR2) }
+        : undefined,
     registers: Array.from({ length: 16 }, (_, r) =>
       signal === 0 ? word(8 * r) : context(CONTEXT_ORDER[r]!),
     ),
@@ -274,4 +312,7 @@ export const PROGRAM = {
   CONTEXT_ORDER,
   CONTEXT_RIP,
   CONTEXT_FLAGS,
+  CONTEXT_ERROR,
+  CONTEXT_VECTOR,
+  CONTEXT_CR2,
 };

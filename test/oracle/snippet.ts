@@ -29,6 +29,8 @@ export interface Outcome extends CpuState {
   readonly signal: number;
   /** RIP of a fault, else 0. */
   readonly rip: bigint;
+  /** Where it was a page fault: its error code and CR2. */
+  readonly fault?: { readonly error: bigint; readonly address: bigint } | undefined;
 }
 
 /** CF PF AF ZF SF DF OF */
@@ -58,3 +60,18 @@ export function differences(snippet: Snippet, got: Outcome, want: Outcome): stri
   bytes((n) => `memory[${n}]`, got.window, want.window);
   return found;
 }
+
+/** The same of their page faults. Linux calls every fault in the upper half one of a page that is there. */
+export function faultDifferences(got: Outcome, want: Outcome): string[] {
+  const text = ({ fault }: Outcome): string => {
+    if (fault === undefined || !isCanonical(fault.address)) return 'none';
+    const error = fault.address >> 63n === 1n ? fault.error | 1n : fault.error;
+    return `error ${error}, CR2 ${fault.address.toString(16)}`;
+  };
+  return text(got) === text(want) ? [] : [`page fault: got ${text(got)}, want ${text(want)}`];
+}
+
+const isCanonical = (address: bigint): boolean => {
+  const top = BigInt.asIntN(64, address) >> 47n;
+  return top === 0n || top === -1n;
+};

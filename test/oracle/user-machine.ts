@@ -10,7 +10,8 @@ const DIRECTION = 0x400n;
 const RSP = 4;
 
 /** What has to be known of a program. */
-export type UserProgram = Pick<SnippetProgram, 'image' | 'base' | 'entry' | 'current' | 'resume'>;
+export type UserProgram = Pick<SnippetProgram, 'image' | 'base' | 'entry' | 'current' | 'resume'> &
+  Partial<Pick<SnippetProgram, 'missing'>>;
 
 export class UserMachine {
   readonly machine: FlatMachine;
@@ -25,7 +26,9 @@ export class UserMachine {
       codeBytes: options.codeBytes ?? 16 << 20,
       system: (_, record) => this.#system(record),
     });
+    const missing = new Set(program.missing);
     for (let at = 0; at < program.image.length; at += 4096) {
+      if (missing.has(program.base + at)) continue;
       const linear = BigInt(program.base + at);
       this.machine.addPage(linear);
       this.machine.memory.bytes.set(program.image.subarray(at, at + 4096), this.machine.physical(linear));
@@ -66,6 +69,9 @@ export class UserMachine {
     });
     put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_RIP, machine.rip);
     put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_FLAGS, machine.flags);
+    put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_VECTOR, BigInt(machine.word(STATE.EXCEPTION_VECTOR)));
+    put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_ERROR, BigInt(machine.word(STATE.EXCEPTION_ERROR)));
+    put(PROGRAM.CONTEXT + 8 * PROGRAM.CONTEXT_CR2, machine.faultAddress);
     put(PROGRAM.MXCSR, BigInt(machine.word(STATE.MXCSR)));
     for (let at = 0; at < 256; at += 8) put(PROGRAM.VECTORS + at, machine.get(STATE.XMM + at));
     machine.flags &= ~DIRECTION;
