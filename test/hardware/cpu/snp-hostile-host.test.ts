@@ -1,47 +1,38 @@
-/** A host that remaps, aliases, replays and rewrites an SNP guest's pages between its instructions: the guest never takes what is not its own for its own. */
+/** A host that remaps, aliases, replays and rewrites an SNP guest's pages between its instructions, alone or with a second guest: no page that is not as the guest left it is accepted. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { Pfn, Spa } from '../../../src/base/address.ts';
+import { RmpViolation } from '../../../src/hardware/memory/rmp-violation.ts';
 import { hlt, load, store } from './assembler.ts';
 import { CODE, DATA, HANDLERS } from './guest-bench.ts';
-import { ASID, SnpBench } from './snp-bench.ts';
+import { ASID, OTHER_KEY, SnpBench } from './snp-bench.ts';
 
-const PAGES = 4;
+/** Few pages and few bytes of each, so that the steps of an attack meet. */
+const PAGES = 2;
+const OTHER_ASID = 6;
 const NPF = 0x400;
 const HLT = 0x78;
 
 type Attack =
   | { readonly kind: 'remap'; readonly page: number; readonly to: number }
-  | { readonly kind: 'rewrite'; readonly page: number; readonly bytes: Uint8Array; readonly at: number }
-  | { readonly kind: 'replay'; readonly page: number }
-  | { readonly kind: 'save'; readonly page: number }
+  | { readonly kind: 'write' | 'rewrite'; readonly page: number; readonly bytes: Uint8Array }
+  | { readonly kind: 'copy'; readonly page: number; readonly from: number }
+  | { readonly kind: 'save' | 'take' | 'replay' | 'foreign frame' | 'other guest'; readonly page: number }
   | { readonly kind: 'give back'; readonly page: number; readonly gpaOf: number }
-  | { readonly kind: 'foreign frame'; readonly page: number }
   | { readonly kind: 'guest writes'; readonly page: number; readonly value: bigint }
   | { readonly kind: 'guest reads'; readonly page: number };
 
 const page = fc.integer({ min: 0, max: PAGES - 1 });
+const bytes = fc.uint8Array({ minLength: 1, maxLength: 16 });
+const value = fc.bigInt({ min: 1n, max: (1n << 64n) - 1n });
 const attack: fc.Arbitrary<Attack> = fc.oneof(
-  fc.record({ kind: fc.constant('remap' as const), page, to: page }),
-  fc.record({
-    kind: fc.constant('rewrite' as const),
-    page,
-    bytes: fc.uint8Array({ minLength: 1, maxLength: 32 }),
-    at: fc.integer({ min: 0, max: 4000 }),
-  }),
-  fc.record({ kind: fc.constant('save' as const), page }),
-  fc.record({ kind: fc.constant('replay' as const), page }),
-  fc.record({ kind: fc.constant('give back' as const), page, gpaOf: page }),
-  fc.record({ kind: fc.constant('foreign frame' as const), page }),
-  {
-    weight: 3,
-    arbitrary: fc.record({
-      kind: fc.constant('guest writes' as const),
-      page,
-      value: fc.bigInt({ min: 1n, max: (1n << 64n) - 1n }),
-    }),
-  },
-  { weight: 4, arbitrary: fc.record({ kind: fc.constant('guest reads' as const), page }) },
+  fc.record({ kind: fc.constant('remap'), page, to: page }),
+  fc.record({ kind: fc.constantFrom('write', 'rewrite'), page, bytes }),
+  fc.record({ kind: fc.constant('copy'), page, from: page }),
+  fc.record({ kind: fc.constantFrom('save', 'take', 'replay', 'foreign frame', 'other guest'), page }),
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant('give back'), page, gpaOf: page }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant('guest writes'), page, value }) },
+  { weight: 4, arbitrary: fc.record({ kind: fc.constant('guest reads'), page }) },
 );
 
 const SHARED_STATE = { assigned: false, large: false, immutable: false, gpa: 0, asid: 0 };
@@ -49,6 +40,7 @@ const SHARED_STATE = { assigned: false, large: false, immutable: false, gpa: 0, 
 class HostileBench extends SnpBench {
   readonly #frames: Pfn[] = [];
   readonly #saved = new Map<number, Uint8Array>();
+  readonly #otherKey = this.memory.encryption.addKey(OTHER_KEY);
 
   begin(): void {
     this.gate(29, HANDLERS);
@@ -80,9 +72,12 @@ class HostileBench extends SnpBench {
     return rip !== HANDLERS + 1;
   }
 
+  /** Hardware may refuse. */
   attack(step: Attack): void {
     const gfn = (DATA >>> 12) + step.page;
     const at = this.spaOfPage(step.page);
+    const gpa = this.gpa(step.page);
+    const { memory, rmp } = this;
     switch (step.kind) {
       case 'remap':
         this.map(gfn, this.#frames[step.to]!, 7n);
@@ -92,20 +87,43 @@ class HostileBench extends SnpBench {
         return;
       case 'save': {
         const bytes = new Uint8Array(4096);
-        this.memory.read(at, bytes);
+        memory.read(at, bytes);
         this.#saved.set(step.page, bytes);
         return;
       }
+      case 'take':
+        rmp.rmpupdate(at, SHARED_STATE);
+        return;
+      case 'write':
+        this.#unlessRefused(() => memory.write(at, step.bytes));
+        return;
+      case 'copy':
+        this.#unlessRefused(() => memory.copy(at, this.spaOfPage(step.from), 4096));
+        return;
       case 'rewrite':
-        if (this.rmp.rmpupdate(at, SHARED_STATE) === 0) this.memory.write((at + step.at) as Spa, step.bytes);
+        if (rmp.rmpupdate(at, SHARED_STATE) === 0) memory.write(at, step.bytes);
         return;
       case 'replay':
-        if (this.rmp.rmpupdate(at, SHARED_STATE) === 0 && this.#saved.has(step.page))
-          this.memory.write(at, this.#saved.get(step.page)!);
+        if (rmp.rmpupdate(at, SHARED_STATE) === 0 && this.#saved.has(step.page))
+          memory.write(at, this.#saved.get(step.page)!);
         return;
       case 'give back':
-        this.rmp.rmpupdate(at, { ...SHARED_STATE, assigned: true, asid: ASID, gpa: this.gpa(step.gpaOf) });
+        rmp.rmpupdate(at, { ...SHARED_STATE, assigned: true, asid: ASID, gpa: this.gpa(step.gpaOf) });
         return;
+      case 'other guest':
+        // It has the page at the same address, and validates it.
+        rmp.rmpupdate(at, { ...SHARED_STATE, assigned: true, asid: OTHER_ASID, gpa });
+        rmp.setValidated(this.#frames[step.page]!, true);
+        memory.encryption.writeUnder(this.#otherKey, at, new Uint8Array(16).fill(7));
+        return;
+    }
+  }
+
+  #unlessRefused(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      if (!(error instanceof RmpViolation)) throw error;
     }
   }
 }
@@ -113,7 +131,7 @@ class HostileBench extends SnpBench {
 describe('whatever a host does to an SNP guest’s pages', () => {
   it('a load of the guest gives what it stored there last, or faults', () => {
     fc.assert(
-      fc.property(fc.array(attack, { minLength: 4, maxLength: 30 }), (steps) => {
+      fc.property(fc.array(attack, { minLength: 8, maxLength: 40 }), (steps) => {
         const bench = new HostileBench();
         try {
           bench.begin();
