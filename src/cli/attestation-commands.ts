@@ -19,7 +19,7 @@ export function addAttestationCommands(program: Command): void {
   report
     .command('show')
     .description('Show the fields of a report; nothing is verified.')
-    .argument('<file>', 'a report, binary or hex')
+    .argument('<file>', 'a report, binary or hex, or what softcvm run printed')
     .option('--json', 'print one JSON object')
     .action(async (file: string, options) => {
       const { showReport } = await import('./report.ts');
@@ -94,11 +94,14 @@ function addVerify(program: Command): void {
   program
     .command('verify')
     .description('Judge an attestation report. Exit status 0 only if every check holds.')
-    .argument('<report>', 'binary or hex')
+    .argument(
+      '<report>',
+      'binary or hex, or what softcvm run printed (--json, or the console), with its certificates',
+    )
     .addOption(
       new Option(
         '--certs <path...>',
-        'files or directories: certificates, revocation lists, certificate tables',
+        'files or directories: certificates, revocation lists, certificate tables, what softcvm run printed',
       ),
     )
     .addOption(new Option('--kds [url]', "ask a key distribution server; AMD's without a URL"))

@@ -13,6 +13,7 @@ import {
   fetchEvidence,
   KdsError,
   type KdsEvidence,
+  type PrintedCertificate,
   type Product,
   parseCrl,
   type ReportPolicy,
@@ -23,6 +24,7 @@ import {
 } from '../attest/index.ts';
 import { filesOf, readInput } from './files.ts';
 import { asInput, readReport } from './report.ts';
+import { runEvidence } from './run-evidence.ts';
 import { InputError, parseChoice, parseInteger, parseNumber } from './size.ts';
 
 /** Options as commander has them. */
@@ -78,7 +80,8 @@ export async function verify(path: string, options: VerifyCommandOptions): Promi
   const roots = filesOf(options.roots ?? [], '--roots').flatMap((file) =>
     asInput(() => readCertificates(readInput(file, '--roots'), `--roots ${file}`)),
   );
-  const report = readReport(path);
+  const { report, certificates: beside } = readReport(path);
+  asInput(() => sortPrinted(beside, `report ${path}`, certificates, crls));
   if (options.kds !== undefined) {
     const evidence = await fetched(report, options);
     certificates.push(...evidence.certificates);
@@ -109,6 +112,13 @@ export async function verify(path: string, options: VerifyCommandOptions): Promi
  * says if it is malformed.
  */
 function sort(file: Buffer, name: string, certificates: Uint8Array[], crls: Uint8Array[]): void {
+  const evidence = runEvidence(file, name);
+  if (evidence !== undefined) {
+    if (evidence.certificates === undefined)
+      throw new InputError(`${name}: got a run without certificates, want one whose guest asked for them`);
+    sortPrinted(evidence.certificates, name, certificates, crls);
+    return;
+  }
   const text = file.subarray(0, 64 * 1024).toString('latin1');
   if (text.includes('-----BEGIN X509 CRL-----') || isDerCrl(file)) {
     parseCrl(file, name);
@@ -121,6 +131,15 @@ function sort(file: Buffer, name: string, certificates: Uint8Array[], crls: Uint
       (isDerCrl(bytes) ? crls : certificates).push(bytes);
     }
   }
+}
+
+function sortPrinted(
+  printed: readonly PrintedCertificate[],
+  name: string,
+  certificates: Uint8Array[],
+  crls: Uint8Array[],
+): void {
+  for (const { kind, pem } of printed) sort(Buffer.from(pem), `${name} ${kind}`, certificates, crls);
 }
 
 function tableOf(file: Buffer, text: string, name: string): readonly CertificateTableEntry[] {

@@ -89,6 +89,40 @@ describe('softcvm verify', () => {
     });
   });
 
+  it.each([
+    ['{"exit": {"code": 0}}', 'got a run without a report, want one whose guest asked for it'],
+    ['{"report": 7}', 'got JSON whose "report" is something else than hex'],
+    ['{"report": "0500"}', 'got 2 bytes, want 1184'],
+    [
+      '{"report": "05", "certificates": {}}',
+      'got JSON whose "certificates" is something else than objects with kind and pem',
+    ],
+    [
+      '{"report": "05", "certificates": [null]}',
+      'got JSON whose "certificates" is something else than objects with kind and pem',
+    ],
+    ['{"report": "05', 'got JSON that cannot be read'],
+    ['SNP-CERTIFICATES 00\n', 'got a run without a report, want one whose guest asked for it'],
+  ])('refuses as a run %s', async (text, message) => {
+    const path = file('run.json', text);
+    await expect(run({ roots: [paths.ark] }, path)).rejects.toMatchObject({
+      name: 'InputError',
+      message: expect.stringContaining(`report ${path}: ${message}`),
+    });
+  });
+
+  it('names the certificate that cannot be read of a run', async () => {
+    const certificates = [{ kind: 'VCEK', pem: 'none' }];
+    const path = file(
+      'run.json',
+      JSON.stringify({ report: Buffer.from(report).toString('hex'), certificates }),
+    );
+    await expect(run({ roots: [paths.ark] }, path)).rejects.toThrow(`report ${path} VCEK: got neither PEM`);
+    await expect(run({ roots: [paths.ark], certs: [file('no.json', '{"report": "05"}')] })).rejects.toThrow(
+      'no.json: got a run without certificates, want one whose guest asked for them',
+    );
+  });
+
   it('judges by policy options', async () => {
     const wanted: VerifyCommandOptions = {
       certs: [paths.table],

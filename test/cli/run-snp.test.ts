@@ -8,6 +8,7 @@ import { Authority } from '../../src/authority/authority.ts';
 import { measure } from '../../src/cli/measure.ts';
 import { type RunCommandOptions, run } from '../../src/cli/run.ts';
 import { InputError } from '../../src/cli/size.ts';
+import { verify } from '../../src/cli/verify.ts';
 
 const DEFAULTS: RunCommandOptions = {
   type: 'sev-snp',
@@ -68,6 +69,25 @@ describe('softcvm run --type sev-snp', () => {
       policy: { measurement: result.launch.measurement, reportData: GUEST_DATA },
     });
     expect(verdict.failures).toEqual([]);
+  });
+
+  it('is verified by what it printed alone, JSON or console', async () => {
+    const result = await attest({ guestData: GUEST_DATA });
+    const root = file('root.der', await Authority.seeded(9).ark('Milan'));
+    const json = file('run.json', JSON.stringify(result));
+    const text = file('console.txt', result.console);
+    const report = file('report.hex', result.report);
+    const changed = file(
+      'changed.json',
+      JSON.stringify({ ...result, report: `05${result.report.slice(2)}` }),
+    );
+    vi.spyOn(console, 'log').mockImplementation(() => {});
+    for (const path of [json, text]) {
+      expect(await verify(path, { roots: [root], reportData: GUEST_DATA, requireCrl: true })).toBe(0);
+      expect(await verify(report, { roots: [root], certs: [path] })).toBe(0);
+    }
+    expect(await verify(changed, { roots: [root] })).toBe(1);
+    expect(await verify(report, { roots: [root] })).toBe(1);
   });
 
   it('measures as softcvm measure says it must', async () => {
