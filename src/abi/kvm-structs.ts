@@ -153,13 +153,13 @@ export const kvm_fpu = struct('kvm_fpu', {
   fcw: u16,
   fsw: u16,
   ftwx: u8,
-  pad1: u8,
+  pad1: pad(1),
   last_opcode: u16,
   last_ip: u64,
   last_dp: u64,
   xmm: array(bytes(16), 16),
   mxcsr: u32,
-  pad2: u32,
+  pad2: pad(4),
 });
 
 /** KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS */
@@ -168,19 +168,19 @@ export const kvm_debugregs = struct('kvm_debugregs', {
   dr6: u64,
   dr7: u64,
   flags: u64,
-  reserved: array(u64, 9),
+  reserved: pad(72),
 });
 
 /** KVM_GET_XSAVE, KVM_SET_XSAVE; GET_XSAVE2 may give more than this. */
 export const kvm_xsave = struct('kvm_xsave', { region: bytes(4096) });
 
 /** KVM_GET_XCRS, KVM_SET_XCRS */
-export const kvm_xcr = struct('kvm_xcr', { xcr: u32, reserved: u32, value: u64 });
+export const kvm_xcr = struct('kvm_xcr', { xcr: u32, reserved: pad(4), value: u64 });
 export const kvm_xcrs = struct('kvm_xcrs', {
   nr_xcrs: u32,
   flags: u32,
   xcrs: array(kvm_xcr, 16),
-  padding: bytes(128),
+  padding: pad(128),
 });
 
 /** KVM_TRANSLATE; written back */
@@ -197,7 +197,11 @@ export const kvm_translation = struct('kvm_translation', {
 export const kvm_interrupt = struct('kvm_interrupt', { irq: u32 });
 
 /** KVM_SET_GUEST_DEBUG */
-export const kvm_guest_debug = struct('kvm_guest_debug', { control: u32, pad: u32, debugreg: array(u64, 8) });
+export const kvm_guest_debug = struct('kvm_guest_debug', {
+  control: u32,
+  pad: pad(4),
+  debugreg: array(u64, 8),
+});
 
 /** KVM_X86_SET_MSR_FILTER; `bitmap` is a user pointer. */
 export const kvm_msr_filter_range = struct('kvm_msr_filter_range', {
@@ -221,19 +225,19 @@ export const kvm_mp_state = struct('kvm_mp_state', { mp_state: u32 });
 export const kvm_vcpu_events = struct('kvm_vcpu_events', {
   exception: struct('exception', { injected: u8, nr: u8, has_error_code: u8, pending: u8, error_code: u32 }),
   interrupt: struct('interrupt', { injected: u8, nr: u8, soft: u8, shadow: u8 }),
-  nmi: struct('nmi', { injected: u8, pending: u8, masked: u8, pad: u8 }),
+  nmi: struct('nmi', { injected: u8, pending: u8, masked: u8, pad: pad(1) }),
   sipi_vector: u32,
   flags: u32,
   smi: struct('smi', { smm: u8, pending: u8, smm_inside_nmi: u8, latched_init: u8 }),
   triple_fault: struct('triple_fault', { pending: u8 }),
-  reserved: bytes(26),
+  reserved: pad(26),
   exception_has_payload: u8,
   exception_payload: u64,
 });
 
 /** Header of KVM_GET_MSRS, KVM_SET_MSRS; `kvm_msr_entry[nmsrs]` follow. */
 export const kvm_msrs = struct('kvm_msrs', { nmsrs: u32, pad: u32 });
-export const kvm_msr_entry = struct('kvm_msr_entry', { index: u32, reserved: u32, data: u64 });
+export const kvm_msr_entry = struct('kvm_msr_entry', { index: u32, reserved: pad(4), data: u64 });
 
 /** Header of KVM_SET_CPUID2, KVM_GET_CPUID2, KVM_GET_SUPPORTED_CPUID; `kvm_cpuid_entry2[nent]` follow. */
 export const kvm_cpuid2 = struct('kvm_cpuid2', { nent: u32, padding: u32 });
@@ -245,7 +249,7 @@ export const kvm_cpuid_entry2 = struct('kvm_cpuid_entry2', {
   ebx: u32,
   ecx: u32,
   edx: u32,
-  padding: array(u32, 3),
+  padding: pad(12),
 });
 
 /** KVM_CREATE_DEVICE; `fd` is written back. */

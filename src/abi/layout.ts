@@ -12,16 +12,15 @@ export interface Layout<Value, Input = Value, Access = Value> {
   read(view: DataView, at: number): Value;
   /** `name` is the member's path, for the message of the RangeError that a value outside the field raises. */
   write(view: DataView, at: number, value: Input, name: string): void;
+  /**
+   * Refuses what `write` would, in the same words, and a member of a structure that is not there. Integers allocate nothing. Errors, with the member's path `name`: TypeError
+   * (not even an `Input`), RangeError (outside the type).
+   */
+  check(value: Input, name: string): void;
   /** True for padding, which is no member of values and accessors. */
   readonly isPadding?: true;
   /** Compound members: an accessor object over the bytes at `at`. Scalars have none; they are read and written in place. */
   access?(view: DataView, at: number): Access;
-}
-
-/** An integer's type. */
-export interface Integer<Value> extends Layout<Value> {
-  /** Allocates nothing. Errors, with the member's path `name`: TypeError (not even a `Value`), RangeError (outside the type). */
-  check(value: Value, name: string): void;
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: a member of any layout; the concrete types come back through inference
@@ -50,6 +49,8 @@ export interface StructLayout<M extends Members>
   readonly members: M;
   /** The structure's bytes. Members that are left out are 0. RangeError: a value does not fit its member, and which. */
   encode(value: StructInput<M>): Uint8Array<ArrayBuffer>;
+  /** `name`: the structure's own where absent. */
+  check(value: StructInput<M>, name?: string): void;
   /** Copies the members out of `bytes`, which may be longer than the structure. RangeError: shorter. */
   decode(bytes: Uint8Array): StructValue<M>;
   /** Accessors over `bytes`: getters and setters of one class, made once; scalars are read and written in place. */
@@ -61,16 +62,22 @@ export interface Padding {
   readonly padding: true;
 }
 
-function refuseType(value: unknown, want: 'number' | 'bigint', name: string): never {
+function refuseType(
+  value: unknown,
+  want: 'number' | 'bigint' | 'Uint8Array' | 'array' | 'structure',
+  name: string,
+): never {
   const got = value === undefined ? 'undefined' : `the ${typeof value} ${String(value)}`;
   throw new TypeError(`${name}: got ${got}, want a ${want}`);
 }
 
-/** The argument of an ioctl that takes no structure: a long, as a JavaScript number. Errors: TypeError, RangeError (a fraction, NaN). */
+/** The argument of an ioctl that takes no structure: a long, as a JavaScript number. Errors: TypeError, RangeError (no integer, or none that a number holds exactly). */
 export function checkLong(value: number, name: string): void {
-  if (Number.isInteger(value)) return;
+  if (Number.isSafeInteger(value)) return;
   if (typeof value !== 'number') refuseType(value, 'number', name);
-  throw new RangeError(`${name}: got ${value}, want an integer`);
+  throw new RangeError(
+    `${name}: got ${value}, want an integer${Number.isInteger(value) ? ' of at most 53 bits' : ''}`,
+  );
 }
 
 function integer(
@@ -79,7 +86,7 @@ function integer(
   most: number,
   read: (view: DataView, at: number) => number,
   write: (view: DataView, at: number, value: number) => void,
-): Integer<number> {
+): Layout<number> {
   const check = (value: number, name: string): void => {
     if (Number.isInteger(value) && value >= least && value <= most) return;
     if (typeof value !== 'number') refuseType(value, 'number', name);
@@ -102,7 +109,7 @@ function integer64(
   most: bigint,
   read: (view: DataView, at: number) => bigint,
   write: (view: DataView, at: number, value: bigint) => void,
-): Integer<bigint> {
+): Layout<bigint> {
   const check = (value: bigint, name: string): void => {
     if (typeof value !== 'bigint') refuseType(value, 'bigint', name);
     if (value < least || value > most)
@@ -175,18 +182,24 @@ export const pad = (size: number): Layout<Padding> => ({
   isPadding: true,
   read: () => ({ padding: true }),
   write() {},
+  check() {},
 });
 
 /** u8[count]. `decode` copies, an accessor is a view. */
 export const bytes = (count: number): Layout<Uint8Array, Uint8Array, Uint8Array> => {
   const access = (view: DataView, at: number) => new Uint8Array(view.buffer, view.byteOffset + at, count);
+  const check = (value: Uint8Array, name: string): void => {
+    if (!(value instanceof Uint8Array)) refuseType(value, 'Uint8Array', name);
+    if (value.length > count)
+      throw new RangeError(`${name}: got ${value.length} bytes, want at most ${count}`);
+  };
   return {
     size: count,
     alignment: 1,
+    check,
     read: (view, at) => access(view, at).slice(),
     write(view, at, value, name) {
-      if (value.length > count)
-        throw new RangeError(`${name}: got ${value.length} bytes, want at most ${count}`);
+      check(value, name);
       const target = access(view, at);
       target.fill(0, value.length);
       target.set(value);
@@ -209,18 +222,26 @@ export function array<Value, Input, Access>(
   count: number,
 ): Layout<Value[], readonly Input[], ArrayAccess<Access, Input>> {
   const { size } = element;
-  const check = (index: number, name: string): void => {
+  const checkIndex = (index: number, name: string): void => {
     if (!Number.isInteger(index) || index < 0 || index >= count) {
       throw new RangeError(`${name}: got index ${index}, want 0 to ${count - 1}`);
     }
+  };
+  const checkLength = (values: readonly Input[], name: string): void => {
+    if (!Array.isArray(values)) refuseType(values, 'array', name);
+    if (values.length > count)
+      throw new RangeError(`${name}: got ${values.length} elements, want at most ${count}`);
   };
   return {
     size: size * count,
     alignment: element.alignment,
     read: (view, at) => Array.from({ length: count }, (_, i) => element.read(view, at + i * size)),
+    check(values, name) {
+      checkLength(values, name);
+      for (let i = 0; i < values.length; i++) element.check(values[i]!, `${name}[${i}]`);
+    },
     write(view, at, values, name) {
-      if (values.length > count)
-        throw new RangeError(`${name}: got ${values.length} elements, want at most ${count}`);
+      checkLength(values, name);
       zero(view, at, size * count);
       values.forEach((value, i) => {
         element.write(view, at + i * size, value, `${name}[${i}]`);
@@ -232,11 +253,11 @@ export function array<Value, Input, Access>(
       return {
         length: count,
         at(index) {
-          check(index, 'at');
+          checkIndex(index, 'at');
           return parts ? parts[index]! : (element.read(view, at + index * size) as unknown as Access);
         },
         set(index, value) {
-          check(index, 'set');
+          checkIndex(index, 'set');
           element.write(view, at + index * size, value, `[${index}]`);
         },
       };
@@ -273,11 +294,19 @@ export function union<const M extends Members>(
   const offsets = Object.fromEntries(Object.keys(members).map((member) => [member, 0]));
   const end = Math.max(...Object.values(members).map((layout) => layout.size));
   const layout = compound(name, members, offsets as StructLayout<M>['offsets'], end);
+  const given = (value: UnionInput<M>, path: string): keyof M & string => {
+    const all = Object.keys(value).filter((key) => (value as Record<string, unknown>)[key] !== undefined);
+    if (all.length !== 1) throw new RangeError(`${path}: got ${all.length} members, want exactly one`);
+    return all[0]!;
+  };
   return {
     ...layout,
+    check(value, path) {
+      const member = given(value, path);
+      members[member]?.check((value as Record<string, unknown>)[member], `${path}.${member}`);
+    },
     write(view, at, value, path) {
-      const given = Object.keys(value).filter((key) => (value as Record<string, unknown>)[key] !== undefined);
-      if (given.length !== 1) throw new RangeError(`${path}: got ${given.length} members, want exactly one`);
+      given(value, path);
       layout.write(view, at, value as StructInput<M>, path);
     },
   };
@@ -297,6 +326,7 @@ function compound<const M extends Members>(
     offsets[member as keyof M],
   ]);
   const valued = all.filter(([, layout]) => !layout.isPadding);
+  const paths = valued.map(([member]) => `${name}.${member}`);
 
   const Accessors = class {
     readonly #view: DataView;
@@ -319,7 +349,7 @@ function compound<const M extends Members>(
   };
   type Self = InstanceType<typeof Accessors>;
   valued.forEach(([member, layout, offset], i) => {
-    const path = `${name}.${member}`;
+    const path = paths[i]!;
     Object.defineProperty(Accessors.prototype, member, {
       enumerable: true,
       get: layout.access
@@ -355,6 +385,13 @@ function compound<const M extends Members>(
       for (const [member, part, offset] of valued) {
         const given = (value as Record<string, unknown>)[member];
         if (given !== undefined) part.write(view, at + offset, given, `${path}.${member}`);
+      }
+    },
+    check(value, path) {
+      if (typeof value !== 'object' || value === null) refuseType(value, 'structure', path ?? name);
+      for (const [i, [member, part]] of valued.entries()) {
+        const own = path === undefined ? paths[i]! : `${path}.${member}`;
+        part.check((value as Record<string, unknown>)[member], own);
       }
     },
     access: (view, at) => new Accessors(view, at) as unknown as StructAccess<M>,

@@ -9,6 +9,8 @@ import {
   kvm_userspace_memory_region,
   kvm_userspace_memory_region2,
 } from '../abi/kvm-structs.ts';
+import { s32 } from '../abi/layout.ts';
+import { membersOf } from '../abi/member-names.ts';
 import type {
   CpuidEntry,
   GsiRoute,
@@ -18,51 +20,54 @@ import type {
   UserMemoryRegion2,
 } from '../kernel/interface.ts';
 
-const regionOf = (region: UserMemoryRegion) => ({
-  slot: region.slot,
-  flags: region.flags >>> 0,
-  guest_phys_addr: region.guestPhysAddr,
-  memory_size: region.memorySize,
-  userspace_addr: region.userspaceAddr,
-});
+/** A request's bytes. Errors: what `Layout.check` refuses; in contrast to `encode`, no member may be left out. */
+export function encodeRequest<Value>(
+  layout: { check(value: Value): void; encode(value: Value): Uint8Array },
+  value: Value,
+): Uint8Array {
+  layout.check(value);
+  return layout.encode(value);
+}
 
-export const encodeRegion = (region: UserMemoryRegion): Uint8Array =>
-  kvm_userspace_memory_region.encode(regionOf(region));
+export const encodeRegion = ({
+  slot,
+  flags,
+  guestPhysAddr,
+  memorySize,
+  userspaceAddr,
+}: UserMemoryRegion): Uint8Array =>
+  encodeRequest(
+    kvm_userspace_memory_region,
+    membersOf({ slot, flags, guestPhysAddr, memorySize, userspaceAddr }),
+  );
 
-export const encodeRegion2 = (region: UserMemoryRegion2): Uint8Array =>
-  kvm_userspace_memory_region2.encode({
-    ...regionOf(region),
-    guest_memfd_offset: region.guestMemfdOffset,
+/** A descriptor is an int. */
+export function encodeRegion2(region: UserMemoryRegion2): Uint8Array {
+  s32.check(region.guestMemfd, 'kvm_userspace_memory_region2.guest_memfd');
+  return encodeRequest(kvm_userspace_memory_region2, {
+    ...membersOf(region),
     guest_memfd: region.guestMemfd >>> 0,
+    pad1: 0,
+    pad2: [],
   });
+}
 
-export const encodeMsi = ({ addressLo, addressHi, data, flags, devid }: MsiMessage): Uint8Array =>
-  kvm_msi.encode({
-    address_lo: addressLo >>> 0,
-    address_hi: addressHi >>> 0,
-    data: data >>> 0,
-    flags,
-    devid,
-  });
+export const encodeMsi = (message: MsiMessage): Uint8Array => encodeRequest(kvm_msi, membersOf(message));
 
 /** `struct kvm_irq_routing` with its entries. */
 export function encodeGsiRouting(routes: readonly GsiRoute[], flags: number): Uint8Array {
   const { size } = kvm_irq_routing_entry;
   const bytes = new Uint8Array(kvm_irq_routing.size + routes.length * size);
-  bytes.set(kvm_irq_routing.encode({ nr: routes.length, flags }));
+  bytes.set(encodeRequest(kvm_irq_routing, { nr: routes.length, flags }));
   for (const [index, { gsi, type, flags, msi }] of routes.entries()) {
-    const entry = kvm_irq_routing_entry.encode({
-      ...{ gsi, type, flags },
-      ...{ address_lo: msi.addressLo >>> 0, address_hi: msi.addressHi >>> 0, data: msi.data >>> 0 },
-    });
-    bytes.set(entry, kvm_irq_routing.size + index * size);
+    const entry = { ...membersOf(msi), gsi, type, flags, devid: 0 };
+    bytes.set(encodeRequest(kvm_irq_routing_entry, entry), kvm_irq_routing.size + index * size);
   }
   return bytes;
 }
 
 export function encodeSregs(sregs: Sregs): Uint8Array {
-  const { apicBase, interruptBitmap, ...same } = sregs;
-  return kvm_sregs.encode({ ...same, apic_base: apicBase, interrupt_bitmap: interruptBitmap });
+  return encodeRequest(kvm_sregs, membersOf(sregs));
 }
 
 export function decodeSregs(bytes: Uint8Array): Sregs {
@@ -75,17 +80,14 @@ export function encodeCpuid(entries: readonly CpuidEntry[], room = entries.lengt
   const bytes = new Uint8Array(kvm_cpuid2.size + room * kvm_cpuid_entry2.size);
   bytes.set(kvm_cpuid2.encode({ nent: room }));
   entries.forEach((entry, index) => {
-    bytes.set(kvm_cpuid_entry2.encode(entry), kvm_cpuid2.size + index * kvm_cpuid_entry2.size);
+    bytes.set(encodeRequest(kvm_cpuid_entry2, entry), kvm_cpuid2.size + index * kvm_cpuid_entry2.size);
   });
   return bytes;
 }
 
 export function decodeCpuid(bytes: Uint8Array): CpuidEntry[] {
   const { nent } = kvm_cpuid2.decode(bytes);
-  return Array.from({ length: nent }, (_, index) => {
-    const { padding, ...entry } = kvm_cpuid_entry2.decode(
-      bytes.subarray(kvm_cpuid2.size + index * kvm_cpuid_entry2.size),
-    );
-    return entry;
-  });
+  return Array.from({ length: nent }, (_, index) =>
+    kvm_cpuid_entry2.decode(bytes.subarray(kvm_cpuid2.size + index * kvm_cpuid_entry2.size)),
+  );
 }

@@ -10,6 +10,8 @@ import {
   kvm_xcrs,
   kvm_xsave,
 } from '../abi/kvm-structs.ts';
+import { checkLong, u64 } from '../abi/layout.ts';
+import { membersOf } from '../abi/member-names.ts';
 import type {
   DebugRegisters,
   Fpu,
@@ -19,6 +21,7 @@ import type {
   VcpuEvents,
   Xcrs,
 } from '../kernel/interface.ts';
+import { encodeRequest } from './kvm-encoding.ts';
 import { decodeMsrs, encodeMsrs } from './msr-encoding.ts';
 
 /** A structure's layout, as far as it is needed here. */
@@ -41,7 +44,7 @@ export abstract class LinuxVcpuState {
   }
 
   interrupt(vector: number): void {
-    this.ioctl(abi.KVM_INTERRUPT, kvm_interrupt.encode({ irq: vector }), `KVM_INTERRUPT ${vector}`);
+    this.ioctl(abi.KVM_INTERRUPT, encodeRequest(kvm_interrupt, { irq: vector }), `KVM_INTERRUPT ${vector}`);
   }
 
   nmi(): void {
@@ -79,28 +82,9 @@ export abstract class LinuxVcpuState {
   }
 
   setVcpuEvents(events: VcpuEvents): void {
-    const { exception, smi } = events;
-    const bytes = kvm_vcpu_events.encode({
-      exception: {
-        injected: exception.injected,
-        nr: exception.nr,
-        has_error_code: exception.hasErrorCode,
-        pending: exception.pending,
-        error_code: exception.errorCode,
-      },
-      interrupt: events.interrupt,
-      nmi: events.nmi,
-      sipi_vector: events.sipiVector,
-      flags: events.flags,
-      smi: {
-        smm: smi.smm,
-        pending: smi.pending,
-        smm_inside_nmi: smi.smmInsideNmi,
-        latched_init: smi.latchedInit,
-      },
+    const bytes = encodeRequest(kvm_vcpu_events, {
+      ...membersOf(events),
       triple_fault: { pending: events.tripleFaultPending },
-      exception_has_payload: events.exceptionHasPayload,
-      exception_payload: events.exceptionPayload,
     });
     this.ioctl(abi.KVM_SET_VCPU_EVENTS, bytes, `KVM_SET_VCPU_EVENTS, flags ${events.flags}`);
   }
@@ -111,12 +95,13 @@ export abstract class LinuxVcpuState {
   }
 
   setDebugRegs(registers: DebugRegisters): void {
-    this.ioctl(abi.KVM_SET_DEBUGREGS, kvm_debugregs.encode(registers), 'KVM_SET_DEBUGREGS');
+    this.ioctl(abi.KVM_SET_DEBUGREGS, encodeRequest(kvm_debugregs, registers), 'KVM_SET_DEBUGREGS');
   }
 
   setGuestDebug(request: GuestDebugRequest): void {
+    const bytes = encodeRequest(kvm_guest_debug, request);
     const what = `KVM_SET_GUEST_DEBUG, control 0x${request.control.toString(16)}`;
-    this.ioctl(abi.KVM_SET_GUEST_DEBUG, kvm_guest_debug.encode(request), what);
+    this.ioctl(abi.KVM_SET_GUEST_DEBUG, bytes, what);
   }
 
   getFpu(): Fpu {
@@ -135,9 +120,7 @@ export abstract class LinuxVcpuState {
   }
 
   setFpu(fpu: Fpu): void {
-    const { lastOpcode, lastIp, lastDp, ...same } = fpu;
-    const bytes = kvm_fpu.encode({ ...same, last_opcode: lastOpcode, last_ip: lastIp, last_dp: lastDp });
-    this.ioctl(abi.KVM_SET_FPU, bytes, 'KVM_SET_FPU');
+    this.ioctl(abi.KVM_SET_FPU, encodeRequest(kvm_fpu, membersOf(fpu)), 'KVM_SET_FPU');
   }
 
   getXsave(): Uint8Array {
@@ -164,11 +147,7 @@ export abstract class LinuxVcpuState {
 
   /** More registers than the structure has room for are counted all the same. */
   setXcrs({ flags, xcrs }: Xcrs): void {
-    const bytes = kvm_xcrs.encode({
-      nr_xcrs: xcrs.length,
-      flags,
-      xcrs: Array.from({ length: 16 }, (_, i) => xcrs[i] ?? {}),
-    });
+    const bytes = encodeRequest(kvm_xcrs, { nr_xcrs: xcrs.length, flags, xcrs: xcrs.slice(0, 16) });
     this.ioctl(abi.KVM_SET_XCRS, bytes, `KVM_SET_XCRS of ${xcrs.length}`);
   }
 
@@ -183,6 +162,7 @@ export abstract class LinuxVcpuState {
   }
 
   translate(linearAddress: bigint): Translation {
+    u64.check(linearAddress, 'kvm_translation.linear_address');
     const bytes = kvm_translation.encode({ linear_address: linearAddress });
     this.ioctl(abi.KVM_TRANSLATE, bytes, 'KVM_TRANSLATE');
     const { physical_address, valid, writeable, usermode } = kvm_translation.decode(bytes);
@@ -194,6 +174,7 @@ export abstract class LinuxVcpuState {
   }
 
   setTscKhz(khz: number): void {
+    checkLong(khz, 'KVM_SET_TSC_KHZ.khz');
     this.ioctl(abi.KVM_SET_TSC_KHZ, khz, `KVM_SET_TSC_KHZ ${khz}`);
   }
 }

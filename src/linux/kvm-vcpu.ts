@@ -29,7 +29,7 @@ import {
   type Sregs,
 } from '../kernel/interface.ts';
 import { getCpuid } from './get-cpuid.ts';
-import { decodeSregs, encodeCpuid, encodeSregs } from './kvm-encoding.ts';
+import { decodeSregs, encodeCpuid, encodeRequest, encodeSregs } from './kvm-encoding.ts';
 import { LinuxVcpuState } from './kvm-vcpu-state.ts';
 import type { Libc } from './libc.ts';
 import type { LinuxProcess } from './process.ts';
@@ -103,7 +103,7 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   setRegs(regs: Regs): void {
-    this.#ioctl(abi.KVM_SET_REGS, kvm_regs.encode(regs), 'KVM_SET_REGS');
+    this.#ioctl(abi.KVM_SET_REGS, encodeRequest(kvm_regs, regs), 'KVM_SET_REGS');
   }
 
   getSregs(): Sregs {
@@ -125,7 +125,7 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
-    const bytes = kvm_pre_fault_memory.encode(range);
+    const bytes = encodeRequest(kvm_pre_fault_memory, { ...range, padding: [] });
     this.#ioctl(abi.KVM_PRE_FAULT_MEMORY, bytes, 'KVM_PRE_FAULT_MEMORY');
     const { gpa, size } = kvm_pre_fault_memory.decode(bytes);
     return { gpa, size };
@@ -138,7 +138,9 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   setLapic(state: Uint8Array): void {
-    this.#ioctl(abi.KVM_SET_LAPIC, state.slice(0, LAPIC_STATE_BYTES), 'KVM_SET_LAPIC');
+    const bytes = new Uint8Array(LAPIC_STATE_BYTES);
+    bytes.set(state.subarray(0, LAPIC_STATE_BYTES));
+    this.#ioctl(abi.KVM_SET_LAPIC, bytes, 'KVM_SET_LAPIC');
   }
 
   getMpState(): number {
@@ -148,7 +150,11 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   setMpState(state: number): void {
-    this.#ioctl(abi.KVM_SET_MP_STATE, kvm_mp_state.encode({ mp_state: state }), `KVM_SET_MP_STATE ${state}`);
+    this.#ioctl(
+      abi.KVM_SET_MP_STATE,
+      encodeRequest(kvm_mp_state, { mp_state: state }),
+      `KVM_SET_MP_STATE ${state}`,
+    );
   }
 
   close(): void {

@@ -9,6 +9,7 @@ import {
   kvm_memory_attributes,
   kvm_userspace_memory_region,
 } from '../abi/kvm-structs.ts';
+import { checkLong, u32 } from '../abi/layout.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import type {
@@ -26,7 +27,7 @@ import type {
   UserMemoryRegion2,
 } from '../kernel/interface.ts';
 import { getCpuid } from './get-cpuid.ts';
-import { encodeGsiRouting, encodeMsi, encodeRegion, encodeRegion2 } from './kvm-encoding.ts';
+import { encodeGsiRouting, encodeMsi, encodeRegion, encodeRegion2, encodeRequest } from './kvm-encoding.ts';
 import { LinuxKvmVcpu } from './kvm-vcpu.ts';
 import type { Libc } from './libc.ts';
 import {
@@ -60,6 +61,7 @@ export class LinuxKvm implements Kvm {
   }
 
   checkExtension(capability: number): number {
+    checkLong(capability, 'KVM_CHECK_EXTENSION.cap');
     return this.#libc.ioctl(
       this.#fd,
       abi.KVM_CHECK_EXTENSION,
@@ -108,6 +110,7 @@ export class LinuxKvm implements Kvm {
   }
 
   createVm(type: number): KvmVm {
+    checkLong(type, 'KVM_CREATE_VM.type');
     const types = this.checkExtension(abi.KVM_CAP_VM_TYPES);
     const known = type >= 0 && type < 31 && ((types | 1) & (1 << type)) !== 0;
     const what = known
@@ -143,6 +146,7 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   checkExtension(capability: number): number {
+    checkLong(capability, 'KVM_CHECK_EXTENSION.cap');
     return this.#libc.ioctl(
       this.#fd,
       abi.KVM_CHECK_EXTENSION,
@@ -159,17 +163,21 @@ export class LinuxKvmVm implements KvmVm {
     const { cap, flags = 0, args = [] } = request;
     if (cap === abi.KVM_CAP_DIRTY_LOG_RING || cap === abi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
       throw new NotImplementedError('dirty rings of the real KVM');
-    this.#ioctl(abi.KVM_ENABLE_CAP, kvm_enable_cap.encode({ cap, flags, args }), `KVM_ENABLE_CAP ${cap}`);
+    this.#ioctl(
+      abi.KVM_ENABLE_CAP,
+      encodeRequest(kvm_enable_cap, { cap, flags, args, pad: new Uint8Array(0) }),
+      `KVM_ENABLE_CAP ${cap}`,
+    );
   }
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
-    const what = `KVM_SET_USER_MEMORY_REGION ${wordsOf(region)}`;
-    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION, encodeRegion(region), what);
+    const bytes = encodeRegion(region);
+    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION, bytes, `KVM_SET_USER_MEMORY_REGION ${wordsOf(region)}`);
   }
 
   setUserMemoryRegion2(region: UserMemoryRegion2): void {
-    const what = `KVM_SET_USER_MEMORY_REGION2 ${wordsOf(region)}`;
-    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION2, encodeRegion2(region), what);
+    const bytes = encodeRegion2(region);
+    this.#setRegion(abi.KVM_SET_USER_MEMORY_REGION2, bytes, `KVM_SET_USER_MEMORY_REGION2 ${wordsOf(region)}`);
   }
 
   /** Slot and size are remembered as the kernel got them; both versions begin alike. */
@@ -180,7 +188,7 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   createGuestMemfd(request: { size: bigint; flags: bigint }): number {
-    const bytes = kvm_create_guest_memfd.encode(request);
+    const bytes = encodeRequest(kvm_create_guest_memfd, { ...request, reserved: [] });
     return this.#process.adopt(
       this.#ioctl(abi.KVM_CREATE_GUEST_MEMFD, bytes, `KVM_CREATE_GUEST_MEMFD ${wordsOf(request)}`),
     );
@@ -194,12 +202,13 @@ export class LinuxKvmVm implements KvmVm {
   setMemoryAttributes(request: { address: bigint; size: bigint; attributes: bigint; flags: bigint }): void {
     this.#ioctl(
       abi.KVM_SET_MEMORY_ATTRIBUTES,
-      kvm_memory_attributes.encode(request),
+      encodeRequest(kvm_memory_attributes, request),
       `KVM_SET_MEMORY_ATTRIBUTES ${wordsOf(request)}`,
     );
   }
 
   getDirtyLog({ slot, bitmap }: DirtyLogRequest): void {
+    u32.check(slot, 'kvm_dirty_log.slot');
     const bytes = bytesOf(bitmap);
     const what = `KVM_GET_DIRTY_LOG of slot ${slot}`;
     requireRoom(bytes, Number((this.#slotBytes.get(slot) ?? 0n) / BigInt(PAGE_SIZE)), what);
@@ -208,12 +217,13 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   clearDirtyLog({ slot, bitmap, firstPage, numPages }: ClearDirtyLogRequest): void {
+    u32.check(numPages, 'kvm_clear_dirty_log.num_pages');
     const bytes = bytesOf(bitmap);
     const what = `KVM_CLEAR_DIRTY_LOG of slot ${slot}, ${numPages} pages from ${firstPage}`;
     requireRoom(bytes, numPages, what);
     const dirty_bitmap = this.#libc.koffi.address(bytes);
     const request = { slot, num_pages: numPages, first_page: firstPage, dirty_bitmap };
-    this.#ioctl(abi.KVM_CLEAR_DIRTY_LOG, kvm_clear_dirty_log.encode(request), what);
+    this.#ioctl(abi.KVM_CLEAR_DIRTY_LOG, encodeRequest(kvm_clear_dirty_log, request), what);
   }
 
   resetDirtyRings(): number {
@@ -225,10 +235,13 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   setBootCpuId(id: number): void {
+    checkLong(id, 'KVM_SET_BOOT_CPU_ID.id');
     this.#libc.ioctl(this.#fd, abi.KVM_SET_BOOT_CPU_ID, id, `KVM_SET_BOOT_CPU_ID ${id}`);
   }
 
   irqLine(request: { irq: number; level: number }): number {
+    u32.check(request.irq, 'kvm_irq_level.irq');
+    u32.check(request.level, 'kvm_irq_level.level');
     const bytes = kvm_irq_level.encode({ source: { irq: request.irq }, level: request.level });
     this.#ioctl(abi.KVM_IRQ_LINE_STATUS, bytes, `KVM_IRQ_LINE_STATUS ${wordsOf(request)}`);
     return kvm_irq_level.decode(bytes).source.status;
@@ -249,6 +262,7 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   createVcpu(id: number): KvmVcpu {
+    checkLong(id, 'KVM_CREATE_VCPU.id');
     const fd = this.#libc.ioctl(this.#fd, abi.KVM_CREATE_VCPU, id, `KVM_CREATE_VCPU ${id}`);
     return new LinuxKvmVcpu(this.#process, this.#process.adopt(fd), id, {
       mmapSize: this.#vcpuMmapSize,

@@ -1,12 +1,13 @@
 /** `struct kvm_msrs`, `struct kvm_msr_list` and `struct kvm_msr_filter` with what follows them. No behaviour. */
 import { kvm_msr_entry, kvm_msr_filter, kvm_msr_list, kvm_msrs } from '../abi/kvm-structs.ts';
 import type { MsrEntry, MsrFilter } from '../kernel/interface.ts';
+import { encodeRequest } from './kvm-encoding.ts';
 
 export function encodeMsrs(entries: readonly MsrEntry[]): Uint8Array {
   const bytes = new Uint8Array(kvm_msrs.size + entries.length * kvm_msr_entry.size);
   bytes.set(kvm_msrs.encode({ nmsrs: entries.length }));
   for (const [i, { index, data }] of entries.entries())
-    bytes.set(kvm_msr_entry.encode({ index: index >>> 0, data }), kvm_msrs.size + i * kvm_msr_entry.size);
+    bytes.set(encodeRequest(kvm_msr_entry, { index, data }), kvm_msrs.size + i * kvm_msr_entry.size);
   return bytes;
 }
 
@@ -38,13 +39,11 @@ export function encodeMsrFilter(
   { flags, ranges }: MsrFilter,
   addressOf: (bitmap: Uint8Array) => bigint,
 ): Uint8Array {
-  return kvm_msr_filter.encode({
+  return encodeRequest(kvm_msr_filter, {
     flags,
-    ranges: Array.from({ length: 16 }, (_, i) => {
-      const range = ranges[i];
-      if (range === undefined) return {};
-      const { bitmap, ...same } = range;
-      return { ...same, bitmap: bitmap.length === 0 ? 0n : addressOf(bitmap) };
-    }),
+    ranges: ranges.map(({ flags, base, nmsrs, bitmap }) => ({
+      ...{ flags, base, nmsrs },
+      bitmap: bitmap.length === 0 ? 0n : addressOf(bitmap),
+    })),
   });
 }

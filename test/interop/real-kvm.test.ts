@@ -9,6 +9,7 @@ import { describe } from 'vitest';
 import { LinuxProcess } from '../../src/linux/process.ts';
 import { dirtyLogSpec } from '../kernel/kvm/spec-dirty-log.ts';
 import { eventsSpec } from '../kernel/kvm/spec-events.ts';
+import { fieldRangeSpec } from '../kernel/kvm/spec-field-range.ts';
 import { guestMemfdSpec } from '../kernel/kvm/spec-guest-memfd.ts';
 import { localApicSpec } from '../kernel/kvm/spec-local-apic.ts';
 import { memoryRegionSpec } from '../kernel/kvm/spec-memory-region.ts';
@@ -111,7 +112,16 @@ function realKernel(): Opener {
 /** The specs need guest_memfd with both flags. */
 const specs =
   lack === undefined && capability(244) === 3
-    ? [memoryRegionSpec, guestMemfdSpec, runSpec, dirtyLogSpec, vcpuStateSpec, eventsSpec, localApicSpec]
+    ? [
+        memoryRegionSpec,
+        guestMemfdSpec,
+        runSpec,
+        dirtyLogSpec,
+        vcpuStateSpec,
+        eventsSpec,
+        localApicSpec,
+        fieldRangeSpec,
+      ]
     : [];
 if (lack === undefined && specs.length === 0)
   console.log('skipped: guest_memfd with MMAP and INIT_SHARED is not there');

@@ -3,6 +3,7 @@
  * …_get_xcrs, __kvm_set_xcr; arch/x86/kernel/fpu/xstate.c: copy_uabi_to_xstate). The registers are the core's, which has them between two
  * runs. KVM_GET_FPU does not tell MXCSR and KVM_SET_FPU does not set it, as in Linux.
  */
+import { kvm_xcrs } from '../../abi/kvm-structs.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Fpu, Xcrs } from '../interface.ts';
 import type { GuestCore } from './svm/guest-core.ts';
@@ -148,6 +149,11 @@ export class GuestFpu {
     this.#core().xcr0 = value;
     return true;
   }
+}
+
+/** No field of `struct kvm_xcrs` holds more. What comes after the 16th has none. */
+export function checkXcrs({ flags, xcrs }: Xcrs): void {
+  kvm_xcrs.check({ nr_xcrs: xcrs.length, flags, xcrs: xcrs.slice(0, MAX_XCRS) });
 }
 
 /** After FNINIT, with empty registers of 0. */

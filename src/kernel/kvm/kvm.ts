@@ -1,12 +1,13 @@
 /** /dev/kvm: the system ioctls (Linux virt/kvm/kvm_main.c kvm_dev_ioctl). */
 import { KVM_API_VERSION, KVM_VCPU_MMAP_SIZE } from '../../abi/kvm.ts';
+import { checkLong, u32, u64 } from '../../abi/layout.ts';
 import type { CpuidEntry, Kvm as KvmInterface, MsrEntry } from '../interface.ts';
 import type { Process } from '../process.ts';
 import { checkExtension } from './capabilities.ts';
 import { supportedCpuid } from './cpuid.ts';
 import { Descriptor } from './descriptor.ts';
 import { deviceAttribute } from './device-attributes.ts';
-import { getFeatureMsrs } from './msr-ioctls.ts';
+import { checkMsrIndices, getFeatureMsrs } from './msr-ioctls.ts';
 import { FEATURE_MSRS, MSR_INDICES } from './msrs.ts';
 import { Vm, type VmHost } from './vm.ts';
 
@@ -32,6 +33,7 @@ export class Kvm implements KvmInterface {
 
   checkExtension(capability: number): number {
     this.#descriptor.check();
+    checkLong(capability, 'KVM_CHECK_EXTENSION.cap');
     return checkExtension(capability, { policy: this.#host.policy, hasSnp: this.#host.sev !== undefined });
   }
 
@@ -55,6 +57,7 @@ export class Kvm implements KvmInterface {
 
   getMsrs(indices: readonly number[]): MsrEntry[] {
     this.#descriptor.check();
+    checkMsrIndices(indices);
     return getFeatureMsrs(indices);
   }
 
@@ -66,6 +69,8 @@ export class Kvm implements KvmInterface {
   /** Errors: ENXIO. */
   getDeviceAttr({ group, attr }: { group: number; attr: bigint }): bigint {
     this.#descriptor.check();
+    u32.check(group, 'kvm_device_attr.group');
+    u64.check(attr, 'kvm_device_attr.attr');
     return deviceAttribute(this.#host, group, attr);
   }
 

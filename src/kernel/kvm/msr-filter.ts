@@ -3,12 +3,20 @@
  * write. The first range that has the MSR and the kind of access decides, else the default.
  */
 import { KVM_MSR_FILTER_DEFAULT_DENY, KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE } from '../../abi/kvm.ts';
+import { kvm_msr_filter } from '../../abi/kvm-structs.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { MsrFilter } from '../interface.ts';
 
 const RANGE_FLAGS = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE;
 const MAX_BITMAP_BYTES = 0x600;
-const MAX_RANGES = 16;
+
+/** What a field of the structure, or its 16 ranges, cannot hold. */
+export function checkMsrFilter({ flags, ranges }: MsrFilter): void {
+  kvm_msr_filter.check({
+    flags,
+    ranges: ranges.map(({ flags, base, nmsrs }) => ({ flags, base, nmsrs, bitmap: 0n })),
+  });
+}
 
 export class MsrPermissions {
   readonly #allowed: boolean;
@@ -17,7 +25,6 @@ export class MsrPermissions {
   /** Errors, in order: EINVAL (flags; DEFAULT_DENY without a range; a range's flags, its size), EFAULT (a bitmap that ends before its range). */
   constructor({ flags, ranges }: MsrFilter) {
     if ((flags & ~KVM_MSR_FILTER_DEFAULT_DENY) !== 0) invalid(`flags ${flags}, want 0 or 1`);
-    if (ranges.length > MAX_RANGES) invalid(`${ranges.length} ranges, at most ${MAX_RANGES}`);
     const used = ranges.filter(({ nmsrs }) => nmsrs !== 0);
     this.#allowed = (flags & KVM_MSR_FILTER_DEFAULT_DENY) === 0;
     if (used.length === 0 && !this.#allowed) invalid('DEFAULT_DENY without a range');

@@ -1,4 +1,5 @@
 /** KVM_GET_MSRS and KVM_SET_MSRS (Linux arch/x86/kvm/x86.c, msr_io): in order, up to the first that fails. Filters do not count here. */
+import { u32 } from '../../abi/layout.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { MsrEntry } from '../interface.ts';
 import { FEATURE_MSRS, type GuestMsrs, MSR_RESULT } from './msrs.ts';
@@ -9,6 +10,10 @@ const MAX_MSRS = 256;
 function checkCount(name: string, count: number): void {
   if (count >= MAX_MSRS)
     throw new LinuxError('E2BIG', `${name}: ${count} MSRs, fewer than ${MAX_MSRS} can be named`);
+}
+
+export function checkMsrIndices(indices: readonly number[]): void {
+  for (const index of indices) u32.check(index, 'kvm_msr_entry.index');
 }
 
 /** Errors: E2BIG. */

@@ -2,6 +2,15 @@
  * The ioctls that get and set what a vCPU has beside its registers, one to a part (Linux arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl). Once SEV-ES has
  * the registers encrypted, user space has no business with them.
  */
+import {
+  kvm_debugregs,
+  kvm_fpu,
+  kvm_guest_debug,
+  kvm_msr_entry,
+  kvm_vcpu_events,
+} from '../../abi/kvm-structs.ts';
+import { checkLong, u32, u64 } from '../../abi/layout.ts';
+import { membersOf } from '../../abi/member-names.ts';
 import type {
   DebugRegisters,
   Fpu,
@@ -13,12 +22,12 @@ import type {
 } from '../interface.ts';
 import type { GuestCpuid } from './cpuid.ts';
 import type { EventInjection } from './event-injection.ts';
-import type { GuestFpu } from './fpu.ts';
+import { checkXcrs, type GuestFpu } from './fpu.ts';
 import type { GuestDebug } from './guest-debug.ts';
 import { HOST_TSC_KHZ } from './host-time.ts';
 import type { VcpuApic } from './lapic/vcpu-apic.ts';
 import type { MpState } from './mp-state.ts';
-import { getMsrs, setMsrs } from './msr-ioctls.ts';
+import { checkMsrIndices, getMsrs, setMsrs } from './msr-ioctls.ts';
 import type { GuestMsrs } from './msrs.ts';
 import type { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import type { Vmcb } from './svm/vmcb.ts';
@@ -53,6 +62,7 @@ export abstract class VcpuState {
   }
   setMpState(state: number): void {
     this.checkOpen();
+    u32.check(state, 'kvm_mp_state.mp_state');
     this.mp.set(state);
   }
   getVcpuEvents(): VcpuEvents {
@@ -61,6 +71,7 @@ export abstract class VcpuState {
   }
   setVcpuEvents(events: VcpuEvents): void {
     this.checkOpen();
+    kvm_vcpu_events.check({ ...membersOf(events), triple_fault: { pending: events.tripleFaultPending } });
     setVcpuEvents(this, events);
   }
   getDebugRegs(): DebugRegisters {
@@ -70,11 +81,13 @@ export abstract class VcpuState {
   }
   setDebugRegs(registers: DebugRegisters): void {
     this.checkOpen();
+    kvm_debugregs.check(registers);
     this.sev?.checkUnprotected('KVM_SET_DEBUGREGS');
     this.debug.setRegisters(registers);
   }
   setGuestDebug(request: GuestDebugRequest): void {
     this.checkOpen();
+    kvm_guest_debug.check(request);
     this.sev?.checkUnprotected('KVM_SET_GUEST_DEBUG');
     this.debug.set(request);
   }
@@ -85,6 +98,7 @@ export abstract class VcpuState {
   }
   setFpu(fpu: Fpu): void {
     this.checkOpen();
+    kvm_fpu.check(membersOf(fpu));
     this.sev?.checkUnprotected('KVM_SET_FPU');
     this.fpu.set(fpu);
   }
@@ -110,15 +124,18 @@ export abstract class VcpuState {
   }
   setXcrs(xcrs: Xcrs): void {
     this.checkOpen();
+    checkXcrs(xcrs);
     this.sev?.checkUnprotected('KVM_SET_XCRS');
     this.fpu.setXcrs(xcrs);
   }
   getMsrs(indices: readonly number[]): MsrEntry[] {
     this.checkOpen();
+    checkMsrIndices(indices);
     return getMsrs(this.msrs, indices.slice(0, this.#reachable(indices)));
   }
   setMsrs(entries: readonly MsrEntry[]): number {
     this.checkOpen();
+    for (const entry of entries) kvm_msr_entry.check(entry);
     return setMsrs(this.msrs, entries.slice(0, this.#reachable(entries.map(({ index }) => index))));
   }
   /** How many MSRs of the list come before the first that is the guest's alone. */
@@ -128,6 +145,7 @@ export abstract class VcpuState {
   }
   translate(linearAddress: bigint): Translation {
     this.checkOpen();
+    u64.check(linearAddress, 'kvm_translation.linear_address');
     return translate(this, linearAddress);
   }
   getTscKhz(): number {
@@ -136,6 +154,7 @@ export abstract class VcpuState {
   }
   setTscKhz(khz: number): void {
     this.checkOpen();
+    checkLong(khz, 'KVM_SET_TSC_KHZ.khz');
     this.#tscKhz = guestTscKhz(khz);
   }
 }

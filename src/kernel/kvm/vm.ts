@@ -13,7 +13,9 @@ import {
   KVM_X86_SNP_VM,
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
+import { kvm_enable_cap, kvm_irq_routing_entry, kvm_msi } from '../../abi/kvm-structs.ts';
 import { checkLong, u32, u64 } from '../../abi/layout.ts';
+import { membersOf } from '../../abi/member-names.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
 import { ERRNO, LinuxError, NotImplementedError } from '../../base/errors.ts';
@@ -45,16 +47,19 @@ import { MemoryAttributes, type MemoryAttributesRequest } from './memory-attribu
 import { type MemorySlot, MemorySlots } from './memory-slots.ts';
 import { type BackingPage, type FaultSlot, LEVEL_1G } from './mmu/guest-memory.ts';
 import { Mmu } from './mmu/mmu.ts';
-import { MsrPermissions } from './msr-filter.ts';
+import { checkMsrFilter, MsrPermissions } from './msr-filter.ts';
 import { guestMemfdFlagMask, type KvmPolicy } from './policy.ts';
 import { type RegionVm, setUserMemoryRegion, setUserMemoryRegion2 } from './set-memory-region.ts';
 import type { GuestCore } from './svm/guest-core.ts';
 import { invalidatePages, maxMappingLevel, preparePage } from './svm/sev/gmem-hooks.ts';
+import { checkSevCommand } from './svm/sev/sev-command.ts';
 import type { SevHost } from './svm/sev/sev-host.ts';
 import { refuseSevCommand, SevVm, type SevVmHost } from './svm/sev/sev-vm.ts';
 import { RangeUnmapper } from './unmap-range.ts';
 import { Vcpu, type VcpuVm } from './vcpu.ts';
 import { VmCapabilities } from './vm-capabilities.ts';
+
+const NO_BYTES = new Uint8Array(0);
 
 /** What a host gives all of its VMs. */
 export interface VmHost {
@@ -148,16 +153,15 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   checkExtension(capability: number): number {
     this.#descriptor.check();
+    checkLong(capability, 'KVM_CHECK_EXTENSION.cap');
     return checkExtension(capability, { policy: this.policy, hasSnp: this.#host.sev !== undefined }, this);
   }
 
   /** Errors: EINVAL, E2BIG. */
   enableCap({ cap, flags = 0, args = [] }: { cap: number; flags?: number; args?: readonly bigint[] }): void {
     this.#descriptor.check();
-    u32.check(cap, 'kvm_enable_cap.cap');
-    u32.check(flags, 'kvm_enable_cap.flags');
+    kvm_enable_cap.check({ cap, flags, args, pad: NO_BYTES });
     const argument = args[0] ?? 0n;
-    u64.check(argument, 'kvm_enable_cap.args[0]');
     if (cap === KVM_CAP_DIRTY_LOG_RING || cap === KVM_CAP_DIRTY_LOG_RING_ACQ_REL) {
       // Linux does not look at the flags of these.
       this.dirtyTracking.enableRings(argument, this.#vcpus.size);
@@ -198,18 +202,24 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   /** Errors: ENXIO without local APICs in the kernel. */
   irqLine({ irq, level }: { irq: number; level: number }): number {
     this.#descriptor.check();
+    u32.check(irq, 'kvm_irq_level.irq');
+    u32.check(level, 'kvm_irq_level.level');
     return this.#irqchip.setLine(irq, level);
   }
 
   /** Errors: EINVAL. */
   signalMsi(message: MsiMessage): number {
     this.#descriptor.check();
+    kvm_msi.check(membersOf(message));
     return this.#irqchip.signalMsi(message);
   }
 
   /** Errors: EINVAL. */
   setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
     this.#descriptor.check();
+    u32.check(flags, 'kvm_irq_routing.flags');
+    for (const { msi, ...route } of routes)
+      kvm_irq_routing_entry.check({ ...membersOf(msi), ...route, devid: 0 });
     this.#irqchip.setRoutes(routes, flags);
   }
 
@@ -219,6 +229,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     if (this.#host.sev === undefined)
       throw new LinuxError('ENOTTY', 'KVM_MEMORY_ENCRYPT_OP: KVM has no SEV on this machine');
     if (command === undefined) return;
+    checkSevCommand(command);
     if (this.sev === undefined) refuseSevCommand(command.id, this.type);
     else this.sev.memoryEncryptOp(command);
   }
@@ -243,6 +254,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   setMsrFilter(filter: MsrFilter): void {
     this.#descriptor.check();
+    checkMsrFilter(filter);
     this.#msrFilter = new MsrPermissions(filter);
     for (const vcpu of this.#open) vcpu.msrFilterChanged();
   }

@@ -6,6 +6,9 @@ import {
   kvm_memory_attributes,
   kvm_pre_fault_memory,
 } from '../../../src/abi/kvm-structs.ts';
+import { seededEntropy } from '../../../src/base/entropy.ts';
+import { Chip } from '../../../src/hardware/chip.ts';
+import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { encodeRegion, encodeRegion2 } from '../../../src/linux/kvm-encoding.ts';
 import { startVm, type TestVm } from './vm-fixture.ts';
 
@@ -165,5 +168,63 @@ describe('an argument that is a number', () => {
     const { vcpu } = start();
     expect(() => vcpu.interrupt(value as never)).toThrow(new kind(`kvm_interrupt.irq: ${words}`));
     expect(vcpu.getVcpuEvents().interrupt.injected).toBe(0);
+  });
+});
+
+describe('KVM_MEMORY_ENCRYPT_OP', () => {
+  const finish = { vcekDisabled: false, hostData: new Uint8Array(32), flags: 0 };
+  const id = { block: new Uint8Array(96), auth: new Uint8Array(4096), authorKeyEnabled: false };
+  const update = { gfnStart: 0n, uaddr: 0n, len: 0x1000n, type: 1, flags: 0 };
+  it.each([
+    [{ id: 2 ** 32 }, `kvm_sev_cmd.id: got 4294967296, ${U32}`],
+    [
+      { id: 103, sevFd: Number.NaN },
+      'kvm_sev_cmd.sevFd: got NaN, want an integer from -2147483648 to 2147483647',
+    ],
+    [{ id: 22 }, 'kvm_sev_init: got undefined, want a structure'],
+    [
+      { id: 22, data: { vmsaFeatures: 0n, flags: 0, ghcbVersion: 0x1_0000 } },
+      'kvm_sev_init.ghcbVersion: got 65536, want an integer from 0 to 65535',
+    ],
+    [
+      { id: 22, data: { vmsaFeatures: -1n, flags: 0, ghcbVersion: 2 } },
+      `kvm_sev_init.vmsaFeatures: got -1, ${U64}`,
+    ],
+    [
+      { id: 100, data: { policy: 0x30000n, gosvw: new Uint8Array(17), flags: 0 } },
+      'kvm_sev_snp_launch_start.gosvw: got 17 bytes, want at most 16',
+    ],
+    [
+      { id: 101, data: { ...update, type: 256 } },
+      'kvm_sev_snp_launch_update.type: got 256, want an integer from 0 to 255',
+    ],
+    [
+      { id: 101, data: { ...update, len: 1n << 64n } },
+      `kvm_sev_snp_launch_update.len: got ${1n << 64n}, ${U64}`,
+    ],
+    [
+      { id: 102, data: { ...finish, flags: 0.5 } },
+      'kvm_sev_snp_launch_finish.flags: got 0.5, want an integer from 0 to 65535',
+    ],
+    [
+      { id: 102, data: { ...finish, hostData: new Uint8Array(33) } },
+      'kvm_sev_snp_launch_finish.hostData: got 33 bytes, want at most 32',
+    ],
+    [
+      { id: 102, data: { ...finish, id: { ...id, block: new Uint8Array(97) } } },
+      'kvm_sev_snp_launch_finish.id.block: got 97 bytes, want at most 96',
+    ],
+    [
+      { id: 102, data: { ...finish, id: { ...id, auth: new Uint8Array(4097) } } },
+      'kvm_sev_snp_launch_finish.id.auth: got 4097 bytes, want at most 4096',
+    ],
+  ])('refuses %o', (command, words) => {
+    const kernel = createKernel({
+      memory: 64 << 20,
+      chip: new Chip({ generation: 'milan', entropy: seededEntropy(3) }),
+    });
+    const vm = kernel.newProcess().openKvm().createVm(4);
+    expect(() => vm.memoryEncryptOp({ sevFd: 3, ...command } as never)).toThrow(words);
+    kernel.close();
   });
 });

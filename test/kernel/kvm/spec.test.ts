@@ -2,6 +2,7 @@
 import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { dirtyLogSpec } from './spec-dirty-log.ts';
 import { eventsSpec } from './spec-events.ts';
+import { fieldRangeSpec } from './spec-field-range.ts';
 import { guestMemfdSpec } from './spec-guest-memfd.ts';
 import { localApicSpec } from './spec-local-apic.ts';
 import { memoryRegionSpec } from './spec-memory-region.ts';
@@ -27,5 +28,6 @@ for (const spec of [
   vcpuStateSpec,
   eventsSpec,
   localApicSpec,
+  fieldRangeSpec,
 ])
   describeSpec(spec, ours);
