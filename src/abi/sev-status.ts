@@ -1,6 +1,6 @@
 /**
  * Status codes of the AMD secure processor's SEV and SNP commands (SNP ABI specification; Linux include/uapi/linux/psp-sev.h, sev_ret_code). They reach the
- * VMM as `kvm_sev_cmd.error` and the guest in the low half of SW_EXITINFO2. `NO_FW_CALL` is Linux's own: firmware was never called.
+ * VMM as `kvm_sev_cmd.error` and the guest in the low half of SW_EXITINFO2.
  */
 export const SEV_STATUS = {
   SUCCESS: 0x00,
@@ -45,9 +45,6 @@ export const SEV_STATUS = {
 } as const;
 
 export type SevStatusName = keyof typeof SEV_STATUS;
-
-/** What Linux reports as firmware's answer when it did not ask firmware. */
-export const SEV_RET_NO_FW_CALL = 0xffffffff;
 
 /** The name of a status code, or undefined for a code that has none. */
 export function sevStatusName(code: number): SevStatusName | undefined {

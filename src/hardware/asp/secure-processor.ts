@@ -77,7 +77,10 @@ const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
   [SEV_CMD.SNP_FEATURE_INFO, { size: 16, run: featureInfo }],
 ]);
 
-/** A failure to come: the `nth` (1: the next) execution of a command answers `status` and does nothing. */
+/** What `execute` returns for a command that the processor never finishes. */
+export const NO_ANSWER = -1;
+
+/** A failure to come: the `nth` (1: the next) execution of a command answers `status`, or NO_ANSWER, and does nothing. */
 export interface InjectedFailure {
   readonly command: number;
   readonly nth: number;
@@ -95,7 +98,7 @@ export class SecureProcessor {
   }
 
   /**
-   * Executes a command (SEV_CMD) whose buffer is at `buffer` in host memory (0 for a command that takes none). Returns its status (SEV_STATUS).
+   * Executes a command (SEV_CMD) whose buffer is at `buffer` in host memory (0 for a command that takes none). Returns its status (SEV_STATUS), or NO_ANSWER.
    */
   execute(command: number, buffer: Spa): number {
     const answer = this.#injected(command) ?? this.#run(command, buffer);
@@ -180,7 +183,7 @@ export class SecureProcessor {
       kind: 'call',
       who: 'firmware',
       what: name ?? `command 0x${command.toString(16)}`,
-      status: sevStatusName(status) ?? `0x${status.toString(16)}`,
+      status: status === NO_ANSWER ? 'no answer' : (sevStatusName(status) ?? `0x${status.toString(16)}`),
       ...(name !== undefined && !HANDLERS.has(command) && { why: 'not implemented' }),
     });
   }

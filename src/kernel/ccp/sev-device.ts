@@ -16,11 +16,11 @@ import {
   snpVlekLoad,
   snpWrappedVlek,
 } from '../../abi/sev-firmware.ts';
-import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
-import { LinuxError } from '../../base/errors.ts';
+import { SEV_STATUS } from '../../abi/sev-status.ts';
+import { ERRNO, LinuxError } from '../../base/errors.ts';
 import { type FileOperations, type FileTable, OpenFile } from '../files.ts';
 import type { SevIssueCommand } from '../interface.ts';
-import type { Psp } from './psp.ts';
+import { commandFailure, type Psp, type StatusReport } from './psp.ts';
 
 type Access = 'read' | 'write';
 
@@ -55,13 +55,14 @@ const PLATFORM_COMMANDS: ReadonlyMap<number, number> = new Map([
   [SEV_ISSUE_CMD.PEK_CERT_IMPORT, SEV_CMD.PEK_CERT_IMPORT],
 ]);
 
-/** SEV_ISSUE_CMD. Errors: EINVAL, EPERM, EFAULT (`data` is too short), ENODEV, EIO. */
+/** SEV_ISSUE_CMD. Errors: ENODEV (the driver is gone), EINVAL, EPERM, EFAULT (`data` is too short), EIO, and those of Psp. */
 export function sevIssueCommand(psp: Psp, command: SevIssueCommand, access: Access): void {
   const { cmd } = command;
+  if (!psp.initialised) throw new LinuxError('ENODEV', `SEV_ISSUE_CMD ${cmd}: there is no secure processor`);
   const platform = PLATFORM_COMMANDS.get(cmd);
   if (platform !== undefined) {
     requireWrite(command, access);
-    finish(command, psp.command(platform));
+    finish(command, psp.command(platform, undefined, command));
     return;
   }
   const handler = HANDLERS.get(cmd);
@@ -81,17 +82,12 @@ const HANDLERS: ReadonlyMap<number, Handler> = new Map<number, Handler>([
 ]);
 
 function commit(psp: Psp, command: SevIssueCommand): void {
-  finish(command, psp.command(SEV_CMD.SNP_COMMIT, snpCommit.encode({ length: snpCommit.size })));
+  finish(command, psp.command(SEV_CMD.SNP_COMMIT, snpCommit.encode({ length: snpCommit.size }), command));
 }
 
-/** Notes firmware's status. Errors: EIO. */
+/** Errors: EIO, and those of Psp. */
 function finish(command: SevIssueCommand, status: number): void {
-  command.error = status;
-  if (status !== SEV_STATUS.SUCCESS)
-    throw new LinuxError(
-      'EIO',
-      `SEV_ISSUE_CMD ${command.cmd}: firmware says ${sevStatusName(status) ?? status}`,
-    );
+  if (status !== SEV_STATUS.SUCCESS) throw commandFailure(`SEV_ISSUE_CMD ${command.cmd}`, status);
 }
 
 function requireWrite({ cmd }: SevIssueCommand, access: Access): void {
@@ -114,7 +110,7 @@ function userStruct(command: SevIssueCommand, size: number): Uint8Array {
 
 function platformStatus(psp: Psp, command: SevIssueCommand): void {
   const status = new Uint8Array(sevPlatformStatus.size);
-  finish(command, psp.exchange(SEV_CMD.PLATFORM_STATUS, status));
+  finish(command, psp.exchange(SEV_CMD.PLATFORM_STATUS, status, command));
   userStruct(command, status.length).set(status);
 }
 
@@ -124,7 +120,7 @@ const SOCKETS_MAX = 2;
 /** The deprecated form: room for two sockets. */
 function getId(psp: Psp, command: SevIssueCommand): void {
   const ids = new Uint8Array(SOCKETS_MAX * ID_BYTES);
-  const { status } = askId(psp, ids);
+  const { status } = askId(psp, ids, command);
   finish(command, status);
   userStruct(command, ids.length).set(ids);
 }
@@ -136,7 +132,7 @@ function getId2(psp: Psp, command: SevIssueCommand): void {
   const length = view.getUint32(SEV_GET_ID2.LENGTH, true);
   const { blob } = command;
   const ids = new Uint8Array(address === 0n ? 0 : Math.min(length, SOCKETS_MAX * ID_BYTES));
-  const { status, needed } = askId(psp, ids);
+  const { status, needed } = askId(psp, ids, command);
   view.setUint32(SEV_GET_ID2.LENGTH, needed, true);
   if (status === SEV_STATUS.SUCCESS) {
     if (blob === undefined || blob.length < needed)
@@ -147,13 +143,13 @@ function getId2(psp: Psp, command: SevIssueCommand): void {
 }
 
 /** SEV GET_ID into `ids`, and how many bytes there are. */
-function askId(psp: Psp, ids: Uint8Array): { status: number; needed: number } {
+function askId(psp: Psp, ids: Uint8Array, report: StatusReport): { status: number; needed: number } {
   const page = psp.allocatePage();
-  if (page < 0) return { status: SEV_STATUS.RESOURCE_LIMIT, needed: 0 };
+  if (page < 0) return { status: -ERRNO.ENOMEM, needed: 0 };
   const buffer = sevGetId.encode({ address: BigInt(page) * 4096n, length: ids.length });
-  const status = psp.exchange(SEV_CMD.GET_ID, buffer);
-  psp.takePage(page, ids);
-  return { status, needed: sevGetId.decode(buffer).length };
+  const status = psp.exchange(SEV_CMD.GET_ID, buffer, report);
+  const taken = psp.takePage(page, ids);
+  return { status: taken || status < 0 ? status : -ERRNO.EFAULT, needed: sevGetId.decode(buffer).length };
 }
 
 function snpStatus(psp: Psp, command: SevIssueCommand): void {
@@ -161,24 +157,18 @@ function snpStatus(psp: Psp, command: SevIssueCommand): void {
   const status = new Uint8Array(snpPlatformStatus.size);
   finish(
     command,
-    psp.ask(SEV_CMD.SNP_PLATFORM_STATUS, status, (address) => snpAddress.encode({ address })),
+    psp.ask(SEV_CMD.SNP_PLATFORM_STATUS, status, (address) => snpAddress.encode({ address }), command),
   );
   userStruct(command, status.length).set(status);
 }
 
-function requireSnp(psp: Psp, { cmd }: SevIssueCommand): void {
-  if (!psp.initialised) throw new LinuxError('ENODEV', `SEV_ISSUE_CMD ${cmd}: SNP is not initialised`);
-}
-
 function setConfig(psp: Psp, command: SevIssueCommand, access: Access): void {
-  requireSnp(psp, command);
   requireData(command);
   requireWrite(command, access);
-  finish(command, psp.command(SEV_CMD.SNP_CONFIG, userStruct(command, snpConfig.size)));
+  finish(command, psp.command(SEV_CMD.SNP_CONFIG, userStruct(command, snpConfig.size), command));
 }
 
 function vlekLoad(psp: Psp, command: SevIssueCommand, access: Access): void {
-  requireSnp(psp, command);
   requireData(command);
   requireWrite(command, access);
   const request = sevUserVlekLoad.decode(userStruct(command, sevUserVlekLoad.size));
@@ -194,8 +184,8 @@ function vlekLoad(psp: Psp, command: SevIssueCommand, access: Access): void {
       `SNP_VLEK_LOAD: ${blob?.length ?? 0} bytes at address, want ${snpWrappedVlek.size}`,
     );
   const reserved = Uint8Array.of(request.reserved0, request.reserved1, request.reserved2);
-  const status = psp.tell(SEV_CMD.SNP_VLEK_LOAD, blob.subarray(0, snpWrappedVlek.size), (address) =>
-    snpVlekLoad.encode({ length: snpVlekLoad.size, wrappedVersion: 0, reserved, address }),
-  );
+  const load = (address: bigint): Uint8Array =>
+    snpVlekLoad.encode({ length: snpVlekLoad.size, wrappedVersion: 0, reserved, address });
+  const status = psp.tell(SEV_CMD.SNP_VLEK_LOAD, blob.subarray(0, snpWrappedVlek.size), load, command);
   finish(command, status);
 }

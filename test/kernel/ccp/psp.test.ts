@@ -8,12 +8,15 @@ import { errnoOf } from '../kvm/snp-rules.ts';
 
 const EIO = 5;
 const ENOMEM = 12;
+const EFAULT = 14;
+const EBUSY = 16;
+const ENODEV = 19;
+const ETIMEDOUT = 110;
 const INIT_EX = 0x85;
 const DF_FLUSH = 0x84;
 const RECLAIM = 0xc7;
 const STATUS = 0x83;
-const RESOURCE_LIMIT = 0x17;
-const NO_FW_CALL = 0xffff_ffff;
+const NO_ANSWER = -1;
 
 let memory: HostMemory;
 afterEach(() => memory.close());
@@ -64,7 +67,7 @@ describe('the driver of the secure processor', () => {
       answers.set(command, 5);
       const attempt = (): void => psp.initialise();
       expect(errnoOf(attempt)).toBe(EIO);
-      expect(attempt).toThrow(`${name}: firmware status 0x5`);
+      expect(attempt).toThrow(`${name}: firmware says ALREADY_OWNED`);
       expect([psp.initialised, held()]).toEqual([false, 0]);
     });
 
@@ -75,33 +78,73 @@ describe('the driver of the secure processor', () => {
     expect(asked).toEqual([]);
   });
 
-  it('has no firmware to ask before', () => {
+  it('has no processor to ask before and after: ENODEV', () => {
     const { psp, asked } = driver();
-    expect(psp.command(STATUS) >>> 0).toBe(NO_FW_CALL);
+    const ask = (): number[] => [psp.command(STATUS), psp.exchange(STATUS, bytes())];
+    expect(ask()).toEqual([-ENODEV, -ENODEV]);
+    expect(asked).toEqual([]);
+    psp.initialise();
+    psp.shutDown();
+    expect(ask()).toEqual([-ENODEV, -ENODEV]);
+    expect(held()).toBe(0);
+  });
+
+  it('takes a processor that leaves a command unanswered for dead: ETIMEDOUT, then EBUSY, and nothing is asked', () => {
+    const { psp, asked, answers } = driver();
+    psp.initialise();
+    answers.set(STATUS, NO_ANSWER);
+    expect(psp.command(STATUS)).toBe(-ETIMEDOUT);
+    answers.clear();
+    asked.splice(0);
+    const before = held();
+    expect([psp.command(STATUS), psp.exchange(STATUS, bytes()), psp.tell(STATUS, bytes(), bytes)]).toEqual([
+      -EBUSY,
+      -EBUSY,
+      -EBUSY,
+    ]);
+    expect([held(), psp.leakedPages]).toEqual([before, 0]);
+    // The page for the answer cannot be had back.
+    expect(psp.ask(STATUS, bytes(), bytes)).toBe(-EFAULT);
+    expect([held(), psp.leakedPages]).toEqual([before + 1, 1]);
     expect(asked).toEqual([]);
   });
 
-  it('lacks resources where there is no frame for what a command needs, and asks nothing', () => {
+  it('loses the page of a command that is left unanswered', () => {
+    const { psp, answers } = driver();
+    psp.initialise();
+    answers.set(STATUS, NO_ANSWER);
+    expect(psp.exchange(STATUS, bytes())).toBe(-ETIMEDOUT);
+    expect(psp.leakedPages).toBe(1);
+  });
+
+  it('is not initialised where a command is left unanswered: ETIMEDOUT', () => {
+    const { psp, answers } = driver();
+    answers.set(INIT_EX, NO_ANSWER);
+    expect(errnoOf(() => psp.initialise())).toBe(ETIMEDOUT);
+    expect([psp.initialised, held()]).toEqual([false, 0]);
+  });
+
+  it('is ENOMEM where there is no frame for what a command needs, and asks nothing', () => {
     const { psp, asked } = driver();
     psp.initialise();
     exhaust();
     asked.splice(0);
-    expect(psp.ask(STATUS, bytes(), bytes)).toBe(RESOURCE_LIMIT);
-    expect(psp.exchange(STATUS, bytes())).toBe(RESOURCE_LIMIT);
-    expect(psp.tell(STATUS, bytes(), bytes)).toBe(RESOURCE_LIMIT);
+    expect(psp.ask(STATUS, bytes(), bytes)).toBe(-ENOMEM);
+    expect(psp.exchange(STATUS, bytes())).toBe(-ENOMEM);
+    expect(psp.tell(STATUS, bytes(), bytes)).toBe(-ENOMEM);
     expect(psp.allocatePage()).toBe(-1);
     expect(asked).toEqual([]);
   });
 
-  it('loses a page that firmware does not give back, and no other', () => {
+  it('loses a page that firmware does not give back, and no other: EFAULT', () => {
     const { psp, answers } = driver();
     psp.initialise();
     const before = held();
     expect(psp.ask(STATUS, bytes(), bytes)).toBe(0);
     expect([psp.leakedPages, held()]).toEqual([0, before]);
     answers.set(RECLAIM, 0x1a);
-    expect(psp.ask(STATUS, bytes(), bytes)).toBe(0);
-    expect(psp.exchange(STATUS, bytes())).toBe(0);
+    expect(psp.ask(STATUS, bytes(), bytes)).toBe(-EFAULT);
+    expect(psp.exchange(STATUS, bytes())).toBe(-EFAULT);
     expect([psp.leakedPages, held()]).toEqual([2, before + 2]);
   });
 });

@@ -10,10 +10,13 @@ import { errnoOf, expectAllBack } from '../kvm/snp-rules.ts';
 const EPERM = 1;
 const EIO = 5;
 const EBADF = 9;
+const ENOMEM = 12;
 const EFAULT = 14;
+const EBUSY = 16;
 const EINVAL = 22;
 const ENODEV = 19;
 const ENOTTY = 25;
+const ETIMEDOUT = 110;
 
 let kernel: Kernel | undefined;
 afterEach(() => {
@@ -77,13 +80,33 @@ describe('SEV_ISSUE_CMD', () => {
     plain.close();
   });
 
-  it('SNP_SET_CONFIG and SNP_VLEK_LOAD are ENODEV while SNP is not initialised, whatever else is wrong', () => {
+  it('is ENODEV without a secure processor, whatever else is wrong', () => {
     const { process, fd, readOnly, kernel } = machine();
     kernel.psp!.shutDown();
-    for (const cmd of [11, 12])
+    for (let cmd = 0; cmd <= 13; cmd++)
       for (const descriptor of [fd, readOnly])
         expect(errnoOf(() => process.sevIssueCommand(descriptor, { cmd }))).toBe(ENODEV);
   });
+
+  // The first command that is left unanswered, whose `error` becomes 0, and one that follows: its errno. That leaves `error` as it is.
+  it.each([
+    ['PLATFORM_STATUS', 1, 0x04, 12, EBUSY],
+    ['GET_ID', 7, 0x0c, 128, EBUSY],
+    ['SNP_PLATFORM_STATUS', 9, 0x83, 32, EFAULT],
+    ['SNP_COMMIT', 10, 0xcb, 0, EBUSY],
+    ['SNP_SET_CONFIG', 11, 0xc9, 64, EBUSY],
+  ])(
+    '%s that is left unanswered has a driver’s errno, and so has what follows',
+    (_, cmd, command, size, later) => {
+      const { process, fd, kernel } = machine();
+      kernel.secureProcessor!.inject({ command, nth: 1, status: -1 });
+      const issued: SevIssueCommand = { cmd, data: new Uint8Array(size), error: 0x77 };
+      const first = cmd === 9 ? EFAULT : ETIMEDOUT;
+      expect([errnoOf(() => process.sevIssueCommand(fd, issued)), issued.error]).toEqual([first, 0]);
+      issued.error = 0x77;
+      expect([errnoOf(() => process.sevIssueCommand(fd, issued)), issued.error]).toEqual([later, 0x77]);
+    },
+  );
 
   it('PLATFORM_STATUS has versions, state UNINIT and no guests', () => {
     const { process, readOnly, chip } = machine();
@@ -157,7 +180,7 @@ describe('SEV_ISSUE_CMD', () => {
     ['PLATFORM_STATUS', 1, 12],
     ['GET_ID', 7, 128],
     ['SNP_PLATFORM_STATUS', 9, 32],
-  ])('%s on a host without a free frame: EIO, RESOURCE_LIMIT', (_, cmd, size) => {
+  ])('%s on a host without a free frame: ENOMEM', (_, cmd, size) => {
     const { process, readOnly, kernel } = machine();
     const { memory } = kernel;
     const owner = memory.owner('test');
@@ -165,8 +188,8 @@ describe('SEV_ISSUE_CMD', () => {
     for (let frame = memory.allocate(0, owner); frame >= 0; frame = memory.allocate(0, owner))
       taken.push(frame);
     const command: SevIssueCommand = { cmd, data: new Uint8Array(size) };
-    expect(errnoOf(() => process.sevIssueCommand(readOnly, command))).toBe(EIO);
-    expect(command.error).toBe(0x17);
+    expect(errnoOf(() => process.sevIssueCommand(readOnly, command))).toBe(ENOMEM);
+    expect(command.error).toBeUndefined();
     for (const frame of taken) memory.free(frame as never, 0);
     expect(errnoOf(() => process.sevIssueCommand(readOnly, command))).toBe(0);
   });

@@ -93,13 +93,32 @@ describe('a plain guest request', () => {
     expect(guest.report()).toEqual(guest.data);
   });
 
-  it('where firmware cannot be asked any more has KVM_RUN fail', () => {
+  it('without a secure processor has KVM_RUN answer ENODEV', () => {
     const guest = new Guest({ keepOpen: true });
     const { kernel, process } = guest.bench.snp;
     kernel.psp!.shutDown();
-    expect(guest.plain()).toBe(-5);
+    expect(guest.plain()).toBe(-19);
+    expect(guest.extended()).toBe(-19);
+    expect(guest.plain({ info1: NOWHERE })).toBe(-5);
+    expect(guest.plain({ info2: NOWHERE })).toBe(-19);
     expect(guest.wasAsked).toBe(false);
+    process.close(guest.bench.snp.sevFd);
+    expect(guest.plain()).toBe(-9);
     // Its context and the page for answers are firmware's for ever.
+    process.exit();
+    expect(kernel.psp!.leakedPages).toBe(2);
+    kernel.close();
+  });
+
+  it('that the secure processor leaves unanswered has KVM_RUN answer ETIMEDOUT, and every later one EBUSY', () => {
+    const guest = new Guest({ keepOpen: true });
+    const { kernel, process } = guest.bench.snp;
+    kernel.secureProcessor!.inject({ command: 0x94, nth: 1, status: -1 });
+    expect(guest.plain()).toBe(-110);
+    expect(guest.plain()).toBe(-16);
+    expect(guest.extended()).toBe(-16);
+    expect(guest.plain({ info1: NOWHERE })).toBe(-5);
+    expect(guest.wasAsked).toBe(false);
     process.exit();
     expect(kernel.psp!.leakedPages).toBe(2);
     kernel.close();

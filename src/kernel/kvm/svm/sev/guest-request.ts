@@ -6,7 +6,6 @@
 import { GHCB, GHCB_ANSWER, GHCB_MALFORMED } from '../../../../abi/ghcb.ts';
 import { KVM_EXIT_SNP_REQ_CERTS, KVM_EXIT_VMGEXIT } from '../../../../abi/kvm.ts';
 import { SEV_CMD, snpGuestRequest } from '../../../../abi/sev-firmware.ts';
-import { SEV_RET_NO_FW_CALL } from '../../../../abi/sev-status.ts';
 import { type Gpa, spaOf } from '../../../../base/address.ts';
 import { ERRNO } from '../../../../base/errors.ts';
 import { isSevDevice } from '../../../ccp/sev-device.ts';
@@ -49,7 +48,7 @@ function callFirmware(sev: VcpuSev, request: number, response: number): number |
       response: BigInt(spaOf(vm.responsePage)),
     }),
   );
-  if (status === SEV_RET_NO_FW_CALL) return { run: -ERRNO.EIO };
+  if (status < 0) return { run: status };
   memory.read(spaOf(vm.responsePage), page);
   return writeGuest(vm.vm, response as Gpa, page) ? status : { run: -ERRNO.EIO };
 }

@@ -14,9 +14,10 @@ import {
   snpLaunchStart,
   snpLaunchUpdate,
 } from '../../../../abi/sev-firmware.ts';
-import { SEV_STATUS, sevStatusName } from '../../../../abi/sev-status.ts';
+import { SEV_STATUS } from '../../../../abi/sev-status.ts';
 import { type Gfn, gfn, gpa, gpaOf, type Hva, hva, type Pfn, spaOf } from '../../../../base/address.ts';
-import { LinuxError } from '../../../../base/errors.ts';
+import { ERRNO, LinuxError } from '../../../../base/errors.ts';
+import { commandFailure } from '../../../ccp/psp.ts';
 import { isSevDevice } from '../../../ccp/sev-device.ts';
 import { lookup, makePrivate } from '../../../host-rmp.ts';
 import type {
@@ -41,28 +42,20 @@ const USER_PAGE_TYPES: ReadonlySet<number> = new Set([
 /** GPA of a VMSA in the RMP and in the launch digest: no guest physical address. */
 const VMSA_GPA = gpa(0xffff_ffff_f000);
 
-/** What `issue` returns instead of a status where the command's descriptor is none of /dev/sev. */
-const NOT_SEV_DEVICE = -1;
-
-/** Has firmware execute a command for the holder of a /dev/sev (__sev_issue_cmd). `command.error` becomes the status. */
+/**
+ * Has firmware execute a command for the holder of a /dev/sev (__sev_issue_cmd). Returns the status, which `command.error` becomes, or −errno: EBADF where `fd` is none of
+ * /dev/sev, and Psp's.
+ */
 function issue(
   sev: SevVm,
-  command: { readonly sevFd: number; error?: number },
+  fd: number,
+  command: { error?: number },
   number: number,
   buffer: Uint8Array,
 ): number {
-  if (!isSevDevice(sev.vm.process.files, command.sevFd)) return NOT_SEV_DEVICE;
-  command.error = sev.host.psp.command(number, buffer);
-  return command.error;
+  if (!isSevDevice(sev.vm.process.files, fd)) return -ERRNO.EBADF;
+  return sev.host.psp.command(number, buffer, command);
 }
-
-const statusText = (status: number): string => `firmware says ${sevStatusName(status) ?? status}`;
-
-/** EBADF where firmware could not be asked; else EIO. */
-const firmwareFailure = (call: string, status: number): LinuxError =>
-  status === NOT_SEV_DEVICE
-    ? new LinuxError('EBADF', `${call}: sev_fd is not /dev/sev`)
-    : new LinuxError('EIO', `${call}: ${statusText(status)}`);
 
 /** Errors in order: ENOTTY (no INIT2), EINVAL (context, flags, policy), ENOTTY (no context; sev_fd), EIO. */
 export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
@@ -75,26 +68,26 @@ export function launchStart(sev: SevVm, command: SnpLaunchStartCommand): void {
   const context = psp.allocatePage();
   if (context < 0) throw new LinuxError('ENOTTY', 'KVM_SEV_SNP_LAUNCH_START: no page for the guest context');
   const create = snpAddress.encode({ address: BigInt(spaOf(context)) });
-  const created = issue(sev, command, SEV_CMD.SNP_GCTX_CREATE, create);
+  const created = issue(sev, command.sevFd, command, SEV_CMD.SNP_GCTX_CREATE, create);
   if (created !== SEV_STATUS.SUCCESS) {
     psp.freePage(context);
-    const why = created === NOT_SEV_DEVICE ? `sev_fd ${command.sevFd} is not /dev/sev` : statusText(created);
-    throw new LinuxError('ENOTTY', `KVM_SEV_SNP_LAUNCH_START: no guest context: ${why}`);
+    const { message } = commandFailure('SNP_GCTX_CREATE', created);
+    throw new LinuxError('ENOTTY', `KVM_SEV_SNP_LAUNCH_START: no guest context: ${message}`);
   }
   sev.context = context;
   const start = snpLaunchStart.encode({ context: BigInt(spaOf(context)), policy, gosvw });
-  const started = issue(sev, command, SEV_CMD.SNP_LAUNCH_START, start);
+  const started = issue(sev, command.sevFd, command, SEV_CMD.SNP_LAUNCH_START, start);
   if (started !== SEV_STATUS.SUCCESS) {
     destroyContext(sev);
-    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START', started);
+    throw commandFailure('KVM_SEV_SNP_LAUNCH_START', started);
   }
   sev.policy = policy;
   sev.fd = command.sevFd;
   const activate = snpActivate.encode({ context: BigInt(spaOf(context)), asid: sev.asid });
-  const activated = issue(sev, command, SEV_CMD.SNP_ACTIVATE, activate);
+  const activated = issue(sev, command.sevFd, command, SEV_CMD.SNP_ACTIVATE, activate);
   if (activated === SEV_STATUS.SUCCESS) return;
   destroyContext(sev);
-  throw firmwareFailure('KVM_SEV_SNP_LAUNCH_START (ACTIVATE)', activated);
+  throw commandFailure('KVM_SEV_SNP_LAUNCH_START (ACTIVATE)', activated);
 }
 
 /** DECOMMISSION, and the page back; leaked where firmware keeps it. */
@@ -203,14 +196,14 @@ function addPage(
     flags: type << 1,
     address: BigInt(spaOf(frame)),
   });
-  const status = issue(sev, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
+  const status = issue(sev, command.sevFd, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
   if (status === SEV_STATUS.SUCCESS) return undefined;
   if (host.psp.reclaim(frame) && type === SNP_PAGE_TYPE.CPUID && status === SEV_STATUS.INVALID_PARAM) {
     // The page holds what firmware would accept.
     memory.read(spaOf(frame), bytes);
     if (source !== undefined) copyToUser(vm.process.memory, source, bytes);
   }
-  return why(status === NOT_SEV_DEVICE ? `sev_fd ${command.sevFd} is not /dev/sev` : statusText(status));
+  return why(commandFailure('SNP_LAUNCH_UPDATE', status).message);
 }
 
 /** Linux says nothing where this fails. */
@@ -230,7 +223,6 @@ export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void 
   const { data } = command;
   if (data.flags !== 0) throw new LinuxError('EINVAL', `${call}: flags ${data.flags}, want 0`);
   for (const vcpu of sev.vm.openVcpus()) addVmsa(sev, command, vcpu.sev!);
-  const { psp } = sev.host;
   const pages: Pfn[] = [];
   const lend = (bytes: Uint8Array): bigint => {
     const frame = sev.vm.memory.allocate(0, sev.vm.memory.owner('psp'));
@@ -251,11 +243,8 @@ export function launchFinish(sev: SevVm, command: SnpLaunchFinishCommand): void 
     }
     const context = BigInt(spaOf(sev.context));
     const finish = snpLaunchFinish.encode({ context, idBlock, idAuth, flags, hostData: data.hostData });
-    const status = isSevDevice(sev.vm.process.files, sev.fd)
-      ? psp.command(SEV_CMD.SNP_LAUNCH_FINISH, finish)
-      : NOT_SEV_DEVICE;
-    if (status !== NOT_SEV_DEVICE) command.error = status;
-    if (status !== SEV_STATUS.SUCCESS) throw firmwareFailure(call, status);
+    const status = issue(sev, sev.fd, command, SEV_CMD.SNP_LAUNCH_FINISH, finish);
+    if (status !== SEV_STATUS.SUCCESS) throw commandFailure(call, status);
   } finally {
     for (const frame of pages) sev.vm.memory.free(frame, 0);
   }
@@ -275,10 +264,10 @@ function addVmsa(sev: SevVm, command: SnpLaunchFinishCommand, vcpu: VcpuSev): vo
     flags: SNP_PAGE_TYPE.VMSA << 1,
     address: BigInt(spaOf(vmsa.frame)),
   });
-  const status = issue(sev, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
+  const status = issue(sev, command.sevFd, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
   if (status !== SEV_STATUS.SUCCESS) {
     psp.reclaim(vmsa.frame);
-    throw firmwareFailure('KVM_SEV_SNP_LAUNCH_FINISH: a VMSA', status);
+    throw commandFailure('KVM_SEV_SNP_LAUNCH_FINISH: a VMSA', status);
   }
   vmsa.protect();
 }
