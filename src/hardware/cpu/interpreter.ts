@@ -11,16 +11,16 @@ import { RECORD, SYSTEM } from './record.ts';
 import { LEAVE, STATE, TLB, TLB_EMPTY, TLB_ENTRIES, USER_TLB } from './state.ts';
 import { VECTOR_MODE, VECTOR_MODES } from './vector-mode.ts';
 
-/** The functions that generated code imports; `state` is the state block's address. */
+/** The functions that generated code imports; `state` is the state block's address. They are called without a `this`. */
 export interface SlowPath {
   /** `size` bytes at ADDRESS into DATA. 0, or a LEAVE code. */
-  load(state: number, size: number): number;
+  readonly load: (state: number, size: number) => number;
   /** `size` bytes of DATA to ADDRESS. */
-  store(state: number, size: number): number;
+  readonly store: (state: number, size: number) => number;
   /** Whether such a store would succeed. */
-  probe(state: number, size: number): number;
+  readonly probe: (state: number, size: number) => number;
   /** Does what the `system` record at `record` says (record.ts). 0 goes on behind the instruction. */
-  system(state: number, record: number): number;
+  readonly system: (state: number, record: number) => number;
 }
 
 export interface InterpreterOptions {
@@ -72,7 +72,7 @@ export class Interpreter {
   #mode: number = VECTOR_MODE.AVAILABLE;
 
   constructor(options: InterpreterOptions) {
-    const { memory, slowPath, state } = options;
+    const { memory, state } = options;
     const { module, numbers } = generated();
     this.#options = options;
     this.#memory = memory;
@@ -83,12 +83,17 @@ export class Interpreter {
       onCreate: options.onCodeFrame,
     });
     this.#decoder = new LineDecoder(memory, this.#pages, (name) => numbers.get(name), state);
+    const { load, store, probe, system } = options.slowPath;
+    const { words } = memory;
     const env = {
       memory: memory.wasm,
-      load: (at: number, size: number) => slowPath.load(at, size),
-      store: (at: number, size: number) => slowPath.store(at, size),
-      probe: (at: number, size: number) => slowPath.probe(at, size),
-      system: (at: number, record: number) => this.#system(at, record),
+      load,
+      store,
+      probe,
+      system: (at: number, record: number) =>
+        words[(record + RECORD.SYSTEM) >>> 2] === SYSTEM.UNDEFINED
+          ? this.#undefined(at, record)
+          : system(at, record),
     };
     this.#run = new WebAssembly.Instance(module, { env }).exports['run'] as Run;
   }
@@ -247,11 +252,9 @@ export class Interpreter {
     return words[(record + RECORD.IMMEDIATE) >>> 2] === ((frame * 4096) | 0) ? 'valid' : 'stale';
   }
 
-  #system(state: number, record: number): number {
+  /** An instruction that the core does not have: #UD. */
+  #undefined(state: number, record: number): number {
     const { words, longs } = this.#memory;
-    if (words[(record + RECORD.SYSTEM) >>> 2] !== SYSTEM.UNDEFINED) {
-      return this.#options.slowPath.system(state, record);
-    }
     const mnemonic = iced().Mnemonic[words[(record + RECORD.IMMEDIATE) >>> 2]!] ?? 'unknown';
     this.undefinedInstructions.set(mnemonic, (this.undefinedInstructions.get(mnemonic) ?? 0) + 1);
     this.#options.onUndefined?.(mnemonic, longs[(state + STATE.RIP) >>> 3]!);

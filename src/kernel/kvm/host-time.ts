@@ -49,11 +49,11 @@ export class HostTime {
     return this.#core === undefined ? this.#elapsed : this.#elapsed + (this.#core.retired - this.#coreStart);
   }
 
-  /** `core` begins to run a guest. */
-  enter(core: RunningCore): void {
+  /** `core`, which has retired so many instructions, begins to run a guest. */
+  enter(core: RunningCore, retired: number): void {
     this.#attempts++;
     this.#core = core;
-    this.#coreStart = core.retired;
+    this.#coreStart = retired;
   }
 
   /** It has run, and `instructions` were retired or carried out for it. */

@@ -119,7 +119,8 @@ export class MpState {
   }
   /** KVM_RUN came back, or the vCPU is gone. */
   endBlock(): void {
-    if (this.#blocked) this.#vcpu.time.unblock();
+    if (!this.#blocked) return;
+    this.#vcpu.time.unblock();
     this.#blocked = false;
     this.wake();
   }

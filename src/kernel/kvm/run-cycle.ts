@@ -22,6 +22,7 @@ import { completeHypercall } from './hypercall.ts';
 import type { VcpuApic } from './lapic/vcpu-apic.ts';
 import { GUEST_AGAIN, TO_USER_SPACE, WAIT } from './run-result.ts';
 import { completeIn, finishFault, handleExit } from './svm/exits.ts';
+import type { GuestCore } from './svm/guest-core.ts';
 import { completeMsr } from './svm/msr.ts';
 import type { VcpuSev } from './svm/sev/vcpu-sev.ts';
 import { nextTimeslice } from './timeslice.ts';
@@ -77,8 +78,8 @@ export class RunCycle {
     this.#tlbGeneration = -1;
   }
 
-  /** KVM_RUN. 0, −errno, or RUN_PENDING. */
-  run(): number {
+  /** KVM_RUN on the vCPU's core. 0, −errno, or RUN_PENDING. */
+  run(core: GuestCore): number {
     const vcpu = this.#vcpu;
     const { kvmRun } = vcpu;
     kvmRun.exitReason = KVM_EXIT_UNKNOWN;
@@ -91,7 +92,7 @@ export class RunCycle {
       this.#vcpu.setCr8(kvmRun.cr8Number);
     }
     let result = this.#vcpu.sev === undefined ? this.#completeExit() : this.#completeSevExit(this.#vcpu.sev);
-    if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter();
+    if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter(core);
     this.#saveRunState();
     if (this.#vcpu.vm.trace.on) traceExit(this.#vcpu.vm.trace, this.#vcpu.id, result, kvmRun.exitReason);
     return result === WAIT ? RUN_PENDING : result;
@@ -207,11 +208,11 @@ export class RunCycle {
   }
 
   /** vcpu_run: until something is due for user space. */
-  #enter(): number {
+  #enter(core: GuestCore): number {
     const waited = this.#resumeWaiting();
     if (waited !== GUEST_AGAIN) return waited;
     this.hasRun = true;
-    const { vmcb, core, vm, events, kvmRun, apic } = this.#vcpu;
+    const { vmcb, vm, events, kvmRun, apic, sev } = this.#vcpu;
     const { time, process } = vm;
     const ring = this.#ring;
     for (;;) {
@@ -246,18 +247,18 @@ export class RunCycle {
         this.#tlbGeneration = vm.mmu.tlbGeneration;
         vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.FLUSH_ASID);
       }
-      if (this.#vcpu.sev !== undefined) {
-        const refusal = this.#vcpu.sev.beforeEntry();
+      if (sev !== undefined) {
+        const refusal = sev.beforeEntry();
         if (refusal !== 0) return refusal;
       }
-      const retired = core.retired;
+      const { retired } = core;
       const emulated = this.emulated;
-      time.enter(core);
-      const delivers = events.inFlight;
+      time.enter(core, retired);
+      const delivers = vmcb.eventPending;
       const code = core.vmrun(vmcb.spa, budget);
       if (flush) vmcb.setWord(VMCB.TLB_CONTROL, TLB_CONTROL.NOTHING);
       vmcb.markAllClean();
-      this.#vcpu.sev?.afterExit();
+      if (sev !== undefined) sev.afterExit();
       if (code !== VMEXIT.INVALID && events.inFlight) events.complete();
       const result = handleExit(this.#vcpu, code);
       let ran = core.retired - retired + this.emulated - emulated;

@@ -194,8 +194,8 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.#running = true;
     process.enterKernel();
     try {
-      if (this.#core === undefined && this.#tryCore() === undefined) return -ERRNO.ENOMEM;
-      return this.cycle.run();
+      const core = this.#core ?? this.#tryCore();
+      return core === undefined ? -ERRNO.ENOMEM : this.cycle.run(core);
     } finally {
       this.#running = false;
       if (this.#closed) this.#release();

@@ -23,7 +23,7 @@ describe('the host’s time', () => {
     const { time } = host();
     const core = { retired: 700 };
     time.leave(10);
-    time.enter(core);
+    time.enter(core, 700);
     core.retired = 705;
     expect(time.now()).toBe(15);
     time.leave(6);
@@ -70,7 +70,7 @@ describe('the host’s time', () => {
     time.block();
     time.start(timer('a'), 1000);
     later();
-    time.enter({ retired: 0 });
+    time.enter({ retired: 0 }, 0);
     time.leave(1);
     later();
     expect(fired).toEqual([]);

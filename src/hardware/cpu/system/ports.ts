@@ -28,8 +28,10 @@ export const output = (i: SystemInstruction): number => access(i, 0);
 function access(i: SystemInstruction, direction: number): number {
   const port = i.second & 0xffff;
   const { size } = i;
-  const denied = checkPermission(i, port, size);
-  if (denied !== 0) return denied;
+  if (!i.ioPrivileged) {
+    const denied = checkBitmap(i, port, size);
+    if (denied !== 0) return denied;
+  }
   const { intercepts, registers } = i.parts;
   if (intercepts.port(port, size)) return exitForPort(i, direction | SIZE_BITS(size) | addressBit(i), port);
   if (direction === IOIO.IN) fillWithOnes(registers, size);
@@ -58,8 +60,10 @@ function accessString(i: SystemInstruction, direction: number): number {
   const port = registers.gprWord(GPR.RDX) & 0xffff;
   const count = BigInt.asUintN(8 * addressSize, registers.gpr(GPR.RCX));
   if (repeats && count === 0n) return 0;
-  const denied = checkPermission(i, port, size);
-  if (denied !== 0) return denied;
+  if (!i.ioPrivileged) {
+    const denied = checkBitmap(i, port, size);
+    if (denied !== 0) return denied;
+  }
   const { step } = i.parts.access;
   if (step !== undefined) return transferElement(i, direction, port, step);
   if (!intercepts.port(port, size)) return transferElement(i, direction, port, EMPTY_BUS);
@@ -124,10 +128,9 @@ function exitForPort(i: SystemInstruction, info: number, port: number): number {
   return reason;
 }
 
-/** 0, or #GP(0) pending where neither IOPL nor the TSS's bitmap allows the ports. */
-function checkPermission(i: SystemInstruction, port: number, size: number): number {
+/** 0, or #GP(0) pending where the TSS's bitmap does not allow the ports. */
+function checkBitmap(i: SystemInstruction, port: number, size: number): number {
   const { registers, access: memory } = i.parts;
-  if (registers.cpl <= (registers.flagsRest & RFLAGS.IOPL) >>> 12) return 0;
   const limit = BigInt(registers.limit(SAVE.TR));
   const base = registers.base(SAVE.TR);
   if (limit < IOPB_OFFSET + 1n) return i.generalProtection();
