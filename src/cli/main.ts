@@ -71,6 +71,12 @@ program
   .addOption(
     new Option('--certs-busy <n>', 'put requests for certificates off: the first n, or a share such as 25%'),
   )
+  .addOption(
+    new Option('--signing-key <kind>', "what reports are signed with: VCEK, or VLEK, a provider's").default(
+      undefined,
+      'VCEK',
+    ),
+  )
   .addOption(new Option('--guest-data <hex>', '64 bytes for the guest, which its report shows'))
   .addOption(new Option('--guest-kernel <file>', 'kernel whose hash firmware gets (kernel-hashes)'))
   .addOption(new Option('--initrd <file>', 'initial RAM disk, with --guest-kernel'))

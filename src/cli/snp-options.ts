@@ -1,9 +1,10 @@
 /** Options of `softcvm run --type sev-snp`: what the chip is, what firmware is asked for, and what the guest is given. */
 import { CertificateTableError, decodeCertificateTable } from '../abi/certificate-table.ts';
+import { SEV_ISSUE_CMD, sevUserVlekLoad } from '../abi/sev-device.ts';
 import { decodeTcb } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
 import { platformEntropy, seededEntropy } from '../base/entropy.ts';
-import { Chip, type ChipGeneration, type Host, type SnpMachineOptions } from '../index.ts';
+import { Chip, type ChipGeneration, type Host, type Process, type SnpMachineOptions } from '../index.ts';
 import { openAuthority } from './authority.ts';
 import { readInput } from './files.ts';
 import { InputError, parseChoice } from './size.ts';
@@ -19,6 +20,7 @@ export interface SnpCommandOptions {
   readonly authorKey?: boolean;
   readonly certs?: string;
   readonly certsBusy?: string;
+  readonly signingKey?: string;
   readonly guestData?: string;
   /** With kernel-hashes, whose hashes firmware gets. */
   readonly guestKernel?: string;
@@ -41,6 +43,7 @@ const OPTIONS = {
   authorKey: '--author-key',
   certs: '--certs',
   certsBusy: '--certs-busy',
+  signingKey: '--signing-key',
   guestData: '--guest-data',
   guestKernel: '--guest-kernel',
   initrd: '--initrd',
@@ -82,9 +85,14 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
     throw new InputError('--id-block, --id-auth: got one of them, want both or none');
   const kernel = kernelOption(options);
   const given = options.certs === undefined ? undefined : certificateTable(options.certs);
+  const signingKey = parseChoice((options.signingKey ?? 'VCEK').toUpperCase(), OPTIONS.signingKey, [
+    'VCEK',
+    'VLEK',
+  ]);
   const authority = openAuthority(options);
   const chip = chipOf(authority, generation, options.tcb);
-  const table = given ?? (await authority.certificateTable(chip));
+  const vlek = signingKey === 'VLEK' ? await authority.loadedKey(chip) : undefined;
+  const table = given ?? (await authority.certificateTable(chip, signingKey));
   return {
     chip,
     machine: {
@@ -103,11 +111,20 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
       ...(kernel === undefined ? {} : { kernel }),
     },
     prepare({ process }) {
+      if (vlek !== undefined) loadVlek(process, vlek.wrapped);
       const fd = process.open(CERTIFICATES);
       process.pwrite(fd, table, 0n);
       process.close(fd);
     },
   };
+}
+
+/** As a provider does when its machine starts (virtee/snphost `config vlek-load`). From then on firmware signs with it, unless a guest asks for the VCEK. */
+function loadVlek(process: Process, blob: Uint8Array): void {
+  const fd = process.openSev();
+  const data = sevUserVlekLoad.encode({ length: sevUserVlekLoad.size, address: 1n });
+  process.sevIssueCommand(fd, { cmd: SEV_ISSUE_CMD.SNP_VLEK_LOAD, data, blob });
+  process.close(fd);
 }
 
 /** What guests see of the file, who check nothing of it until they use it. */

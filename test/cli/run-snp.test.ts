@@ -90,6 +90,20 @@ describe('softcvm run --type sev-snp', () => {
     expect(await verify(report, { roots: [root] })).toBe(1);
   });
 
+  it.each(['milan', 'genoa', 'turin'])(
+    'has a %s sign with the provider’s key that it was given, and the certificates for it',
+    async (chip) => {
+      const result = await attest({ chip, signingKey: 'VLEK' });
+      expect(result.certificates.map(({ kind }) => kind)).toEqual(['VLEK', 'ASK', 'ARK', 'CRL']);
+      const path = file('vlek.json', JSON.stringify(result));
+      const product = `${chip[0]!.toUpperCase()}${chip.slice(1)}` as 'Milan' | 'Genoa' | 'Turin';
+      const roots = [file('root.der', await Authority.seeded(9).ark(product))];
+      vi.spyOn(console, 'log').mockImplementation(() => {});
+      expect(await verify(path, { roots, signingKey: 'VLEK', requireCrl: true })).toBe(0);
+      expect(await verify(path, { roots, signingKey: 'VCEK' })).toBe(1);
+    },
+  );
+
   it('measures as softcvm measure says it must', async () => {
     const { launch } = await attest();
     const lines: string[] = [];
@@ -174,6 +188,11 @@ describe('softcvm run --type sev-snp', () => {
     [
       { certsBusy: 'often' },
       '--certs-busy: got often, want a number of requests, such as 3, or a share, such as 25%',
+    ],
+    [{ signingKey: 'VTEK' }, '--signing-key: got VTEK, want VCEK or VLEK'],
+    [
+      { type: 'default', signingKey: 'VLEK' },
+      '--signing-key: got it with --type default, want --type sev-snp',
     ],
     [{ certsBusy: '101%' }, '--certs-busy: got 101%, want'],
     [
