@@ -79,17 +79,20 @@ export class ProcessorStack {
     this.pointer += BigInt(bytes);
   }
 
-  /** Whether `count` values of `size` bytes can be pushed. */
+  /** Whether `size` bytes at the top could be written. */
+  checkTop(size: number): number {
+    return this.#probe(this.pointer, size);
+  }
+
+  /** Whether `count` values of `size` bytes can be pushed: the first of them to each page, for they cross one boundary at most. */
   probe(size: number, count: number): number {
-    const { access } = this.#parts;
-    const bottom = this.pointer - BigInt(size * count);
-    for (const at of [this.pointer - BigInt(size), bottom]) {
-      const outside = this.#check(at, size);
-      if (outside !== 0) return outside;
-      const reason = access.probeAt(this.#linear(at), size, this.#privilege);
-      if (reason !== 0) return reason;
-    }
-    return 0;
+    const first = this.pointer - BigInt(size);
+    const last = this.pointer - BigInt(size * count);
+    const inPage = Math.floor(Number(this.#linear(first) & 0xfffn) / size);
+    const next = first - BigInt(size * (inPage + 1));
+    return (
+      this.#probe(first, size) || this.#probe(next > last ? next : last, size) || this.#check(last, size)
+    );
   }
 
   push(value: bigint, size: number): number {
@@ -117,6 +120,11 @@ export class ProcessorStack {
     const { registers } = this.#parts;
     const old = registers.gpr(GPR.RSP);
     registers.setGpr(GPR.RSP, merged(old, this.pointer, this.bits));
+  }
+
+  #probe(at: bigint, size: number): number {
+    const outside = this.#check(at, size);
+    return outside !== 0 ? outside : this.#parts.access.probeAt(this.#linear(at), size, this.#privilege);
   }
 
   #linear(at: bigint): bigint {

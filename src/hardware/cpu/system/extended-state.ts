@@ -18,7 +18,7 @@ import {
 } from '../fx-image.ts';
 import type { Registers } from '../registers.ts';
 import { GPR, LEAVE, STATE } from '../state.ts';
-import { loadImage, probeImage, storeImage } from './image-access.ts';
+import { checkImage, loadImage, storeImage } from './image-access.ts';
 import type { SystemInstruction } from './instruction.ts';
 import { takeMxcsr } from './vector-state.ts';
 
@@ -99,11 +99,9 @@ function storeComponents(
   return 0;
 }
 
-/** 0 if the area can be written. */
-const probeArea = (i: SystemInstruction, { address, requested }: Area): number =>
-  requested === 0n
-    ? probeImage(i, address + BigInt(FX.HEADER), XSAVE_BYTES - FX.HEADER)
-    : probeImage(i, address, XSAVE_BYTES);
+/** 0 if the area can be written, all of it whatever is asked for. */
+const probeArea = (i: SystemInstruction, { address }: Area): number =>
+  checkImage(i, 'write', address, address + BigInt(XSAVE_BYTES - 1));
 
 /** XSAVE writes all requested components; `optimised`, XSAVEOPT, those in use. The header's other bits stay. */
 const standard =
@@ -158,7 +156,7 @@ export function restoreExtendedState(i: SystemInstruction): number {
   const { registers } = i.parts;
   const { address, requested } = where;
   const image = new FxImage(registers);
-  let reason = loadImage(i, address, image, HEADER);
+  let reason = checkImage(i, 'read', address) || loadImage(i, address, image, HEADER);
   if (reason !== 0) return reason;
   if (!headerIsValid(image, registers.long(STATE.XCR0))) return i.generalProtection();
   const present = image.longs[XSTATE_BV]! & requested;

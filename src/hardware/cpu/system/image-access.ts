@@ -1,16 +1,23 @@
-/** State images in guest memory: FXSAVE's and XSAVE's accesses. Both pages are checked before anything is written or taken. */
+/**
+ * State images in guest memory: FXSAVE's and XSAVE's accesses. Both ends are checked before anything is written or taken, by the order that an
+ * EPYC's page faults show.
+ */
 import type { FxImage } from '../fx-image.ts';
 import type { SystemInstruction } from './instruction.ts';
 
-const PAGE_MASK = ~0xfffn;
-
-/** 0 if all of the image up to byte `end` can be written, else a LEAVE code. */
-export function probeImage(i: SystemInstruction, address: bigint, end: number): number {
+/** 0 if the bytes at `addresses` can be accessed, asked in that order; else a LEAVE code. An image lies in two pages at most. */
+export function checkImage(
+  i: SystemInstruction,
+  kind: 'read' | 'write',
+  ...addresses: readonly bigint[]
+): number {
   const { access } = i.parts;
-  const reason = access.probeAt(address, 8, access.privilege);
-  const last = (address + BigInt(end - 8)) & PAGE_MASK;
-  if (reason !== 0 || last === (address & PAGE_MASK)) return reason;
-  return access.probeAt(last, 8, access.privilege);
+  for (const at of addresses) {
+    const reason =
+      kind === 'read' ? access.loadSized(at, 1, access.privilege) : access.probeAt(at, 1, access.privilege);
+    if (reason !== 0) return reason;
+  }
+  return 0;
 }
 
 /** Bytes `from` up to `end` (multiples of 8) of the image to memory. */

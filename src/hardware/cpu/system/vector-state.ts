@@ -6,10 +6,12 @@ import { SAVE } from '../../../abi/vmcb.ts';
 import { CR0, EFER, VECTOR } from '../../../abi/x86.ts';
 import { FX, FX_BYTES, FxImage, MXCSR_KNOWN } from '../fx-image.ts';
 import { LEAVE, STATE } from '../state.ts';
-import { loadImage, probeImage, storeImage } from './image-access.ts';
+import { checkImage, loadImage, storeImage } from './image-access.ts';
 import type { SystemInstruction } from './instruction.ts';
 
 const ALIGNMENT = 15n;
+/** The image's last byte: of those from FX_BYTES on, which the program may use, too, the pages must be there. */
+const LAST = 511n;
 
 /** Whether it is available is decided when it is decoded (vector-mode.ts). */
 export function loadMxcsr(i: SystemInstruction): number {
@@ -50,7 +52,7 @@ export function saveVectorState(i: SystemInstruction): number {
   const address = imageAddress(i);
   if (address === undefined) return LEAVE.EXCEPTION;
   const end = withoutVectors(i) ? FX.XMM : FX_BYTES;
-  const reason = probeImage(i, address, end);
+  const reason = checkImage(i, 'write', address + LAST, address);
   if (reason !== 0) return reason;
   const image = new FxImage(i.parts.registers);
   image.takeX87(i.size);
@@ -64,7 +66,8 @@ export function restoreVectorState(i: SystemInstruction): number {
   if (address === undefined) return LEAVE.EXCEPTION;
   const end = withoutVectors(i) ? FX.XMM : FX_BYTES;
   const image = new FxImage(i.parts.registers);
-  let reason = loadImage(i, address, image, [0, end]);
+  let reason = checkImage(i, 'read', address + LAST, address);
+  if (reason === 0) reason = loadImage(i, address, image, [0, end]);
   if (reason === 0) reason = takeMxcsr(i, image.mxcsr);
   if (reason !== 0) return reason;
   image.giveX87(i.size);
