@@ -44,7 +44,8 @@ export function invalidatePages(memory: HostMemory, first: Pfn, order: number): 
       frame++;
       continue;
     }
-    const whole = level === LEVEL_2M && frame % HUGE_PAGES === 0 && frame + HUGE_PAGES <= end;
+    // A folio is aligned to its size: only one of 2 MiB or more has as much left.
+    const whole = level === LEVEL_2M && frame + HUGE_PAGES <= end;
     if (level === LEVEL_2M && !whole) smash(memory, pfn(frame));
     if (makeShared(memory, pfn(frame), whole ? LEVEL_2M : LEVEL_4K) !== 0) all = false;
     frame += whole ? HUGE_PAGES : 1;
@@ -60,12 +61,11 @@ export function maxMappingLevel(memory: HostMemory, frame: Pfn): number {
 
 /**
  * A nested fault by the RMP: a guest that works on 4 KiB of a page that is 2 MiB in the RMP. It is cut, and what was mapped there goes, so that the guest faults again.
- * `error`: EXITINFO1's low word.
+ * Other causes go away by themselves. `error`: EXITINFO1's low word.
  */
 export function handleRmpFault(sev: SevVm, gfn: Gfn, frame: Pfn, error: number): void {
-  if ((error & NPF.RMP) === 0) return;
-  const { assigned, level } = lookup(sev.vm.memory, frame);
-  if (!assigned) return;
-  if (level === LEVEL_2M) smash(sev.vm.memory, frame);
-  sev.zap(gfn - (gfn % HUGE_PAGES), gfn - (gfn % HUGE_PAGES) + HUGE_PAGES);
+  const { memory } = sev.vm;
+  if ((error & NPF.RMP) === 0 || !memory.rmp!.isLarge(frame)) return;
+  smash(memory, frame);
+  sev.zap(gfn, gfn + HUGE_PAGES);
 }
