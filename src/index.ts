@@ -260,7 +260,7 @@ export class Vm {
   }
 
   close(): void {
-    this.machine.close();
+    if (!this.#host.processIsGone) this.machine.close();
   }
   [Symbol.dispose](): void {
     this.close();
@@ -306,6 +306,8 @@ interface HostKernel {
   usage(): ReadonlyMap<string, number>;
   sharedFrames(): number;
   gmemFrames(fd: number): GmemFrames;
+  /** The process has ended, and with it all that it held. */
+  isGone(): boolean;
   close(): void;
 }
 
@@ -329,9 +331,11 @@ function ownKernel(options: HostOptions, trace: Trace): HostKernel {
     usage,
     sharedFrames: () => (usage().get(`process ${VMM}`) ?? 0) + (usage().get('shmem') ?? 0),
     gmemFrames(fd) {
+      if (process.isGone) return { all: 0, huge: 0 };
       const file = process.files.get(fd).operations;
       return file instanceof GuestMemfd ? file.frames : { all: 0, huge: 0 };
     },
+    isGone: () => process.isGone,
     close: () => kernel.close(),
   };
 }
@@ -344,6 +348,7 @@ function realKernel(): HostKernel {
     usage: () => new Map(),
     sharedFrames: () => Number.NaN,
     gmemFrames: () => ({ all: Number.NaN, huge: Number.NaN }),
+    isGone: () => process.isGone,
     close: () => process.exit(),
   };
 }
@@ -393,6 +398,11 @@ export class Host {
   /** Frames behind a guest_memfd of the VMM. */
   gmemFrames(fd: number): GmemFrames {
     return this.#kernel.gmemFrames(fd);
+  }
+
+  /** The process has ended, and with it what its VMs held. */
+  get processIsGone(): boolean {
+    return this.#kernel.isGone();
   }
 
   /** Closes the VMs, ends the process and gives the memory back. */

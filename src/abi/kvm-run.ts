@@ -29,9 +29,9 @@ export class KvmRun {
     this.#map(bytes);
   }
 
-  /** The mapping is gone: what is read and written from now on is nobody's. */
+  /** The mapping is gone: who still looks at the last exit sees it, and what is written from now on is nobody's. */
   unmap(): void {
-    this.#map(new Uint8Array(SIZE));
+    this.#map(this.bytes.slice());
   }
 
   #map(bytes: Uint8Array): void {

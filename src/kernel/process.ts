@@ -27,6 +27,8 @@ export interface ProcessOptions {
   readonly openDevice: (process: Process) => Kvm;
   /** The driver of the secure processor; absent: the machine has none. */
   readonly psp?: Psp;
+  /** It has ended: called once, when all of it is gone. */
+  readonly onEnd?: (process: Process) => void;
 }
 
 export class Process implements ProcessInterface {
@@ -37,6 +39,8 @@ export class Process implements ProcessInterface {
   readonly #ownTmpfs: boolean;
   readonly #openDevice: (process: Process) => Kvm;
   readonly #psp: Psp | undefined;
+  readonly #onEnd: ((process: Process) => void) | undefined;
+  #ended = false;
   /** System calls under way that hold what an exit frees: KVM_RUN, from which listeners of the trace call. */
   #inKernel = 0;
   /** It was killed, and ends when they are over. */
@@ -51,6 +55,7 @@ export class Process implements ProcessInterface {
     this.#tmpfs = options.tmpfs ?? new Tmpfs(memory);
     this.#openDevice = options.openDevice;
     this.#psp = options.psp;
+    this.#onEnd = options.onEnd;
   }
 
   openKvm(): Kvm {
@@ -145,9 +150,16 @@ export class Process implements ProcessInterface {
    */
   exit(): void {
     this.exiting = this.#inKernel > 0;
-    if (this.exiting) return;
+    if (this.exiting || this.#ended) return;
+    this.#ended = true;
     this.memory.exit();
     this.files.closeAll();
     if (this.#ownTmpfs) this.#tmpfs.unmount();
+    this.#onEnd?.(this);
+  }
+
+  /** Nothing of it is left, or will be as soon as its KVM_RUN is over: it makes no call any more. */
+  get isGone(): boolean {
+    return this.exiting || this.#ended;
   }
 }

@@ -33,6 +33,7 @@ export class LinuxProcess implements Process {
   readonly #open = new Set<{ close(): void }>();
   readonly #timesliceMs: number;
   #timeslice: Timeslice | undefined;
+  #isGone = false;
 
   /** Throws RealKernelUnavailable. */
   constructor(options: LinuxProcessOptions = {}) {
@@ -120,8 +121,14 @@ export class LinuxProcess implements Process {
     this.libc.call(`close fd ${fd}`, 'close', ['int'], fd);
   }
 
+  /** It makes no call any more. */
+  get isGone(): boolean {
+    return this.#isGone;
+  }
+
   /** Gives back everything: vCPUs, VMs, mappings, descriptors, the timer. */
   exit(): void {
+    this.#isGone = true;
     for (const each of [...this.#open]) each.close();
     this.#mappings.exit();
     for (const fd of [...this.#descriptors]) this.close(fd);

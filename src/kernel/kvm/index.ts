@@ -55,6 +55,7 @@ export class Kernel {
   readonly psp: Psp | undefined;
   readonly #host: VmHost;
   readonly #processes = new Set<Process>();
+  #closing = false;
 
   constructor(options: KernelOptions = {}) {
     const trace = options.trace ?? new Trace();
@@ -104,16 +105,29 @@ export class Kernel {
       openDevice: (opener) => new Kvm(this.#host, opener),
       ...(this.psp === undefined ? {} : { psp: this.psp }),
       ...(name === undefined ? {} : { name }),
+      onEnd: (ended) => this.#processEnded(ended),
       ...limits,
     });
     this.#processes.add(process);
     return process;
   }
 
-  /** Ends every process and gives the host's memory back. */
+  /** Ends every process and gives the host's memory back; from within a KVM_RUN, when that is over. */
   close(): void {
+    if (this.#closing) return;
+    this.#closing = true;
     for (const process of this.#processes) process.exit();
-    this.#processes.clear();
+    this.#shutDown();
+  }
+
+  #processEnded(process: Process): void {
+    this.#processes.delete(process);
+    if (this.#closing) this.#shutDown();
+  }
+
+  /** Once the last process is gone. */
+  #shutDown(): void {
+    if (this.#processes.size > 0) return;
     this.psp?.shutDown();
     this.memory.close();
   }

@@ -65,6 +65,7 @@ describe('in the middle of KVM_RUN', () => {
       vm.close();
     });
     expect(bench.result).toBe(0);
+    expect([bench.vcpu.kvmRun.exitReason, bench.vcpu.kvmRun.ifFlag]).toEqual([5, 0]);
     expect(bench.vcpu.run()).toBe(-9);
     expectNoLeak(bench);
   });
@@ -77,6 +78,19 @@ describe('in the middle of KVM_RUN', () => {
     });
     expect([bench.result, ...exits]).toEqual([-4, 'intr']);
     expect(bench.usage()).toEqual({});
+    bench.kernel.close();
+  });
+
+  it.each(EVENTS)('(event %i) a kernel that is closed ends after the run, with all its processes', (at) => {
+    const bench = runWith(at, ({ kernel }) => {
+      const other = kernel.newProcess('other');
+      kernel.close();
+      expect([other.isGone, kernel.memory.bytes.length]).toEqual([true, 64 << 20]);
+    });
+    expect([bench.result, bench.vcpu.kvmRun.exitReason]).toEqual([-4, 10]);
+    expect(bench.kernel.memory.bytes.length).toBe(0);
+    expect(bench.usage()).toEqual({});
+    expect(bench.vcpu.run()).toBe(-9);
     bench.kernel.close();
   });
 
