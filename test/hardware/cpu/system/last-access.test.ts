@@ -30,7 +30,7 @@ beforeEach(() => {
 afterEach(() => bench.close());
 
 type Words = readonly (readonly [at: number, value: bigint | number])[];
-type Row = readonly [name: string, code: string, registers: Registers, cr2: number, words?: Words];
+type Row = [name: string, code: string, registers: Registers, cr2: number, words?: Words];
 
 const POINTER = BigInt(HANDLERS) | (8n << 32n);
 const ROWS: readonly Row[] = [
@@ -134,7 +134,7 @@ describe('nothing has changed when the last access faults', () => {
     guest.intercept(123, 0);
   });
 
-  it.each(ROWS)('%s', (...[, code, registers, cr2, words]) => {
+  it.each(ROWS)('%s', (_name: string, code: string, registers: Registers, cr2: number, words?: Words) => {
     for (const [at, value] of words ?? []) guest.write(at, value);
     const flags = /^(f3 )?6[cdf]/.test(code) ? 0x2n : 0x8d7n;
     expect(bench.execute(bytesOf(code), registers, flags)).toEqual({
