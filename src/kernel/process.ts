@@ -2,6 +2,7 @@
  * A process on the host: its file descriptors, its address space, and the system calls on both. What `open("/dev/kvm")`
  * gives is handed in, so that this file knows no device.
  */
+import { u32 } from '../abi/layout.ts';
 import { LinuxError } from '../base/errors.ts';
 import type { HostMemory } from '../hardware/memory/host-memory.ts';
 import type { Psp } from './ccp/psp.ts';
@@ -72,6 +73,7 @@ export class Process implements ProcessInterface {
     const file = this.files.get(fd);
     if (this.#psp === undefined || !isSevDevice(this.files, fd))
       throw new LinuxError('ENOTTY', `SEV_ISSUE_CMD: descriptor ${fd} is not /dev/sev`);
+    u32.check(command.cmd, 'sev_issue_cmd.cmd');
     sevIssueCommand(this.#psp, command, file.writable ? 'write' : 'read');
   }
 

@@ -4,6 +4,7 @@
  *
  * Left out: PDH_CERT_EXPORT and PEK_CERT_IMPORT, which take two such addresses.
  */
+import { u32 } from '../abi/layout.ts';
 import { SEV_GET_ID2, SEV_ISSUE, SEV_ISSUE_CMD, sevUserVlekLoad } from '../abi/sev-device.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import type { SevIssueCommand } from '../kernel/interface.ts';
@@ -39,6 +40,7 @@ export function sevIssueArgument(
   addressOf: (bytes: Uint8Array) => bigint,
 ): SevIssueArgument {
   const { cmd, data, blob } = command;
+  u32.check(cmd, 'sev_issue_cmd.cmd');
   if (cmd === SEV_ISSUE_CMD.PDH_CERT_EXPORT || cmd === SEV_ISSUE_CMD.PEK_CERT_IMPORT)
     throw new NotImplementedError(`SEV_ISSUE_CMD ${cmd} on the real kernel: two buffers`);
   const bytes = new Uint8Array(SEV_ISSUE.SIZE);

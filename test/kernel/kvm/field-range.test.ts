@@ -10,6 +10,7 @@ import { seededEntropy } from '../../../src/base/entropy.ts';
 import { Chip } from '../../../src/hardware/chip.ts';
 import { createKernel } from '../../../src/kernel/kvm/index.ts';
 import { encodeRegion, encodeRegion2 } from '../../../src/linux/kvm-encoding.ts';
+import { sevIssueArgument } from '../../../src/linux/sev-issue-command.ts';
 import { startVm, type TestVm } from './vm-fixture.ts';
 
 const U32 = 'want an integer from 0 to 4294967295';
@@ -225,6 +226,23 @@ describe('KVM_MEMORY_ENCRYPT_OP', () => {
     });
     const vm = kernel.newProcess().openKvm().createVm(4);
     expect(() => vm.memoryEncryptOp({ sevFd: 3, ...command } as never)).toThrow(words);
+    kernel.close();
+  });
+});
+
+describe('SEV_ISSUE_CMD', () => {
+  it.each([
+    [-1, `sev_issue_cmd.cmd: got -1, ${U32}`],
+    [2 ** 32 + 9, `sev_issue_cmd.cmd: got 4294967305, ${U32}`],
+    ['9', 'sev_issue_cmd.cmd: got the string 9, want a number'],
+  ])('refuses command %s, as the real backend does', (cmd, words) => {
+    const chip = new Chip({ generation: 'milan', entropy: seededEntropy(3) });
+    const kernel = createKernel({ memory: 64 << 20, chip });
+    const process = kernel.newProcess();
+    const command = { cmd: cmd as number, data: new Uint8Array(32) };
+    const fd = process.openSev();
+    expect(() => process.sevIssueCommand(fd, command)).toThrow(words);
+    expect(() => sevIssueArgument(command, () => 0n)).toThrow(words);
     kernel.close();
   });
 });

@@ -1,6 +1,7 @@
 /** The ioctl fuzzer's system calls on files and memory. */
 import type { Hva } from '../../../src/base/address.ts';
 import { GUEST_SNIPPETS } from './fuzz-guest.ts';
+import { aSevFd, sevIssueCommand } from './fuzz-sev-commands.ts';
 import { type Action, type FuzzSubject, MAX_FILES, PAGE } from './fuzz-subject.ts';
 
 const MAX_MAPPINGS = 12;
@@ -65,6 +66,14 @@ export function processCalls(subject: FuzzSubject): Action[] {
         fileCall(subject, 'lock', v.pick(['shared', 'exclusive', 'none'] as const), (fd, kind) =>
           process.lock(fd, kind),
         ),
+    ],
+    [
+      6,
+      () => {
+        const fd = aSevFd(subject);
+        const command = sevIssueCommand(subject);
+        subject.log.call('SEV_ISSUE_CMD', { fd, ...command }, () => process.sevIssueCommand(fd, command));
+      },
     ],
     [3, () => closeFile(subject)],
     [

@@ -1,8 +1,8 @@
 /** The ioctl fuzzer's SEV commands (KVM_MEMORY_ENCRYPT_OP): anything, or a launch in its right order. */
-import type { KvmVcpu, KvmVm, SevCommand } from '../../../src/kernel/interface.ts';
+import type { KvmVcpu, KvmVm, SevCommand, SevIssueCommand } from '../../../src/kernel/interface.ts';
 import type { FuzzSubject } from './fuzz-subject.ts';
 
-function aSevFd(subject: FuzzSubject): number {
+export function aSevFd(subject: FuzzSubject): number {
   const fds = subject.process.files
     .open()
     .filter((fd) => subject.process.files.get(fd).operations.name === '/dev/sev');
@@ -17,7 +17,7 @@ export function sevCommand(subject: FuzzSubject): SevCommand | undefined {
     case 0:
       return undefined;
     case 1:
-      return { id: v.u32(), sevFd } as SevCommand;
+      return { id: v.rough(v.mostly(v.pick([22, 100, 101, 102, 103]), v.u32())), sevFd } as SevCommand;
     case 2:
       return { id: 103, sevFd };
     case 3:
@@ -25,9 +25,9 @@ export function sevCommand(subject: FuzzSubject): SevCommand | undefined {
         id: 22,
         sevFd,
         data: {
-          vmsaFeatures: v.mostly(0n, v.u64()),
-          flags,
-          ghcbVersion: v.mostly(2 * v.bit(), v.u16()),
+          vmsaFeatures: v.rough(v.mostly(0n, v.u64())),
+          flags: v.rough(flags),
+          ghcbVersion: v.rough(v.mostly(2 * v.bit(), v.u16())),
         },
       };
     case 4:
@@ -35,19 +35,28 @@ export function sevCommand(subject: FuzzSubject): SevCommand | undefined {
         id: 100,
         sevFd,
         data: {
-          policy: v.mostly(v.pick([0x30000n, 0xb0000n]), v.u64()),
-          gosvw: v.bytes(16),
+          policy: v.rough(v.mostly(v.pick([0x30000n, 0xb0000n]), v.u64())),
+          gosvw: v.bytes(v.mostly(16, v.below(20))),
           flags,
         },
       };
     case 5: {
       const id = v.oneIn(3)
-        ? { block: v.bytes(96), auth: v.bytes(4096), authorKeyEnabled: v.bit() === 1 }
+        ? {
+            block: v.bytes(v.mostly(96, v.below(100))),
+            auth: v.bytes(v.mostly(4096, v.below(4100))),
+            authorKeyEnabled: v.bit() === 1,
+          }
         : undefined;
       return {
         id: 102,
         sevFd,
-        data: { ...(id && { id }), vcekDisabled: v.bit() === 1, hostData: v.bytes(32), flags },
+        data: {
+          ...(id && { id }),
+          vcekDisabled: v.bit() === 1,
+          hostData: v.bytes(v.mostly(32, v.below(40))),
+          flags,
+        },
       };
     }
     default: {
@@ -57,15 +66,43 @@ export function sevCommand(subject: FuzzSubject): SevCommand | undefined {
         id: 101,
         sevFd,
         data: {
-          gfnStart: v.mostly(v.pages(64) / 4096n, v.u64()),
+          gfnStart: v.rough(v.mostly(v.pages(64) / 4096n, v.u64())),
           uaddr: subject.spares(Number(uaddr), Number(len)) ? uaddr : 0x10000n,
           len,
-          type: v.mostly(v.pick([1, 3, 4, 5, 6]), v.u8()),
-          flags,
+          type: v.rough(v.mostly(v.pick([1, 3, 4, 5, 6]), v.u8())),
+          flags: v.rough(flags),
         },
       };
     }
   }
+}
+
+/** Bytes that each command's data has; of others, anything. */
+const DATA_BYTES = [0, 12, 0, 12, 0, 32, 32, 128, 12, 32, 0, 64, 16];
+const ID_BYTES = [0, 64, 127, 128, 129];
+const WRAPPED_VLEK_BYTES = 432;
+
+/** SEV_ISSUE_CMD of /dev/sev: any command, data of the right length or another, at any alignment, with an address in it or none. */
+export function sevIssueCommand(subject: FuzzSubject): SevIssueCommand {
+  const v = subject.values;
+  const cmd = v.rough(v.mostly(v.below(14), v.u32()));
+  const bytes = (length: number): Uint8Array => {
+    const at = v.below(9);
+    return v.bytes(at + length).subarray(at);
+  };
+  const data = bytes(v.mostly(DATA_BYTES[cmd] ?? 16, v.below(140)));
+  const blob = bytes(v.pick([WRAPPED_VLEK_BYTES, v.pick(ID_BYTES), v.below(500)]));
+  if (data.length >= 12 && v.bit() === 1) {
+    const view = new DataView(data.buffer, data.byteOffset, data.length);
+    if (cmd === 12) {
+      view.setUint32(0, v.mostly(16, v.u32()), true);
+      view.setUint32(4, 0, true);
+    } else {
+      view.setBigUint64(0, v.bit() === 1 ? 0n : v.u64(), true);
+      view.setUint32(8, v.pick([...ID_BYTES, v.u32()]), true);
+    }
+  }
+  return { cmd, ...(!v.oneIn(6) && { data }), ...(!v.oneIn(4) && { blob }) };
 }
 
 /** The launch of an SNP guest in its right order, so that what comes after it is reached. */

@@ -45,10 +45,10 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
           nr: v.mostly(v.below(32), v.u8()),
           hasErrorCode: v.bit(),
           pending: v.bit(),
-          errorCode: v.u32(),
+          errorCode: v.rough(v.u32()),
         },
         interrupt: { injected: v.bit(), nr: v.u8(), soft: v.bit(), shadow: v.below(4) },
-        nmi: { injected: v.bit(), pending: v.u8(), masked: v.bit() },
+        nmi: { injected: v.bit(), pending: v.rough(v.u8()), masked: v.bit() },
         sipiVector: v.u32(),
         flags: v.mostly(v.below(64), v.u32()),
         smi: {
@@ -69,7 +69,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
       'setDebugRegs',
       () => ({
         db: v.some(4, () => v.u64()),
-        dr6: v.u64(),
+        dr6: v.rough(v.u64()),
         dr7: v.u64(),
         flags: v.oneIn(9) ? v.u64() : 0n,
       }),
@@ -79,7 +79,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
       3,
       'setGuestDebug',
       () => ({
-        control: v.mostly(v.pick([0, 1, 3, 0x10001, 0x20001, 0x40001]), v.u32()),
+        control: v.mostly(v.pick([0, 1, 3, 0x10001, 0x20001, 0x40001]), v.rough(v.u32())),
         debugreg: v.some(8, () => v.u64()),
       }),
       (vcpu, request) => vcpu.setGuestDebug(request),
@@ -90,7 +90,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
       'setFpu',
       () => ({
         fpr: v.some(8, () => v.bytes(16)),
-        fcw: v.u16(),
+        fcw: v.rough(v.u16()),
         fsw: v.u16(),
         ftwx: v.u8(),
         lastOpcode: v.u16(),
@@ -116,7 +116,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
       () => ({
         flags: v.oneIn(9) ? v.u32() : 0,
         xcrs: v.some(v.oneIn(9) ? 18 : 2, () => ({
-          xcr: v.mostly(0, v.u32()),
+          xcr: v.rough(v.mostly(0, v.u32())),
           value: v.mostly(v.pick([1n, 3n]), v.u64()),
         })),
       }),
@@ -125,26 +125,27 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
     c(
       2,
       'getMsrs',
-      () => v.some(5, () => v.pick([...MSRS, v.u32()])),
+      () => v.some(5, () => v.rough(v.pick([...MSRS, v.u32()]))),
       (vcpu, indices) => vcpu.getMsrs(indices),
     ),
     c(
       4,
       'setMsrs',
-      (): MsrEntry[] => v.some(4, () => ({ index: v.pick([...MSRS, v.u32()]), data: v.u64() })),
+      (): MsrEntry[] =>
+        v.some(4, () => ({ index: v.rough(v.pick([...MSRS, v.u32()])), data: v.rough(v.u64()) })),
       (vcpu, entries) => vcpu.setMsrs(entries),
     ),
     c(
       2,
       'translate',
-      () => v.u64(),
+      () => v.rough(v.u64()),
       (vcpu, address) => vcpu.translate(address),
     ),
     c(1, 'getTscKhz', none, (vcpu) => vcpu.getTscKhz()),
     c(
       1,
       'setTscKhz',
-      () => v.u32(),
+      () => v.roughArgument(v.u32()),
       (vcpu, khz) => vcpu.setTscKhz(khz),
     ),
     c(
@@ -168,7 +169,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
     c(
       2,
       'setMpState',
-      () => v.mostly(v.pick([0, 0, 1, 2, 3, 4]), v.u32()),
+      () => v.rough(v.mostly(v.pick([0, 0, 1, 2, 3, 4]), v.u32())),
       (vcpu, state) => vcpu.setMpState(state),
     ),
     c(1, 'ready', none, (vcpu) => vcpu.ready),
@@ -182,7 +183,7 @@ function setRegs(subject: FuzzSubject, vcpu: KvmVcpu): void {
     const regs = { ...vcpu.getRegs() };
     const v = subject.values;
     for (const name of Object.keys(regs) as (keyof typeof regs)[])
-      if (v.oneIn(3)) regs[name] = v.bit() === 1 ? v.pages(64) : v.u64();
+      if (v.oneIn(3)) regs[name] = v.rough(v.bit() === 1 ? v.pages(64) : v.u64());
     vcpu.setRegs(regs);
   });
 }
@@ -201,9 +202,9 @@ function segment(subject: FuzzSubject, segment: Segment): Segment {
   };
   return {
     ...segment,
-    base: v.u64(),
-    limit: v.u32(),
-    selector: v.u16(),
+    base: v.rough(v.u64()),
+    limit: v.rough(v.u32()),
+    selector: v.rough(v.u16()),
     type: v.below(16),
     dpl: v.below(4),
     ...bits,
@@ -233,7 +234,7 @@ function cpuid(subject: FuzzSubject): CpuidEntry[] {
     function: v.pick([0, 1, 7, 0xd, 0x8000_0000, 0x8000_0008, v.u32()]),
     index: v.below(3),
     flags: v.below(8),
-    eax: v.u32(),
+    eax: v.rough(v.u32()),
     ebx: v.u32(),
     ecx: v.u32(),
     edx: v.u32(),

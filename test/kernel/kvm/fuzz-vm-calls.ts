@@ -131,9 +131,9 @@ export function vmCalls(subject: FuzzSubject): Action[] {
         () => ({
           flags: v.mostly(v.bit(), v.u32()),
           ranges: v.some(v.oneIn(9) ? 20 : 3, () => ({
-            flags: v.mostly(1 + v.below(3), v.u32()),
-            base: v.mostly(v.pick(MSRS), v.u32()),
-            nmsrs: v.mostly(v.below(128), v.u32()),
+            flags: v.rough(v.mostly(1 + v.below(3), v.u32())),
+            base: v.rough(v.mostly(v.pick(MSRS), v.u32())),
+            nmsrs: v.rough(v.mostly(v.below(128), v.u32())),
             bitmap: v.bytes(v.pick([0, 1, 16, 16, 0x600])),
           })),
         }),
@@ -161,8 +161,8 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       call(
         'irqLine',
         () => ({
-          irq: v.mostly(v.below(32), v.u32()),
-          level: v.below(3),
+          irq: v.rough(v.mostly(v.below(32), v.u32())),
+          level: v.rough(v.below(3)),
         }),
         (vm, request) => vm.irqLine(request),
       ),
@@ -172,9 +172,9 @@ export function vmCalls(subject: FuzzSubject): Action[] {
       call(
         'signalMsi',
         () => ({
-          addressLo: v.mostly(0xfee0_0000 | (v.u32() & 0xf_ffff), v.u32()) >>> 0,
-          addressHi: v.oneIn(4) ? v.u32() : 0,
-          data: v.mostly(v.u16() & 0x47ff, v.u32()),
+          addressLo: v.rough(v.mostly((0xfee0_0000 | (v.u32() & 0xf_ffff)) >>> 0, v.u32())),
+          addressHi: v.rough(v.oneIn(4) ? v.u32() : 0),
+          data: v.rough(v.mostly(v.u16() & 0x47ff, v.u32())),
           flags: v.oneIn(9) ? v.u32() : 0,
           devid: v.u32(),
         }),
@@ -187,8 +187,8 @@ export function vmCalls(subject: FuzzSubject): Action[] {
         'setGsiRouting',
         () => ({
           routes: v.some(6, () => ({
-            gsi: v.mostly(v.below(32), v.u32()),
-            type: v.mostly(2, v.u32()),
+            gsi: v.rough(v.mostly(v.below(32), v.u32())),
+            type: v.rough(v.mostly(2, v.u32())),
             flags: v.oneIn(9) ? v.u32() : 0,
             msi: { addressLo: (0xfee0_0000 | (v.u32() & 0xf_ffff)) >>> 0, addressHi: 0, data: v.u16() },
           })),
