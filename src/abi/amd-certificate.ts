@@ -71,7 +71,7 @@ export const TCB_OID: Readonly<Record<TcbComponent, string>> = {
 };
 
 /** A distinguished name of AMD's, but for the common name: attribute and value in AMD's order. */
-export const AMD_NAME: readonly (readonly [oid: string, value: string])[] = [
+const AMD_NAME: readonly (readonly [oid: string, value: string])[] = [
   [OID.ORGANIZATIONAL_UNIT, 'Engineering'],
   [OID.COUNTRY, 'US'],
   [OID.LOCALITY, 'Santa Clara'],
@@ -91,6 +91,12 @@ export const commonName = (kind: CertificateKind, product: Product): string =>
     VCEK: 'SEV-VCEK',
     VLEK: 'SEV-VLEK',
   })[kind];
+
+/** The whole distinguished name: attribute and value in AMD's order. */
+export const distinguishedName = (kind: CertificateKind, product: Product): typeof AMD_NAME => [
+  ...AMD_NAME,
+  [OID.COMMON_NAME, commonName(kind, product)],
+];
 
 /** The key distribution server's host. */
 export const AMD_KDS = 'https://kdsintf.amd.com';

@@ -77,6 +77,12 @@ const latin1 = new TextDecoder('latin1');
 export const KEY_CERT_SIGN = 5;
 export const CRL_SIGN = 6;
 
+/** What a certificate's key may do, for messages. */
+export const keyUsageText = (certificate: Certificate | undefined): string =>
+  certificate?.keyUsage === undefined
+    ? 'no key usage'
+    : `key usage bits ${certificate.keyUsage.flatMap((bit, index) => (bit ? [index] : [])).join(', ')}`;
+
 /** Reads one certificate in DER, which messages call `name`. Throws DerError. */
 export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certificate {
   const file = new DerReader(bytes, name);

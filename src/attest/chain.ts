@@ -5,26 +5,25 @@
  * fails.
  */
 import {
-  AMD_NAME,
   type CertificateKind,
-  commonName,
+  distinguishedName,
   MARK_OID,
   OID,
   type Product,
 } from '../abi/amd-certificate.ts';
 import { fingerprint, sameBytes } from './bytes.ts';
-import { type Certificate, CRL_SIGN, KEY_CERT_SIGN } from './certificate.ts';
+import { type Certificate, KEY_CERT_SIGN, keyUsageText } from './certificate.ts';
 import type { Checks, Outcome } from './check.ts';
-import type { RevocationList } from './crl.ts';
+import { checkRevocation, type GivenList } from './revocation.ts';
 import type { SignatureChecks } from './signatures.ts';
-import { attributesText, type Name, type Signed } from './x509.ts';
+import { attributesText, type Signed, sameAttributes } from './x509.ts';
 
 export interface ChainInput {
   /** The chain's certificates, in any order; others among them are passed over. */
   readonly certificates: readonly Certificate[];
   /** Roots that the caller trusts. */
   readonly roots: readonly Certificate[];
-  readonly crls: readonly RevocationList[];
+  readonly crls: readonly GivenList[];
   /** Without a list for the chain's root: fails, or is passed over. */
   readonly revocation: 'required' | 'if given';
   readonly at: Date;
@@ -109,25 +108,8 @@ export function checkChain(checks: Checks, input: ChainInput): void {
     }
     verified(kind, issuer, certificate);
   }
-  const list = input.crls.find(
-    ({ issuer }) => root !== undefined && sameBytes(issuer.bytes, root.subject.bytes),
-  );
-  if (list !== undefined) {
-    checkList(checks, list, at, [root, middle]);
-    checks.add(
-      'CRL.signer',
-      root?.keyUsage?.[CRL_SIGN] === true,
-      describeUsage(root),
-      'an ARK that may sign CRLs',
-    );
-    verified('CRL', root, list);
-  } else if (input.revocation === 'required') {
-    checks.add(
-      'CRL.present',
-      false,
-      'no CRL',
-      `one of ${product === undefined ? 'the ARK' : commonName('ARK', product)}`,
-    );
+  if (root !== undefined) {
+    checkRevocation(checks, { lists: input.crls, root, middle, at, revocation: input.revocation, verified });
   }
 }
 
@@ -161,11 +143,6 @@ function describeAlgorithm(signed: Signed): string {
   return `RSASSA-PSS, ${hash(pss.hash)}, MGF1 with ${hash(pss.maskHash)}, salt ${pss.saltLength}, trailer ${pss.trailer}`;
 }
 
-const describeUsage = (certificate: Certificate | undefined): string =>
-  certificate?.keyUsage === undefined
-    ? 'no key usage'
-    : `key usage bits ${certificate.keyUsage.flatMap((bit, index) => (bit ? [index] : [])).join(', ')}`;
-
 /** Extensions that are understood, so may be critical. */
 const UNDERSTOOD: readonly string[] = [
   OID.SUBJECT_KEY_ID,
@@ -187,7 +164,7 @@ function checkCertificate(
   const isCa = kind === 'ARK' || kind === 'ASK' || kind === 'ASVK';
   checks.equal(`${kind}.version`, certificate.version, 3);
   if (product !== undefined) {
-    const attributes = [...AMD_NAME, [OID.COMMON_NAME, commonName(kind, product)] as const];
+    const attributes = distinguishedName(kind, product);
     const isSame = sameAttributes(certificate.subject.attributes, attributes);
     const { text } = certificate.subject;
     checks.add(`${kind}.subject`, isSame, text, isSame ? text : attributesText(attributes));
@@ -206,7 +183,7 @@ function checkCertificate(
   checks.add(`${kind}.basic-constraints`, mayBe, describeConstraints(certificate), wantConstraints);
   if (isCa) {
     const signs = certificate.keyUsage?.[KEY_CERT_SIGN] === true;
-    checks.add(`${kind}.key-usage`, signs, describeUsage(certificate), 'certificate signing, bit 5');
+    checks.add(`${kind}.key-usage`, signs, keyUsageText(certificate), 'certificate signing, bit 5');
   }
   const unknown = [...certificate.extensions].find(
     ([oid, { isCritical }]) => isCritical && !UNDERSTOOD.includes(oid),
@@ -223,29 +200,7 @@ function checkCertificate(
   );
 }
 
-const sameAttributes = (a: Name['attributes'], b: Name['attributes']): boolean =>
-  a.length === b.length && a.every(([oid, value], index) => oid === b[index]![0] && value === b[index]![1]);
-
 function describeConstraints({ isCa, pathLength }: Certificate): string {
   if (!isCa) return 'no CA';
   return pathLength === undefined ? 'CA' : `CA, path length ${pathLength}`;
-}
-
-function checkList(
-  checks: Checks,
-  list: RevocationList,
-  at: Date,
-  certificates: readonly (Certificate | undefined)[],
-): void {
-  const { thisUpdate, nextUpdate } = list;
-  const isCurrent = at >= thisUpdate && (nextUpdate === undefined || at <= nextUpdate);
-  const until = nextUpdate === undefined ? '' : ` to ${nextUpdate.toISOString()}`;
-  checks.add('CRL.validity', isCurrent, at.toISOString(), `${thisUpdate.toISOString()}${until}`);
-  for (const certificate of certificates) {
-    if (certificate === undefined) continue;
-    const revoked = list.revoked.get(certificate.serial);
-    const name = `${certificate.kind}.revocation`;
-    const got = revoked === undefined ? 'not revoked' : `revoked on ${revoked.toISOString()}`;
-    checks.add(name, revoked === undefined, got, `serial ${certificate.serial} not in the list`);
-  }
 }

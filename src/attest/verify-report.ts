@@ -16,6 +16,7 @@ import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { checkPolicy, checkTcbOrder, type ReportPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
+import type { GivenList } from './revocation.ts';
 import { SignatureChecks } from './signatures.ts';
 
 export interface VerifyOptions {
@@ -23,7 +24,7 @@ export interface VerifyOptions {
   readonly certificates: readonly Uint8Array[];
   /** The ARKs that the caller trusts, DER or PEM. Without one nothing verifies. */
   readonly roots: readonly Uint8Array[];
-  /** Revocation lists, DER or PEM. */
+  /** Revocation lists, DER or PEM, in any order: what any of them revokes is revoked. */
   readonly crls?: readonly Uint8Array[];
   readonly policy?: ReportPolicy;
   /** The time to judge at. Default: now. */
@@ -62,7 +63,12 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
       if (signed?.mayBeMadeBy(certificate)) await signed.begin(certificate);
     }
   }
-  const crls = readAll(checks, 'CRL', options.crls ?? [], parseCrl);
+  const lists = options.crls ?? [];
+  const crls = lists.flatMap((file, index): GivenList[] => {
+    const name = labelOf('CRL', lists, index);
+    const list = read(checks, name, () => parseCrl(file, name));
+    return list === undefined ? [] : [{ name, list }];
+  });
   const roots = options.roots.flatMap((file, index) => {
     const known = certificates.find((certificate) => sameBytes(certificate.bytes, file));
     return known === undefined ? readCertificates(file, `root ${index}`) : [known];
@@ -99,23 +105,10 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   return verdict();
 }
 
-/** Reads each file; one that is malformed fails a check. */
-function readAll<T>(
-  checks: Checks,
-  name: string,
-  files: readonly Uint8Array[],
-  parse: (bytes: Uint8Array, name: string) => T,
-): T[] {
-  return files.flatMap((file, index) => {
-    const label = labelOf(name, files, index);
-    const parsed = read(checks, label, () => parse(file, label));
-    return parsed === undefined ? [] : [parsed];
-  });
-}
-
 const labelOf = (name: string, files: readonly Uint8Array[], index: number): string =>
   files.length === 1 ? name : `${name}[${index}]`;
 
+/** One that is malformed fails a check. */
 function read<T>(checks: Checks, name: string, parse: () => T): T | undefined {
   try {
     return parse();

@@ -43,6 +43,10 @@ export interface Name {
   readonly text: string;
 }
 
+/** The same attributes in the same order, however they are encoded. */
+export const sameAttributes = (a: Name['attributes'], b: Name['attributes']): boolean =>
+  a.length === b.length && a.every(([oid, value], index) => oid === b[index]![0] && value === b[index]![1]);
+
 export interface Extension {
   readonly isCritical: boolean;
   readonly value: Uint8Array;

@@ -4,11 +4,10 @@
  */
 import { createHash } from 'node:crypto';
 import {
-  AMD_NAME,
   AMD_OID,
   type CertificateKind,
-  commonName,
   crlUrl,
+  distinguishedName,
   generationOf,
   MARK_OID,
   MARK_TEXT,
@@ -73,9 +72,8 @@ const pssAlgorithm = (): Uint8Array =>
   );
 
 function name(kind: CertificateKind, product: Product): Uint8Array {
-  const attributes = [...AMD_NAME, [OID.COMMON_NAME, commonName(kind, product)] as const];
   return derSequence(
-    ...attributes.map(([oid, value]) => {
+    ...distinguishedName(kind, product).map(([oid, value]) => {
       const tag = oid === OID.COUNTRY ? TAG.PRINTABLE_STRING : TAG.UTF8_STRING;
       return derSet(derSequence(derOid(oid), derText(tag, value)));
     }),

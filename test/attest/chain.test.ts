@@ -1,4 +1,4 @@
-/** Each rule for the certificates of a chain and for its list, by one that breaks it and is signed by the right key all the same. */
+/** Each rule for the certificates of a chain, by one that breaks it and is signed by the right key all the same. */
 import { describe, expect, it } from 'vitest';
 import { type VerifyOptions, verifyReport } from '../../src/attest/index.ts';
 import { issueArk, issueCrl, issueIntermediate, issueVcek } from '../../src/authority/issue.ts';
@@ -7,7 +7,6 @@ import { type Change, forged, signerOf } from './forged-certificate.ts';
 
 const { report, options, chip } = await evidenceOf('milan');
 const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8Array];
-const crl = options.crls![0]!;
 const keys = { ARK: await signerOf('Milan', 'ARK'), ASK: await signerOf('Milan', 'ASK') };
 
 const failing = async (more: Partial<VerifyOptions>): Promise<string[]> =>
@@ -154,45 +153,5 @@ describe('an impostor', async () => {
   it('with a list of its own has no say', async () => {
     const list = issueCrl(issuer, 1, [], validity);
     expect(await failing({ crls: [list] })).toEqual(['CRL.signature']);
-  });
-});
-
-describe('a revocation list', () => {
-  const validity = { from: new Date('2026-01-01T00:00:00Z'), to: new Date('2027-01-01T00:00:00Z') };
-  const issuer = { kind: 'ARK', product: 'Milan', signer: keys.ARK } as const;
-  const list = (serial: number): Uint8Array =>
-    issueCrl(issuer, 1, [{ serial, at: new Date('2026-02-01T00:00:00Z') }], validity);
-
-  it.each([
-    [0x10000, ['ARK.revocation']],
-    [0x10001, ['ASK.revocation']],
-    [0x10002, []],
-  ])('with serial number 0x%x', async (serial, failures) => {
-    expect(await failing({ crls: [list(serial)] })).toEqual(failures);
-  });
-
-  it.each([
-    ['2025-12-31T23:59:59Z', ['CRL.validity']],
-    ['2026-01-01T00:00:00Z', []],
-    ['2027-01-01T00:00:00Z', []],
-    ['2027-01-01T00:00:01Z', ['CRL.validity']],
-  ])('counts at %s', async (at, failures) => {
-    const names = await failing({ crls: [list(9)], at: new Date(at) });
-    expect(names.filter((name) => name.startsWith('CRL'))).toEqual(failures);
-  });
-
-  it.each<[what: string, change: Change, failures: string[]]>([
-    [
-      'a salt of 32 bytes',
-      { from: 'a203020130', to: 'a203020120', where: 'both' },
-      ['CRL.signature-algorithm'],
-    ],
-    [
-      'a salt of 32 bytes in one of two places',
-      { from: 'a203020130', to: 'a203020120', where: 'outside' },
-      ['CRL.signature-algorithm'],
-    ],
-  ])('with %s', async (_what, change, failures) => {
-    expect(await failing({ crls: [forged(crl, keys.ARK, [change], 'list')] })).toEqual(failures);
   });
 });

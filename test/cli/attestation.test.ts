@@ -187,6 +187,33 @@ describe('softcvm verify', () => {
     }
   });
 
+  it('ends with 1 for an ASK that any list revokes, though the evidence brings an older list', async () => {
+    const { authority: later } = await evidenceOf('milan');
+    later.revoke('Milan', 'ASK');
+    const newer = file('newer.crl', await later.crl('Milan'));
+    const revoked = (): unknown =>
+      JSON.parse(lines.at(-1)!)
+        .checks.filter((one: { ok: boolean }) => !one.ok)
+        .map(({ name }: { name: string }) => name);
+    const own = { roots: [paths.ark], json: true };
+    for (const more of [
+      { certs: [paths.table], crl: [newer] },
+      { certs: [paths.table, newer] },
+      { certs: [newer, paths.table] },
+      { certs: [paths.vcek, paths.ask], crl: [newer, paths.crl] },
+    ]) {
+      expect(await run({ ...own, ...more })).toBe(1);
+      expect(revoked()).toEqual(['ASK.revocation']);
+    }
+    const server = new KeyServer(later);
+    try {
+      expect(await run({ ...own, certs: [paths.table], kds: await server.listen() })).toBe(1);
+      expect(revoked()).toEqual(['ASK.revocation']);
+    } finally {
+      await server.close();
+    }
+  });
+
   it.each([
     ['measurement', '--measurement', '48'],
     ['hostData', '--host-data', '32'],
