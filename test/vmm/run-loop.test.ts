@@ -1,7 +1,11 @@
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { KvmRun } from '../../src/abi/kvm-run.ts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { Trace, type TraceEvent } from '../../src/base/trace.ts';
+import { createKernel, type Kernel } from '../../src/kernel/kvm/index.ts';
+import type { Process } from '../../src/kernel/process.ts';
+import { CertificateSource } from '../../src/vmm/confidential-guest/certificate-source.ts';
+import { updateCertificates } from '../../src/vmm/confidential-guest/certificate-updater.ts';
 import { DebugExit } from '../../src/vmm/devices/debug-exit.ts';
 import { ResetControl } from '../../src/vmm/devices/reset-control.ts';
 import { VmmError } from '../../src/vmm/error.ts';
@@ -69,7 +73,7 @@ const hypercall = (...args: bigint[]): ScriptedRun =>
 function setUp(
   scripts: ScriptedRun[][],
   convert: (...request: unknown[]) => Conversion = () => DONE,
-  options: { preFaultSupported?: boolean } = {},
+  options: { preFaultSupported?: boolean; certificates?: CertificateSource } = {},
 ) {
   const order: number[] = [];
   const vcpus = scripts.map(
@@ -113,7 +117,7 @@ function setUp(
     dirtyRingFull: () => {},
     lastReport: () => 'what went wrong',
     flushConsole: () => {},
-    certificates: undefined,
+    certificates: options.certificates,
     trace,
   });
   return { loop, vcpus, order, writes, trace, ends };
@@ -572,4 +576,73 @@ it('each exit and conversion stands in the trace', async () => {
     { kind: 'page', who: 'vmm', what: 'convert to shared', why: 'KVM_EXIT_MEMORY_FAULT', gfn: 7, pages: 1 },
     { kind: 'exit', port: 0xf4 },
   ]);
+});
+
+describe('the lock on the certificates’ file, held from the exit that asks for them until KVM_RUN says that the report is made,', () => {
+  const PATH = '/certificates';
+  let kernel: Kernel;
+  let process: Process;
+  beforeEach(() => {
+    kernel = createKernel({ memory: 4 << 20 });
+    process = kernel.newProcess();
+    expect(update()).toBe(true);
+  });
+  afterEach(() => kernel.close());
+
+  /** Whether an updater gets at the file. */
+  const update = (): boolean => updateCertificates(process, PATH, () => new Uint8Array(24));
+
+  /** A vCPU whose guest asks for certificates. */
+  const runOf = (script: ScriptedRun[]) =>
+    setUp([script], () => DONE, {
+      certificates: new CertificateSource(process, { path: PATH }, () => {}),
+    }).loop.run();
+
+  const view = ({ bytes }: KvmRun): DataView => new DataView(bytes.buffer, bytes.byteOffset);
+  /** KVM_EXIT_SNP_REQ_CERTS (43): gpa at 0x20, npages at 0x28. */
+  const request: ScriptedRun = {
+    fill: (run) => {
+      run.exitReason = 43;
+      view(run).setBigUint64(0x20, 0x1000n, true);
+      view(run).setBigUint64(0x28, 1n, true);
+    },
+  };
+  /** KVM_EXIT_VMGEXIT (40) of the early form: type 1 at 0x20, npages at 0x30, status (1: done) at 0x3d. */
+  const early = (status: 0 | 1): ScriptedRun => ({
+    fill: (run) => {
+      run.exitReason = 40;
+      view(run).setUint32(0x20, 1, true);
+      view(run).setBigUint64(0x30, 1n, true);
+      view(run).setUint8(0x3d, status);
+    },
+  });
+  it.each<[string, ScriptedRun, ScriptedRun, number]>([
+    ['EINTR, which immediate_exit makes', request, { returns: -4 }, 1],
+    ['another exit', request, { fill: (run) => void (run.exitReason = 10) }, 1],
+    ['the early form’s notice', early(0), early(1), 0],
+  ])('ends with %s', async (_, ask, done, immediateExit) => {
+    const free: boolean[] = [];
+    const immediate: number[] = [];
+    const look = (run: KvmRun): void => {
+      free.push(update());
+      immediate.push(run.immediateExit);
+    };
+    const watched = ({ fill, ...step }: ScriptedRun): ScriptedRun => ({
+      ...step,
+      fill: (run) => {
+        look(run);
+        fill?.(run);
+      },
+    });
+    const end = await runOf([ask, watched(done), watched(leave)]);
+    expect(end).toMatchObject({ code: 0 });
+    expect(free).toEqual([false, true]);
+    expect(immediate).toEqual([immediateExit, 0]);
+  });
+
+  it('ends where KVM_RUN fails', async () => {
+    const end = await runOf([request, { returns: -19 }]);
+    expect(end).toMatchObject({ reason: 'error', code: 125 });
+    expect(update()).toBe(true);
+  });
 });
