@@ -2,11 +2,15 @@
  * Where a host can read, and whether a guest's secrets are to be found there. Each kind of place is read by its own path, and told apart from the others, so that a leak in one
  * of them is not found by way of another. Leaks can be planted.
  *
+ * A page is looked at where it is not as the search before found it: what is kept since then is younger than such a page.
+ *
  * No device of ours does DMA yet. What one would do is tried instead: copies between frames by the memory controller, without a key.
  */
 import { inspect } from 'node:util';
 import type { Hva, Pfn, Spa } from '../../../src/base/address.ts';
 import { LinuxError } from '../../../src/base/errors.ts';
+import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
+import { bytesInText } from './bytes-in-text.ts';
 import { frameOfGuestPage } from './guest-messages.ts';
 import { keysOfChip, loadVlek, type RecordedKeys } from './recorded-keys.ts';
 import { SECRETS, SHARED, type SnpVm } from './snp-bench.ts';
@@ -25,12 +29,9 @@ export const PLACES = [
 ] as const;
 export type Place = (typeof PLACES)[number];
 
-interface Secret {
+export interface Secret {
   readonly name: string;
-  /** All of it, 16 bytes each: any of them gives it away. */
-  readonly pieces: readonly Buffer[];
-  /** As text may show the pieces. */
-  readonly forms: readonly string[];
+  readonly bytes: Buffer;
   /** The guest itself puts it into reports. */
   readonly reported: boolean;
 }
@@ -38,6 +39,8 @@ interface Secret {
 const WINDOW_PAGES = 512;
 const GMEM_BYTES = 0x20_0000;
 const ZEROS = Buffer.alloc(4096);
+/** So many bytes of a secret, from a multiple of it on, give it away. */
+const PIECE = 8;
 /** More secrets than these are forgotten, the eldest first, but for those that are kept for good. */
 const REMEMBERED = 80;
 
@@ -53,9 +56,15 @@ export class SecretSearch {
   readonly #traced: string[] = [];
   readonly #logged: string[] = [];
   readonly #lasting: Secret[] = [];
-  #recent: Secret[] = [];
+  readonly #recent: Secret[] = [];
+  readonly #window = new Pages(WINDOW_PAGES);
+  readonly #mapping = new Pages(WINDOW_PAGES);
+  readonly #frames: Pages;
+  readonly #firmware: Pages;
+  readonly #copies: Pages;
   /** Where what a device copies goes. */
   readonly #bounce: Pfn;
+  readonly #leaked: Pfn[] = [];
 
   /** `keys` is the entropy of the machine, whose guest is launched. A VLEK is loaded. */
   constructor(snp: SnpVm, keys: RecordedKeys) {
@@ -65,16 +74,27 @@ export class SecretSearch {
     for (const { name, bytes } of [...keysOfChip(snp.chip), ...loadVlek(snp)])
       this.keep(name, bytes, 'for good');
     const { memory, trace } = snp.kernel;
+    this.#frames = new Pages(memory.frameCount);
+    this.#firmware = new Pages(memory.frameCount);
+    this.#copies = new Pages(memory.frameCount);
     this.#bounce = memory.allocate(0, memory.owner('device')) as Pfn;
     trace.listen((event) => this.#traced.push(JSON.stringify(event)));
   }
 
-  /** From now on nobody but the guest may know these bytes. */
+  /** From now on nobody but the guest may know these bytes, whole pieces, which nobody has had before the last search. */
   keep(name: string, bytes: Uint8Array, how: 'for good' | 'a while' | 'reported' = 'a while'): void {
-    const secret = secretOf(name, bytes, how === 'reported' || name === 'report ID');
+    if (bytes.length === 0 || bytes.length % PIECE !== 0)
+      throw new RangeError(`${name}: got ${bytes.length} bytes, want whole pieces of ${PIECE}`);
+    const reported = how === 'reported' || name === 'report ID';
+    const secret = { name, bytes: Buffer.from(bytes), reported };
     if (how === 'for good') this.#lasting.push(secret);
     else this.#recent.push(secret);
     if (this.#recent.length > REMEMBERED) this.#recent.splice(0, this.#recent.length - REMEMBERED);
+  }
+
+  /** What nobody but the guest, or firmware, may know, the eldest first. */
+  get secrets(): readonly Secret[] {
+    return [...this.#lasting, ...this.#recent];
   }
 
   /** Does it, and notes what it says where Linux would refuse. False: it did. */
@@ -108,29 +128,26 @@ export class SecretSearch {
   /** Which secrets can be read where; none: the host knows nothing. */
   leaks(): { readonly secret: string; readonly place: Place }[] {
     this.#keepDrawn('a while');
-    const secrets = [...this.#lasting, ...this.#recent];
+    const { secrets } = this;
     const leaks: { secret: string; place: Place }[] = [];
     const find = finderOf(secrets);
-    const look = (place: Place, seen: Buffer, text: string): void => {
-      const found = find(seen);
-      for (const secret of secrets) {
-        const { name, forms, reported } = secret;
-        if (place === 'reports' && reported) continue;
-        if (found.has(secret) || forms.some((form) => text.includes(form)))
-          leaks.push({ secret: name, place });
-      }
+    const look = (place: Place, ...seen: readonly Buffer[]): void => {
+      const found = new Set(seen.flatMap(find));
+      for (const secret of secrets)
+        if (found.has(secret) && !(place === 'reports' && secret.reported))
+          leaks.push({ secret: secret.name, place });
     };
-    look('process memory', this.#window(), '');
-    look('kvm_run', Buffer.from(this.snp.vcpu.kvmRun.bytes), '');
-    const { frames, firmware } = this.#frames();
-    look('frames', frames, '');
-    look('firmware buffers', firmware, '');
-    look('DMA', this.#copied(), '');
-    look('guest_memfd', this.#file(), '');
-    look('answers to ioctls', Buffer.concat(this.answers.splice(0)), '');
-    look('traces', ZEROS, this.#traced.splice(0).join('\n'));
-    look('reports', Buffer.concat(this.reports.splice(0)), this.printed.splice(0).join('\n'));
-    look('logs', ZEROS, this.#logged.splice(0).join('\n'));
+    const inText = (lines: string[]): readonly Buffer[] => bytesInText(lines.splice(0).join('\n'), PIECE);
+    look('process memory', this.#readWindow());
+    look('kvm_run', Buffer.from(this.snp.vcpu.kvmRun.bytes));
+    look('frames', this.#readFrames('other', this.#frames));
+    look('firmware buffers', this.#readFrames('firmware', this.#firmware));
+    look('DMA', this.#copied());
+    look('guest_memfd', ...this.#file());
+    look('answers to ioctls', Buffer.concat(this.answers.splice(0)));
+    look('traces', ...inText(this.#traced));
+    look('reports', Buffer.concat(this.reports.splice(0)), ...inText(this.printed));
+    look('logs', ...inText(this.#logged));
     return leaks;
   }
 
@@ -149,15 +166,16 @@ export class SecretSearch {
         snp.vcpu.kvmRun.bytes.set(bytes, 0x1234);
         return;
       case 'frames':
-        write(memory.allocate(0, memory.owner('leak')), 77);
+        this.#leaked.push(memory.allocate(0, memory.owner('leak')) as Pfn);
+        write(this.#leaked.at(-1)!, 77);
         return;
       case 'DMA': {
         // A controller that gives a device what stands in the frame.
-        const { copy } = memory;
+        const private_ = frameOfGuestPage(snp, SECRETS) * 4096;
         Object.assign(memory, {
           copy: (to: Spa, from: Spa, length: number): void => {
-            copy.call(memory, to, from, length);
-            if (Math.floor(from / 4096) === frameOfGuestPage(snp, SECRETS)) write(Math.floor(to / 4096), 9);
+            HostMemory.prototype.copy.call(memory, to, from, length);
+            if (from === private_) write(to / 4096, 9);
           },
         });
         return;
@@ -201,39 +219,40 @@ export class SecretSearch {
   }
 
   close(): void {
-    this.snp.kernel.memory.free(this.#bounce, 0);
+    for (const frame of [this.#bounce, ...this.#leaked]) this.snp.kernel.memory.free(frame, 0);
   }
 
-  #window(): Buffer {
+  #readWindow(): Buffer {
     const { process, hva } = this.snp;
-    return withContent(WINDOW_PAGES, (page, into) => process.memory.read((hva + page * 4096) as Hva, into));
+    return this.#window.changed((page, into) => process.memory.read((hva + page * 4096) as Hva, into));
   }
 
-  /** All frames as the host's software reads them: firmware's and the others. */
-  #frames(): { frames: Buffer; firmware: Buffer } {
+  /** Frames as the host's software reads them: firmware's or the others. */
+  #readFrames(wanted: 'firmware' | 'other', pages: Pages): Buffer {
     const { memory } = this.snp.kernel;
-    const isFirmware = (frame: number): boolean => memory.ownerOf(frame as Pfn)?.name === 'psp';
-    const read = (wanted: 'firmware' | 'other') =>
-      withContent(memory.frameCount, (frame, into) => {
-        if (frame === this.#bounce || isFirmware(frame) !== (wanted === 'firmware')) return;
-        memory.read((frame * 4096) as Spa, into);
-      });
-    return { frames: read('other'), firmware: read('firmware') };
+    return pages.changed((frame, into) => {
+      const isFirmware = memory.ownerOf(frame as Pfn)?.name === 'psp';
+      if (frame === this.#bounce || isFirmware !== (wanted === 'firmware')) into.fill(0);
+      else memory.read((frame * 4096) as Spa, into);
+    });
   }
 
   /** What a device gets of frames that are anybody's but the hypervisor's. */
   #copied(): Buffer {
     const { memory } = this.snp.kernel;
     const at = (this.#bounce * 4096) as Spa;
-    return withContent(memory.frameCount, (frame, into) => {
-      if (memory.rmp!.state(frame as Pfn) === 'hypervisor') return;
+    return this.#copies.changed((frame, into) => {
+      if (memory.rmp!.state(frame as Pfn) === 'hypervisor') {
+        into.fill(0);
+        return;
+      }
       memory.copy(at, (frame * 4096) as Spa, 4096);
       memory.read(at, into);
     });
   }
 
   /** The file as its descriptor gives it: by read, and by a mapping. */
-  #file(): Buffer {
+  #file(): readonly Buffer[] {
     const { process, gmem } = this.snp;
     const pages: Buffer[] = [];
     const page = Buffer.alloc(4096);
@@ -246,58 +265,52 @@ export class SecretSearch {
     this.attempt(() => {
       const hva = process.memory.mmap({ length: GMEM_BYTES, protection: 1, flags: 1, fd: gmem, offset: 0n });
       pages.push(
-        withContent(WINDOW_PAGES, (index, into) => process.memory.read((hva + index * 4096) as Hva, into)),
+        this.#mapping.changed((index, into) => process.memory.read((hva + index * 4096) as Hva, into)),
       );
       process.memory.munmap(hva, GMEM_BYTES);
     });
-    return Buffer.concat(pages);
+    return pages;
   }
 }
 
-/** The pages that are not all zero, one behind the other. */
-function withContent(count: number, read: (page: number, into: Uint8Array) => void): Buffer {
-  const bytes = Buffer.alloc(count * 4096);
-  let filled = 0;
-  for (let page = 0; page < count; page++) {
-    const into = bytes.subarray(filled, filled + 4096);
-    read(page, into);
-    if (!into.equals(ZEROS)) filled += 4096;
+/** Pages by their numbers, and what was in them when they were read last. At first that is nothing but zeros. */
+class Pages {
+  readonly #last: Buffer;
+  readonly #now = Buffer.alloc(4096);
+  #changed: Buffer;
+
+  constructor(count: number) {
+    this.#last = Buffer.alloc(count * 4096);
+    this.#changed = Buffer.alloc(4096);
   }
-  return bytes.subarray(0, filled);
+
+  /** Those that are others now, one behind the other: until the next call. */
+  changed(read: (page: number, into: Uint8Array) => void): Buffer {
+    const now = this.#now;
+    let filled = 0;
+    for (let at = 0; at < this.#last.length; at += 4096) {
+      read(at / 4096, now);
+      if (now.compare(this.#last, at, at + 4096) === 0) continue;
+      now.copy(this.#last, at);
+      if (filled === this.#changed.length)
+        this.#changed = Buffer.concat([this.#changed, Buffer.alloc(filled)]);
+      now.copy(this.#changed, filled);
+      filled += 4096;
+    }
+    return this.#changed.subarray(0, filled);
+  }
 }
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 const reversed = (bytes: Uint8Array): Uint8Array => Uint8Array.from(bytes).reverse();
 
-/** Text may show bytes as hex, as little-endian numbers, in base64 or as a list. */
-function secretOf(name: string, secret: Uint8Array, reported: boolean): Secret {
-  const all = Buffer.from(secret);
-  const pieces: Buffer[] = [];
-  const forms: string[] = [];
-  for (let at = 0; at < all.length; at += 16) {
-    const start = Math.max(0, Math.min(at, all.length - 16));
-    const piece = all.subarray(start, start + 16);
-    pieces.push(piece);
-    const low = piece.subarray(0, 8);
-    forms.push(
-      hex(piece),
-      hex(reversed(piece)),
-      hex(reversed(low)),
-      BigInt(`0x${hex(reversed(low))}`).toString(),
-      base64(piece, 0),
-      base64(all, start),
-      [...piece].join(','),
-    );
-  }
-  return { name, pieces, forms, reported };
-}
-
 /** Tells in one pass which secrets have a piece among bytes: by the piece's first two, then by all. */
-function finderOf(secrets: readonly Secret[]): (seen: Buffer) => ReadonlySet<Secret> {
+function finderOf(secrets: readonly Secret[]): (seen: Buffer) => readonly Secret[] {
   const byStart = new Map<number, { secret: Secret; piece: Buffer }[]>();
   const isStart = new Uint8Array(0x1_0000);
   for (const secret of secrets)
-    for (const piece of secret.pieces) {
+    for (let from = 0; from < secret.bytes.length; from += PIECE) {
+      const piece = secret.bytes.subarray(from, from + PIECE);
       const start = piece.readUInt16LE(0);
       isStart[start] = 1;
       const others = byStart.get(start);
@@ -305,25 +318,25 @@ function finderOf(secrets: readonly Secret[]): (seen: Buffer) => ReadonlySet<Sec
       else others.push({ secret, piece });
     }
   return (seen) => {
-    const found = new Set<Secret>();
-    for (let at = 0; at + 16 <= seen.length; at++) {
+    const found: Secret[] = [];
+    for (let at = 0; at + PIECE <= seen.length; at++) {
       const start = seen[at]! | (seen[at + 1]! << 8);
       if (isStart[start] === 0) continue;
       for (const { secret, piece } of byStart.get(start)!)
-        if (piece.compare(seen, at, at + 16) === 0) found.add(secret);
+        if (piece.compare(seen, at, at + PIECE) === 0) found.push(secret);
     }
     return found;
   };
 }
 
-/** What of the base64 of `bytes` hangs on nothing but the 16 at `at`. */
-const base64 = (bytes: Buffer, at: number): string =>
-  bytes.subarray(3 * Math.ceil(at / 3), 3 * Math.floor((at + 16) / 3)).toString('base64');
-
 /** All numbers and bytes of an ioctl's answer, as they stand in memory. */
 function bytesIn(value: unknown): Uint8Array {
-  if (value instanceof Uint8Array) return value;
-  if (typeof value === 'bigint') return reversed(Buffer.from(value.toString(16).padStart(32, '0'), 'hex'));
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  if (typeof value === 'number') return new Uint8Array(Int32Array.of(value).buffer);
+  if (typeof value === 'bigint') {
+    const digits = value >> 64n === 0n ? 16 : 32;
+    return reversed(Buffer.from(value.toString(16).padStart(digits, '0'), 'hex'));
+  }
   if (typeof value !== 'object' || value === null) return new Uint8Array(0);
   return Buffer.concat(Object.values(value).map(bytesIn));
 }

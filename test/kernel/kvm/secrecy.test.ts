@@ -1,7 +1,9 @@
 /** No host-side read shows a guest's secrets or keys, whatever it and its host did before; and a leak in any kind of place is found. HISTORIES makes it longer, SECRECY_SEED repeats it. */
 import { describe, expect, it, vi } from 'vitest';
+import { seededEntropy } from '../../../src/base/entropy.ts';
 import { GuestContext } from '../../../src/hardware/asp/guest-context.ts';
 import { p384PrivateKey } from '../../../src/hardware/chip/key-derivation.ts';
+import { Chip } from '../../../src/hardware/chip.ts';
 import { MemoryEncryption } from '../../../src/hardware/memory/memory-encryption.ts';
 import { SecretMachine } from './secrecy.ts';
 import type { Place } from './secrecy-search.ts';
@@ -61,14 +63,33 @@ describe(`secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`, () => {
     ['reports', ['reports']],
     ['logs', ['logs']],
   ];
+  const OF_FIRMWARE = [
+    ...['context key', 'OEK', 'VMPCK 0', 'VMPCK 1', 'VMPCK 2', 'VMPCK 3', 'VMRK', 'report ID', 'memory key'],
+    ...['fuses', 'VCEK seed', 'VCEK', 'VLEK hash sticks', 'VLEK wrapping key', 'VLEK'],
+  ];
+  const OF_THE_SCRIPT = ['secret', 'REPORT_DATA', 'signature of a report', 'derived key'];
+  const OF_RUNNING_CODE = ['RBX', 'RBP and XMM3'];
   for (const [place, seen] of PLANTED)
-    it(`is seen to fail when a secret is planted: ${place}`, () => {
-      const machine = new SecretMachine();
-      machine.live(SEED);
-      expect(machine.search.leaks()).toEqual([]);
-      machine.search.plant(place, machine.messages.key);
-      expect(machine.search.leaks()).toEqual(seen.map((place) => ({ secret: 'VMPCK 0', place })));
-      machine.close();
+    it.each([
+      ['a scripted guest', () => new SecretMachine(), [...OF_FIRMWARE, ...OF_THE_SCRIPT]],
+      ['a guest whose code runs', () => new SecretGuest(), [...OF_FIRMWARE, ...OF_RUNNING_CODE]],
+    ] as const)(`is seen to fail when a secret of any kind is planted: ${place}, %s`, (_, make, kinds) => {
+      const subject = make();
+      const { search } = subject;
+      const known = () =>
+        new Map(search.secrets.map((secret) => [secret.name.replace(/ at 0x.*/, ''), secret]));
+      for (let i = 0; i < LIVES && known().size < kinds.length; i++) {
+        subject.live(SEED + i);
+        expect(search.leaks()).toEqual([]);
+      }
+      const ofKind = known();
+      expect([...ofKind.keys()].sort()).toEqual([...kinds].sort());
+      for (const { name, bytes, reported } of ofKind.values()) {
+        search.plant(place, bytes.subarray(0, 8));
+        const expected = place === 'reports' && reported ? [] : seen;
+        expect(search.leaks()).toEqual(expected.map((place) => ({ secret: name, place })));
+      }
+      subject.close();
     });
 
   it('is seen to fail by any piece of any key that firmware or the chip has', () => {
@@ -82,7 +103,11 @@ describe(`secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`, () => {
       memoryKeys.push(key.slice());
       return addKey.call(this, key);
     });
+    const wrappings = vi.spyOn(Chip.prototype, 'vlekWrappingKey');
     const machine = new SecretMachine();
+    const wrappingKeys = wrappings.mock.results.map(({ value }) => value as Uint8Array);
+    const sticks = new Uint8Array(384);
+    seededEntropy(9).fill(sticks);
     const [context] = contexts.mock.contexts as GuestContext[];
     vi.restoreAllMocks();
     const { search, snp } = machine;
@@ -97,12 +122,15 @@ describe(`secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`, () => {
       ['fuses', chip.fuses.secret],
       ['VCEK seed', vcekSeed],
       ['VCEK', p384PrivateKey(vcekSeed, 'VCEK')],
+      ['VLEK hash sticks', sticks],
+      ['VLEK wrapping key', wrappingKeys[0]!],
+      ['VLEK', p384PrivateKey(sticks.subarray(336), 'VLEK')],
     ];
     expect(search.leaks()).toEqual([]);
     for (const [name, key] of keys)
-      for (let at = 0; at < key.length; at += 16) {
-        search.plant('traces', key.subarray(at, at + 16));
-        search.plant('reports', key.subarray(at, at + 16));
+      for (let at = 0; at < key.length; at += 8) {
+        search.plant('traces', key.subarray(at, at + 8));
+        search.plant('reports', key.subarray(at, at + 8));
         expect(search.leaks(), `byte ${at}`).toEqual([
           { secret: name, place: 'traces' },
           { secret: name, place: 'reports' },
