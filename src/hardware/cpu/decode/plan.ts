@@ -42,7 +42,7 @@ export function planDescribed(
   if (operation === 'maskmovdqu') return planMaskedStore(plan);
   if (role === undefined || role.access === 'none') return planRegisters(plan);
   if (operation === 'cmpxchg16b') return planWideExchange(plan);
-  if (BIT_TEST.test(name) && indexedByRegister(instruction)) return planFarBit(plan, role);
+  if (isFarBit(name, instruction)) return planFarBit(plan, role);
   if (role.access === 'address') return planAddress(plan);
   const aligned = description.aligned ? 'Aligned' : '';
   const direct = handler(`${operation}${aligned}.${size}.memory${memory}`);
@@ -141,8 +141,11 @@ function planFarBit(plan: Plan, role: Role): boolean {
 }
 
 const BIT_TEST = /^Bt[src]?$/;
-const indexedByRegister = (instruction: Instruction): boolean =>
-  instruction.opKind(1) === iced().OpKind.Register;
+/** A bit test in memory with its index in a register; outside 64-bit mode the linear address is the bit's already. */
+const isFarBit = (name: string, instruction: Instruction): boolean =>
+  BIT_TEST.test(name) &&
+  instruction.opKind(1) === iced().OpKind.Register &&
+  instruction.memoryBase !== registers().linear;
 
 /** CMPXCHG16B works on XTEMP0 and leaves in XTEMP1 what is to be stored. */
 function planWideExchange({ instruction, line, handler }: Plan): boolean {

@@ -9,7 +9,7 @@ const HIGH_BYTES = ['AH', 'CH', 'DH', 'BH'];
 const SEGMENTS = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS'];
 
 /** A register that no instruction here has, as a name for the linear address of an operand outside 64-bit mode. */
-export const LINEAR_BASE = 'BND0';
+const LINEAR_BASE = 'BND0';
 
 export interface RegisterPlace {
   /** Offset in the state block. */
@@ -23,6 +23,8 @@ export interface Registers {
   readonly places: ReadonlyMap<number, RegisterPlace>;
   /** Numbers of segment, control and debug registers. */
   readonly numbers: ReadonlyMap<number, number>;
+  /** The base register of an operand whose linear address is in STATE.LINEAR. */
+  readonly linear: number;
 }
 
 /** Offset in the state block of a segment's base: the save area's record is selector, attributes, limit, base. */
@@ -63,5 +65,5 @@ function enumerate(): Registers {
     numbers.set(byName[`CR${n}`]!, n);
     numbers.set(byName[`DR${n}`]!, n);
   }
-  return { places, numbers };
+  return { places, numbers, linear: byName[LINEAR_BASE]! };
 }

@@ -38,10 +38,17 @@ export class SegmentedMemory {
     return BigInt.asUintN(bits, base + index + instruction.memoryDisplacement);
   }
 
-  /** The memory operand's linear address. 0, or LEAVE.EXCEPTION where the segment does not allow the access. */
-  locate(instruction: Instruction, bits: 16 | 32, size: number, access: 'read' | 'write'): number {
+  /** Linear address of what lies `further` bytes behind the memory operand. 0, or LEAVE.EXCEPTION where the segment does not allow the access. */
+  locate(
+    instruction: Instruction,
+    bits: 16 | 32,
+    size: number,
+    access: 'read' | 'write',
+    further = 0n,
+  ): number {
     const segment = SEGMENTS[places().numbers.get(instruction.memorySegment)!]!;
-    return this.at(segment, this.offset(instruction, bits), size, access);
+    const offset = BigInt.asUintN(bits, this.offset(instruction, bits) + further);
+    return this.at(segment, offset, size, access);
   }
 
   /** The same for an offset in a segment (SAVE.DS and so on). */

@@ -4,16 +4,17 @@
  * branches and strings are done here; whatever else there is runs in the same handlers as in 64-bit mode, after its memory operand has become a
  * linear address.
  *
- * Left out: virtual-8086 mode, task switches, paging without long mode (all throw by name), limits of what INS and OUTS access.
+ * Left out: virtual-8086 mode, task switches, paging without long mode (all throw by name).
  */
 import { SAVE } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { type Instruction, iced } from '../decode/iced.ts';
-import { LINEAR_BASE } from '../decode/registers.ts';
+import { registers as places } from '../decode/registers.ts';
 import type { Interpreter } from '../interpreter.ts';
 import { codeBits, hasRealSegments, modeOf } from '../mode.ts';
 import type { CoreParts } from '../parts.ts';
+import type { Registers } from '../registers.ts';
 import type { Segmentation } from '../segments.ts';
 import { LEAVE, STATE } from '../state.ts';
 import { addressBits, operandBytes, SegmentedMemory } from './addressing.ts';
@@ -54,6 +55,8 @@ interface Shared {
   readonly operand: 'none' | 'address' | 'read' | 'write';
   readonly addressBits: 16 | 32;
   readonly bytes: number;
+  /** The register with the index of a bit test, which moves the operand. */
+  readonly bitIndex: number | undefined;
   record: number;
   flushes: number;
   mode: number;
@@ -116,8 +119,9 @@ export class LegacyExecution {
     if (shared.operand === 'address') {
       registers.setLong(STATE.LINEAR, this.#memory.offset(decoded.instruction, shared.addressBits));
     } else if (shared.operand !== 'none') {
-      const { addressBits, bytes, operand } = shared;
-      const reason = this.#memory.locate(decoded.instruction, addressBits, bytes, operand);
+      const { addressBits, bytes, operand, bitIndex } = shared;
+      const further = bitIndex === undefined ? 0n : unitsToBit(registers, bitIndex) * BigInt(bytes);
+      const reason = this.#memory.locate(decoded.instruction, addressBits, bytes, operand, further);
       if (reason !== 0) return reason;
       registers.setLong(STATE.LINEAR, this.#memory.linear);
     }
@@ -216,6 +220,14 @@ function decode(
   return { instruction, ranOut };
 }
 
+const BIT_TEST = /^Bt[src]?$/;
+
+/** How many operands away the bit lies whose signed index the register holds. */
+function unitsToBit(state: Registers, register: number): bigint {
+  const { offset, size } = places().places.get(register)!;
+  return BigInt.asIntN(size, state.long(offset)) >> BigInt(Math.log2(size));
+}
+
 /** What the interpreter's handlers need of the instruction. */
 function share({ instruction, bits, name }: Decoded): Shared {
   const { OpKind, Register } = iced();
@@ -226,7 +238,7 @@ function share({ instruction, bits, name }: Decoded): Shared {
   const ofAddress = name === 'Lea' || name === 'Nop' || name.startsWith('Prefetch');
   if (memory) {
     copy.segmentPrefix = Register.None;
-    copy.memoryBase = (Register as unknown as Record<string, number>)[LINEAR_BASE]!;
+    copy.memoryBase = places().linear;
     copy.memoryIndex = Register.None;
     copy.memoryDisplacement = 0n;
     copy.memoryDisplSize = 0;
@@ -237,6 +249,10 @@ function share({ instruction, bits, name }: Decoded): Shared {
     operand: !memory ? 'none' : ofAddress ? 'address' : access,
     addressBits: addressBits(instruction, bits),
     bytes: operandBytes(instruction),
+    bitIndex:
+      memory && BIT_TEST.test(name) && instruction.opKind(1) === OpKind.Register
+        ? instruction.opRegister(1)
+        : undefined,
     record: 0,
     flushes: -1,
     mode: -1,

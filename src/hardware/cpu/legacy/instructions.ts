@@ -228,6 +228,8 @@ function enter(o: Operands): number {
   if (level > 0) reason = stack.push(frame, bytes);
   if (reason !== 0) return reason;
   stack.release(-Number(instruction.immediate(0)));
+  reason = stack.checkTop(bytes);
+  if (reason !== 0) return reason;
   stack.commit();
   registers.setGpr(GPR.RBP, merged(rbp, frame, 8 * bytes));
   return 0;

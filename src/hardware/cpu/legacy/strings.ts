@@ -80,8 +80,15 @@ function element(parts: CoreParts, memory: SegmentedMemory, what: StringInstruct
     const old = registers.gpr(register);
     registers.setGpr(register, merged(old, old + BigInt(step), bits));
   };
+  const compares = operation === 'cmps' || operation === 'scas';
   const usesSource = operation === 'movs' || operation === 'lods' || operation === 'cmps';
   const usesDestination = operation !== 'lods';
+  let compared = 0n;
+  if (compares) {
+    const reason = load(SAVE.ES, GPR.RDI);
+    if (reason !== 0) return reason;
+    compared = access.value;
+  }
   const accumulator = BigInt.asUintN(8 * size, registers.gpr(GPR.RAX));
   let value = accumulator;
   if (usesSource) {
@@ -95,11 +102,7 @@ function element(parts: CoreParts, memory: SegmentedMemory, what: StringInstruct
   } else if (operation === 'lods') {
     const old = registers.gpr(GPR.RAX);
     registers.setGpr(GPR.RAX, size === 1 ? (old & ~0xffn) | value : merged(old, value, 8 * size));
-  } else {
-    const reason = load(SAVE.ES, GPR.RDI);
-    if (reason !== 0) return reason;
-    compare(parts, value, access.value, 8 * size);
-  }
+  } else compare(parts, value, compared, 8 * size);
   if (usesSource) advance(GPR.RSI);
   if (usesDestination) advance(GPR.RDI);
   return 0;

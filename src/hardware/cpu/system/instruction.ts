@@ -87,7 +87,7 @@ export class SystemInstruction {
 
   /** RIP behind the instruction. */
   get nextRip(): bigint {
-    return BigInt.asUintN(64, this.parts.registers.rip + BigInt(this.#length));
+    return BigInt.asUintN(64, this.parts.registers.rip + BigInt(this.#length()));
   }
 
   /** Goes on with the records that follow. */
@@ -131,7 +131,7 @@ export class SystemInstruction {
     exit.info1 = info1;
     exit.info1High = info1High;
     const low = registers.word(STATE.RIP);
-    const next = (low + this.#length) | 0;
+    const next = (low + this.#length()) | 0;
     exit.nextRip = next;
     exit.nextRipHigh = registers.word(STATE.RIP + 4) + (next >>> 0 < low >>> 0 ? 1 : 0);
     return LEAVE.VMEXIT;
@@ -157,7 +157,8 @@ export class SystemInstruction {
     return registers.cpl <= (registers.flagsRest & RFLAGS.IOPL) >>> 12;
   }
 
-  get #length(): number {
+  // Not an accessor: V8 calls into its runtime for a private one.
+  #length(): number {
     return this.#bytes[(this.#record >>> 0) + RECORD.LENGTH]!;
   }
 

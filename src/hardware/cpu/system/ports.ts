@@ -5,7 +5,9 @@
 import { IOIO, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { RFLAGS } from '../../../abi/x86.ts';
 import { PRIVILEGE } from '../access.ts';
+import { SegmentedMemory } from '../legacy/addressing.ts';
 import type { MmioStep } from '../mmio.ts';
+import { in64BitMode } from '../mode.ts';
 import { merged } from '../processor-stack.ts';
 import { SEGMENTS } from '../segments.ts';
 import { GPR, STATE } from '../state.ts';
@@ -89,7 +91,15 @@ function transferElement(i: SystemInstruction, direction: number, port: number, 
   const { size, addressSize, repeats } = i;
   const masked = (value: bigint): bigint => BigInt.asUintN(8 * addressSize, value);
   const pointer = direction === IOIO.IN ? GPR.RDI : GPR.RSI;
-  const address = masked(registers.gpr(pointer)) + i.segmentBase;
+  const offset = masked(registers.gpr(pointer));
+  let address = offset + i.segmentBase;
+  if (!in64BitMode(registers)) {
+    const memory = new SegmentedMemory(i.parts);
+    const segment = SEGMENTS[segmentNumber(i)]!;
+    const outside = memory.at(segment, offset, size, direction === IOIO.IN ? 'write' : 'read');
+    if (outside !== 0) return outside;
+    address = memory.linear;
+  }
   const bytes = new Uint8Array(size);
   if (direction === IOIO.IN) {
     let reason = access.probeAt(address, size, access.privilege);
