@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// dist/cli.js: runs cli-main.cjs with its code cache (scripts/bundle.mjs). What Node has is required: imports of it are slower.
+// dist/cli.js: runs cli-main.cjs with its code cache (scripts/bundle-cli.mjs). What Node has is required: imports of it are slower.
 import { createRequire } from 'node:module';
 
 const own = createRequire(import.meta.url);

@@ -7,8 +7,6 @@ import { dirname, join } from 'node:path';
 import { build, transform } from 'esbuild';
 import { keepConst } from './keep-const.mjs';
 
-const root = new URL('..', import.meta.url).pathname;
-const dist = (name) => join(root, 'dist', name);
 /** The decoder's loader, src/hardware/cpu/decode/iced.ts, in the form that suits a CommonJS bundle. */
 const loadDecoder = {
   name: 'load-decoder',
@@ -37,42 +35,45 @@ const loadWhenUsed = {
 };
 const decoder = dirname(createRequire(import.meta.url).resolve('iced-x86'));
 
-const cli = await build({
-  entryPoints: [join(root, 'src/cli/main.ts')],
-  write: false,
-  bundle: true,
-  platform: 'node',
-  target: 'node20',
-  format: 'cjs',
-  legalComments: 'none',
-  external: ['iced-x86'],
-  plugins: [loadDecoder, loadWhenUsed],
-  define: { 'import.meta.url': '__url' },
-  banner: { js: "const __url = require('node:url').pathToFileURL(__filename).href;" },
-  logLevel: 'warning',
-});
-const minified = await transform(keepConst(cli.outputFiles[0].text), {
-  minifyWhitespace: true,
-  minifySyntax: true,
-  target: 'node20',
-});
-writeFileSync(dist('cli-main.cjs'), minified.code);
-// The decoder stays a file of its own: it is needed only when a guest runs.
-await build({
-  entryPoints: [join(decoder, 'iced_x86.js')],
-  outfile: dist('iced-x86.cjs'),
-  platform: 'node',
-  format: 'cjs',
-  minify: true,
-  logLevel: 'warning',
-});
-copyFileSync(join(decoder, 'iced_x86_bg.wasm'), dist('iced_x86_bg.wasm'));
-copyFileSync(join(decoder, 'LICENSE.txt'), dist('iced-x86.LICENSE.txt'));
+/** Writes cli.js and what it loads to `dist`. */
+export async function bundleCli(root, dist) {
+  const cli = await build({
+    entryPoints: [join(root, 'src/cli/main.ts')],
+    write: false,
+    bundle: true,
+    platform: 'node',
+    target: 'node20',
+    format: 'cjs',
+    legalComments: 'none',
+    external: ['iced-x86'],
+    plugins: [loadDecoder, loadWhenUsed],
+    define: { 'import.meta.url': '__url' },
+    banner: { js: "const __url = require('node:url').pathToFileURL(__filename).href;" },
+    logLevel: 'warning',
+  });
+  const minified = await transform(keepConst(cli.outputFiles[0].text), {
+    minifyWhitespace: true,
+    minifySyntax: true,
+    target: 'node20',
+  });
+  writeFileSync(join(dist, 'cli-main.cjs'), minified.code);
+  // The decoder stays a file of its own: it is needed only when a guest runs.
+  await build({
+    entryPoints: [join(decoder, 'iced_x86.js')],
+    outfile: join(dist, 'iced-x86.cjs'),
+    platform: 'node',
+    format: 'cjs',
+    minify: true,
+    logLevel: 'warning',
+  });
+  copyFileSync(join(decoder, 'iced_x86_bg.wasm'), join(dist, 'iced_x86_bg.wasm'));
+  copyFileSync(join(decoder, 'LICENSE.txt'), join(dist, 'iced-x86.LICENSE.txt'));
 
-copyFileSync(join(root, 'scripts/start-cli.mjs'), dist('cli.js'));
-chmodSync(dist('cli.js'), 0o755);
-rmSync(dist('cli-main.cache'), { force: true });
-spawnSync(process.execPath, [dist('cli.js'), 'run', 'hello'], {
-  env: { ...process.env, SOFTCVM_WRITE_CODE_CACHE: '1' },
-  stdio: ['ignore', 'ignore', 'inherit'],
-});
+  copyFileSync(join(root, 'scripts/start-cli.mjs'), join(dist, 'cli.js'));
+  chmodSync(join(dist, 'cli.js'), 0o755);
+  rmSync(join(dist, 'cli-main.cache'), { force: true });
+  spawnSync(process.execPath, [join(dist, 'cli.js'), 'run', 'hello'], {
+    env: { ...process.env, SOFTCVM_WRITE_CODE_CACHE: '1' },
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
+}
