@@ -10,7 +10,7 @@ import type { Place } from './secrecy-search.ts';
 import { SecretGuest } from './secret-guest.ts';
 
 const SEED = Number(process.env['SECRECY_SEED'] ?? Date.now() % 0x7fff_ffff);
-const HISTORIES = Number(process.env['HISTORIES'] ?? 400);
+const HISTORIES = Number(process.env['HISTORIES'] ?? 1000);
 /** Histories that a machine lives through: enough for each kind of event to happen. */
 const LIVES = 50;
 /** Of a busy machine, in ms: otherwise it takes two seconds. */
