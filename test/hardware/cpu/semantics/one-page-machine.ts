@@ -1,4 +1,6 @@
 /** One page of data between two that are missing: what an instruction that faults leaves changed. */
+import { executeFloat } from '../../../../src/hardware/cpu/float/instructions.ts';
+import { RECORD } from '../../../../src/hardware/cpu/record.ts';
 import { FlatMachine } from '../../../oracle/flat-machine.ts';
 
 export const CODE = 0x10000n;
@@ -8,9 +10,20 @@ const RSP = 4;
 const EXCEPTION = 2;
 const XMM = 0x100;
 const VECTOR_WORD = 0x230;
+const MXCSR = 0x220;
+const ALL_MASKED = 0x1f80;
+const FLOATING_POINT = 19;
 
 export class OnePageMachine {
-  readonly #machine = new FlatMachine();
+  /** Its only system records are those of float instructions. */
+  readonly #machine = new FlatMachine({
+    system: (machine, record) => {
+      const number = machine.memory.bytes[record + RECORD.NUMBER]!;
+      return executeFloat(machine.memory, machine.state, { record, number })
+        ? 0
+        : machine.raise(FLOATING_POINT);
+    },
+  });
 
   constructor() {
     this.#machine.addPage(CODE);
@@ -33,6 +46,7 @@ export class OnePageMachine {
     machine.setRegister(RSP, PAGE + 0x800n);
     for (const [number, to] of Object.entries(registers)) machine.setRegister(Number(number), to);
     for (let n = 0; n < 32; n++) machine.set(XMM + 8 * n, 0xf1e2d3c4b5a69788n * BigInt(2 * n + 1));
+    machine.setWord(MXCSR, ALL_MASKED);
     machine.put(
       PAGE,
       Array.from({ length: 4096 }, (_, at) => (at * 7) & 0xff),
@@ -68,7 +82,7 @@ export class OnePageMachine {
 
   #state(): string {
     const machine = this.#machine;
-    const longs = [machine.rip, machine.flags];
+    const longs = [machine.rip, machine.flags, BigInt(machine.word(MXCSR))];
     for (let n = 0; n < 16; n++) longs.push(machine.register(n));
     for (let n = 0; n < 32; n++) longs.push(machine.get(XMM + 8 * n));
     return longs.map((value) => value.toString(16)).join() + Buffer.from(this.data(0, 4096)).toString('hex');
