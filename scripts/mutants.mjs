@@ -22,6 +22,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
+import { parseArgs } from 'node:util';
 import ts from 'typescript';
 
 const ROOT = new URL('..', import.meta.url).pathname;
@@ -41,12 +42,15 @@ const TESTS = ['test/kernel', 'test/vmm', 'test/hardware', 'test/attest'];
 const LONG_TESTS = /fuzz|secrecy/;
 const EXPLAINED = join(ROOT, 'scripts/mutants-explained.json');
 
-const option = (name, fallback) => {
-  const at = process.argv.indexOf(`--${name}`);
-  return at < 0 ? fallback : process.argv[at + 1];
-};
-const match = new RegExp(option('match', ''));
-const matchTests = new RegExp(option('tests', ''));
+const string = (fallback) => ({ type: 'string', default: fallback });
+const { values: options } = parseArgs({
+  options: {
+    ...{ match: string(''), tests: string(''), jobs: string('2'), log: string(''), known: string('') },
+    list: { type: 'boolean', default: false },
+  },
+});
+const match = new RegExp(options.match);
+const matchTests = new RegExp(options.tests);
 
 const filesBelow = (path) =>
   path.endsWith('.ts')
@@ -170,7 +174,7 @@ const all = [];
 const sources = RULES.flatMap(filesBelow).filter((path) => match.test(path));
 const texts = new Map(sources.map((path) => [path, mutate(path, all)]));
 const where = ({ path, line, kind, was }) => `${path}:${line}: ${kind}: ${was}`;
-if (process.argv.includes('--list')) {
+if (options.list) {
   for (const mutant of all) console.log(where(mutant));
   console.log(`${all.length} mutants`);
   process.exit(0);
@@ -199,7 +203,7 @@ writeFileSync(
   `export default { test: { runner: './mutant-runner.mjs', include: ['test/**/*.test.ts'], testTimeout: 20_000,
      maxWorkers: 1, isolate: false, silent: true, execArgv: ['--max-old-space-size=3000'] } };`,
 );
-const log = option('log', join(scratch, 'log.jsonl'));
+const log = options.log || join(scratch, 'log.jsonl');
 const read = (path) =>
   readFileSync(path, 'utf8')
     .split('\n')
@@ -218,7 +222,7 @@ const alike = (mutants) => {
 };
 writeFileSync(log, '');
 say({ mutants: all });
-for (const path of option('known', '').split(',').filter(Boolean)) {
+for (const path of options.known.split(',').filter(Boolean)) {
   const earlier = read(path);
   const run = earlier.find((entry) => entry.mutants !== undefined);
   if (run === undefined) {
@@ -269,7 +273,7 @@ const work = async () => {
     );
   }
 };
-await Promise.all(Array.from({ length: Number(option('jobs', '2')) }, work));
+await Promise.all(Array.from({ length: Number(options.jobs) }, work));
 
 const killed = new Set();
 const reached = new Set();
