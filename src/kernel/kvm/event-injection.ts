@@ -44,6 +44,8 @@ export interface InterruptSource {
 
 /** What of the guest lies elsewhere. */
 export interface EventGuest {
+  /** SEV-ES or SNP: it says by its GHCB when an NMI is complete; nobody else steps through it (is_sev_es_guest). */
+  readonly isSevEs: boolean;
   dr6: bigint;
   dr7: bigint;
   /** Length of the INT3, INTO or INT n at RIP that raises `vector`; 0: something else is there. */
@@ -53,6 +55,8 @@ export interface EventGuest {
 export class EventInjection {
   /** KVM_REQ_EVENT: something is to be looked at before the next entry. */
   requested = false;
+  /** KVM_REQ_NMI: an NMI came since the last entry. It wakes a halted vCPU even while NMIs are masked (kvm_vcpu_has_events). */
+  nmiRequested = false;
   readonly exception = new QueuedException();
   readonly interrupt = { injected: false, soft: false, vector: 0 };
   nmiInjected = false;
@@ -122,6 +126,7 @@ export class EventInjection {
     const limit = this.nmiMasked || this.nmiInjected ? 1 : MAX_PENDING_NMIS;
     this.#nmiPending = Math.min(count, limit);
     this.requested = true;
+    if (count > 0) this.nmiRequested = true;
   }
 
   /** An event was injected and its delivery is not known to have succeeded (kvm_event_needs_reinjection). */
@@ -140,9 +145,10 @@ export class EventInjection {
     this.#vmcb.setWord(VMCB.INT_STATE, (this.#vmcb.word(VMCB.INT_STATE) & ~SHADOW) | on);
   }
 
-  /** svm_set_nmi_mask: while masked, IRET is what ends it. */
+  /** svm_set_nmi_mask, svm_set_iret_intercept: while masked, IRET is what ends it, or an SEV-ES guest's word (SVM_VMGEXIT_NMI_COMPLETE). */
   setNmiMask(masked: boolean): void {
     this.nmiMasked = masked;
+    if (this.#guest.isSevEs) return;
     if (masked) this.#vmcb.intercept(INTERCEPT.IRET);
     else this.#vmcb.dropIntercept(INTERCEPT.IRET);
   }
@@ -161,7 +167,7 @@ export class EventInjection {
 
   /** kvm_check_and_inject_events, before an entry. `windowWanted`: user space wants to know when it could inject. Returns ENTRY. */
   inject(windowWanted: boolean): number {
-    this.requested = false;
+    this.requested = this.nmiRequested = false;
     if (this.tripleFault) {
       this.tripleFault = false;
       return ENTRY.TRIPLE_FAULT;
@@ -281,7 +287,7 @@ export class EventInjection {
 
   /** svm_enable_nmi_window: IRET says when, or else a step over what is in the way. */
   #enableNmiWindow(): void {
-    if (this.nmiMasked && !this.#iretAwaited) return;
+    if ((this.nmiMasked && !this.#iretAwaited) || this.#guest.isSevEs) return;
     const vmcb = this.#vmcb;
     if (!this.#stepping) this.#flagsBeforeStep = vmcb.rflags;
     this.#stepping = true;
@@ -363,7 +369,7 @@ export class EventInjection {
     exception.clear();
     interrupt.injected = false;
     this.#nmiPending = 0;
-    this.nmiInjected = this.nmiMasked = false;
+    this.nmiRequested = this.nmiInjected = this.nmiMasked = false;
     this.#iretAwaited = this.#stepping = false;
     this.tripleFault = false;
     this.requested = true;

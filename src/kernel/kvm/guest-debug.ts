@@ -48,6 +48,10 @@ export class GuestDebug {
     this.#vcpu = vcpu;
   }
 
+  get isSevEs(): boolean {
+    return this.#vcpu.sev !== undefined;
+  }
+
   get singleStep(): boolean {
     return (this.control & KVM_GUESTDBG_SINGLESTEP) !== 0;
   }

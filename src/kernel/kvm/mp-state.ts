@@ -152,7 +152,8 @@ export class MpState {
     const { events } = this.#vcpu;
     const lapic = this.#lapic;
     if (lapic?.initPending === true || lapic?.sipiPending === true) return true;
-    if (events.exception.pending) return true;
+    if (events.exception.pending || events.tripleFault) return true;
+    if (events.nmiRequested) return true;
     if (events.pendingNmis > 0 && !events.nmiMasked && !events.inShadow) return true;
     return events.interruptsAllowed && events.source?.pending === true;
   }

@@ -93,8 +93,8 @@ describe('the GHCB MSR protocol', () => {
   // hypercall.ret, and the answer.
   for (const [ret, answer] of [
     [0n, 0x15n],
-    [1n, 0x8000_0000_0000_0015n],
-    [0xffff_ffff_ffff_ffean, 0x8000_0000_0000_0015n],
+    [22n, 0x8000_0000_0000_0015n],
+    [11n, 0x8000_0000_0000_0015n],
   ] as const)
     for (const [operation, attributes] of [
       [1n, 0x10n],
@@ -707,6 +707,23 @@ describe('other events by GHCB', () => {
     expect(bench.answer).toEqual([0n, 0n]);
     bench.request({ ...EVENT, code: 0x8000_0005n, info1: 1n });
     expect(bench.answer).toEqual([0n, 0x1234_5000n]);
+  });
+  it('an NMI intercepts no IRET, and one in a shadow steps over nothing: the guest says when it is complete', () => {
+    const bench = new GhcbBench().register();
+    const { vcpu } = bench.snp;
+    const IRET = 1 << 20;
+    const DEBUG_EXCEPTION = 1 << 1;
+    const valid = () => bench.core.eventInjections.filter((event) => (event & 0x8000_0000n) !== 0n).length;
+    vcpu.vmcb.setWord(0x68, 1);
+    vcpu.nmi();
+    bench.ask(0x002n);
+    expect([valid(), vcpu.vmcb.word(0x08) & DEBUG_EXCEPTION, vcpu.vmcb.word(0x0c) & IRET]).toEqual([0, 0, 0]);
+    vcpu.vmcb.setWord(0x68, 0);
+    vcpu.nmi();
+    bench.ask(0x002n);
+    expect([valid(), vcpu.vmcb.word(0x08) & DEBUG_EXCEPTION, vcpu.vmcb.word(0x0c) & IRET]).toEqual([1, 0, 0]);
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), flags: 0, nmi: { injected: 0, pending: 0, masked: 1 } });
+    expect(vcpu.vmcb.word(0x0c) & IRET).toBe(0);
   });
   it('NMI complete lets the next NMI in', () => {
     const bench = new GhcbBench().register();

@@ -284,6 +284,7 @@ describe('a vCPU that halted', () => {
     expect(bench.runScript(HLT)).toBe(1);
     expect(vcpu.ready).toBe(false);
     const { interrupt, nmi, ...events } = vcpu.getVcpuEvents();
+    expect(nmi).toEqual({ injected: 0, pending: 1, masked: 1 });
     const unmask = (shadow: number) =>
       vcpu.setVcpuEvents({
         ...events,
@@ -297,6 +298,44 @@ describe('a vCPU that halted', () => {
     expect(vcpu.ready).toBe(true);
     bench.runScript(OUT);
     expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0200n);
+  });
+
+  it('goes on behind HLT for an NMI that comes then, though it is masked and not injected; at the next HLT it waits', () => {
+    start();
+    const { vcpu } = bench;
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    vcpu.nmi();
+    bench.runScript(OUT);
+    expect(bench.runScript(HLT)).toBe(1);
+    expect(vcpu.getMpState()).toBe(3);
+    const injected = (): number =>
+      bench.scripted.eventInjections.filter((event) => (event & 0x8000_0000n) !== 0n).length;
+    const before = injected();
+    vcpu.nmi();
+    expect(vcpu.ready).toBe(true);
+    bench.runScript(OUT);
+    expect([injected() - before, vcpu.getMpState()]).toEqual([0, 0]);
+    expect(vcpu.getVcpuEvents().nmi).toEqual({ injected: 0, pending: 1, masked: 1 });
+    expect(bench.runScript(HLT)).toBe(1);
+    expect([vcpu.ready, vcpu.getMpState()]).toEqual([false, 3]);
+  });
+
+  it('goes on for an NMI and for a triple fault that user space puts into its events', () => {
+    const { vcpu } = halt();
+    const events = vcpu.getVcpuEvents();
+    vcpu.setVcpuEvents({ ...events, flags: 0, nmi: { injected: 0, pending: 1, masked: 1 } });
+    expect(vcpu.ready).toBe(false);
+    vcpu.setVcpuEvents({ ...events, flags: 1, nmi: { injected: 0, pending: 0, masked: 1 } });
+    expect(vcpu.ready).toBe(false);
+    vcpu.setVcpuEvents({ ...events, flags: 1, nmi: { injected: 0, pending: 1, masked: 1 } });
+    expect(vcpu.ready).toBe(true);
+    bench.runScript(OUT);
+    expect(bench.runScript(HLT)).toBe(1);
+    expect(vcpu.ready).toBe(false);
+    bench.capabilities.enable(218, 1n);
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), flags: 32, tripleFaultPending: 1 });
+    expect(vcpu.ready).toBe(true);
+    expect([vcpu.run(), vcpu.kvmRun.exitReason]).toEqual([0, 8]);
   });
 
   it('waits on when its timer fires and interrupts are off', () => {
