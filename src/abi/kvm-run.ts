@@ -4,6 +4,7 @@
  * sibling (exact below 2^53) for hot paths. Left out: the coalesced MMIO ring and the dirty ring.
  */
 
+import { KVM_EXIT_IO } from './kvm.ts';
 import { RUN_BYTE as BYTE, RUN_HALF as HALF, RUN_WORD as WORD } from './kvm-run-layout.ts';
 
 const SIZE = 0x3000;
@@ -115,6 +116,17 @@ export class KvmRun {
     this.#setU64(WORD.apicBase, value);
   }
 
+  /** What post_kvm_run_save writes on each way back to user space; `flags` becomes 0. */
+  saveRunState(ifFlag: 0 | 1, readyForInterruptInjection: 0 | 1, cr8: number, apicBase: bigint): void {
+    const { bytes } = this;
+    bytes[BYTE.ifFlag] = ifFlag;
+    bytes[BYTE.readyForInterruptInjection] = readyForInterruptInjection;
+    this.#halves[HALF.flags] = 0;
+    this.#words[WORD.cr8] = cr8;
+    this.#words[WORD.cr8 + 1] = 0;
+    this.#longs[WORD.apicBase >>> 1] = apicBase;
+  }
+
   /** UNKNOWN: the hardware's exit code. */
   get hardwareExitReason(): bigint {
     return this.#u64(WORD.exit);
@@ -123,6 +135,18 @@ export class KvmRun {
     this.#setU64(WORD.exit, value);
   }
 
+  /** The exit is IO, `count` accesses of `size` bytes; their data lie on the PIO page. `direction`: KVM_EXIT_IO_IN or OUT. */
+  exitForIo(direction: number, size: number, port: number, count: number): void {
+    const { bytes } = this;
+    const words = this.#words;
+    words[WORD.exitReason] = KVM_EXIT_IO;
+    bytes[BYTE.ioDirection] = direction;
+    bytes[BYTE.ioSize] = size;
+    this.#halves[HALF.ioPort] = port;
+    words[WORD.ioCount] = count;
+    words[WORD.ioDataOffset] = PIO_PAGE;
+    words[WORD.ioDataOffset + 1] = 0;
+  }
   /** IO: 0 in, 1 out. */
   get ioDirection(): number {
     return this.bytes[BYTE.ioDirection]!;

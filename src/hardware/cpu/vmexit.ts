@@ -86,12 +86,10 @@ export class GuestExit {
     }
     const at = save >>> 2;
     const state = registers.state >>> 2;
-    words[at + (SAVE.RIP >> 2)] = words[state + (STATE.RIP >> 2)]!;
-    words[at + (SAVE.RIP >> 2) + 1] = words[state + (STATE.RIP >> 2) + 1]!;
-    words[at + (SAVE.RSP >> 2)] = words[state + (RSP >> 2)]!;
-    words[at + (SAVE.RSP >> 2) + 1] = words[state + (RSP >> 2) + 1]!;
-    words[at + (SAVE.RAX >> 2)] = words[state + (STATE.GPR >> 2)]!;
-    words[at + (SAVE.RAX >> 2) + 1] = words[state + (STATE.GPR >> 2) + 1]!;
+    const { longs } = registers;
+    longs[(at + (SAVE.RIP >> 2)) >>> 1] = longs[(state + (STATE.RIP >> 2)) >>> 1]!;
+    longs[(at + (SAVE.RSP >> 2)) >>> 1] = longs[(state + (RSP >> 2)) >>> 1]!;
+    longs[(at + (SAVE.RAX >> 2)) >>> 1] = longs[(state + (STATE.GPR >> 2)) >>> 1]!;
     registers.storedFlags = flags;
     words[at + (SAVE.RFLAGS >> 2)] = flags;
     words[at + (SAVE.RFLAGS >> 2) + 1] = 0;

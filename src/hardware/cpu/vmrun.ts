@@ -217,12 +217,10 @@ export class GuestEntry {
     const { registers } = this.#parts;
     const words = this.#words;
     const state = registers.state >>> 2;
-    words[state + (STATE.RIP >> 2)] = words[save + (SAVE.RIP >> 2)]!;
-    words[state + (STATE.RIP >> 2) + 1] = words[save + (SAVE.RIP >> 2) + 1]!;
-    words[state + (RSP >> 2)] = words[save + (SAVE.RSP >> 2)]!;
-    words[state + (RSP >> 2) + 1] = words[save + (SAVE.RSP >> 2) + 1]!;
-    words[state + (STATE.GPR >> 2)] = words[save + (SAVE.RAX >> 2)]!;
-    words[state + (STATE.GPR >> 2) + 1] = words[save + (SAVE.RAX >> 2) + 1]!;
+    const { longs } = registers;
+    longs[(state + (STATE.RIP >> 2)) >>> 1] = longs[(save + (SAVE.RIP >> 2)) >>> 1]!;
+    longs[(state + (RSP >> 2)) >>> 1] = longs[(save + (SAVE.RSP >> 2)) >>> 1]!;
+    longs[(state + (STATE.GPR >> 2)) >>> 1] = longs[(save + (SAVE.RAX >> 2)) >>> 1]!;
     const flags = words[save + (SAVE.RFLAGS >> 2)]!;
     if (flags !== registers.storedFlags) registers.rflags = flags;
     words[state + (STATE.INTERRUPT_SHADOW >> 2)] =

@@ -114,7 +114,8 @@ export class GuestMemfd implements FileOperations {
       );
     const first = offset / PAGE_SIZE;
     const end = first + length / PAGE_SIZE;
-    if ((mode & FALLOC_FL_PUNCH_HOLE) !== 0) this.#punch(first, Math.min(end, this.#pageCount), 'punch hole');
+    if ((mode & FALLOC_FL_PUNCH_HOLE) !== 0)
+      this.#punch(first, Math.min(end, this.#pageCount()), 'punch hole');
     else this.#allocate(first, end);
   }
 
@@ -133,9 +134,9 @@ export class GuestMemfd implements FileOperations {
 
   release(): void {
     const why = 'guest_memfd closed';
-    this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount), why, () => {
+    this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount()), why, () => {
       for (const slot of this.#bindings.clear()) slot.gmem = undefined;
-      this.#freePages(0, this.#pageCount, why);
+      this.#freePages(0, this.#pageCount(), why);
     });
     this.#traceFile('gmem-close');
     this.vm.release();
@@ -197,12 +198,12 @@ export class GuestMemfd implements FileOperations {
     });
   }
 
-  get #pageCount(): number {
+  #pageCount(): number {
     return this.size / PAGE_SIZE;
   }
 
   #userFault(index: number): Pfn | number {
-    if (index >= this.#pageCount || !this.initShared) return PAGE_FAULT.SIGBUS;
+    if (index >= this.#pageCount() || !this.initShared) return PAGE_FAULT.SIGBUS;
     const result = this.#getPage(index);
     return result < 0 ? result : pfn(result & ~FOLIO);
   }
@@ -259,7 +260,7 @@ export class GuestMemfd implements FileOperations {
 
   #create(index: number): number {
     const base = Math.floor(index / HUGE_PAGES) * HUGE_PAGES;
-    if (this.vm.gmemHuge && this.#isEmpty(base) && base + HUGE_PAGES <= this.#pageCount) {
+    if (this.vm.gmemHuge && this.#isEmpty(base) && base + HUGE_PAGES <= this.#pageCount()) {
       const block = this.#memory.allocate(HUGE_ORDER, this.#owner);
       if (block !== NO_FRAME) {
         for (let i = 0; i < HUGE_PAGES; i++) this.#pages.set(base + i, (block + i) | FOLIO);
@@ -284,10 +285,10 @@ export class GuestMemfd implements FileOperations {
   }
 
   #allocate(first: number, end: number): void {
-    if (end > this.#pageCount) {
+    if (end > this.#pageCount()) {
       throw new LinuxError(
         'EINVAL',
-        `fallocate of ${this.name}: pages ${first} to ${end - 1}, the file has ${this.#pageCount}`,
+        `fallocate of ${this.name}: pages ${first} to ${end - 1}, the file has ${this.#pageCount()}`,
       );
     }
     for (let index = first; index < end; index++) {
@@ -348,6 +349,6 @@ export class GuestMemfd implements FileOperations {
   }
 
   #traceFile(what: 'gmem-create' | 'gmem-close'): void {
-    if (this.vm.trace.on) this.vm.trace.emit({ kind: 'vm', who: 'kernel', what, pages: this.#pageCount });
+    if (this.vm.trace.on) this.vm.trace.emit({ kind: 'vm', who: 'kernel', what, pages: this.#pageCount() });
   }
 }

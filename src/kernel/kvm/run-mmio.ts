@@ -11,14 +11,12 @@
  */
 import {
   KVM_EXIT_INTERNAL_ERROR,
-  KVM_EXIT_IO,
   KVM_EXIT_IO_IN,
   KVM_EXIT_IO_OUT,
   KVM_EXIT_MMIO,
   KVM_INTERNAL_ERROR_DELIVERY_EV,
   KVM_INTERNAL_ERROR_EMULATION,
   KVM_MEM_READONLY,
-  KVM_PIO_PAGE_OFFSET,
 } from '../../abi/kvm.ts';
 import { IOIO, NPF, VMCB, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
@@ -161,14 +159,8 @@ export class MmioEmulation implements MmioBus {
   }
 
   #exitIo(port: number, size: number, direction: number, count: number): void {
-    const { kvmRun } = this.#vcpu;
-    kvmRun.exitReason = KVM_EXIT_IO;
-    kvmRun.ioDirection = direction;
-    kvmRun.ioSize = size;
-    kvmRun.ioPort = port;
-    kvmRun.ioCount = count;
+    this.#vcpu.kvmRun.exitForIo(direction, size, port, count);
     this.#askedBytes = size * count;
-    kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
   }
 
   #emulate(): number {

@@ -15,16 +15,16 @@ export class LapicInterruptSource implements InterruptSource {
     this.#lapic = lapic;
   }
 
-  get #hasExternal(): boolean {
+  #hasExternal(): boolean {
     return this.#external >= 0 && this.#lapic.acceptsExternal;
   }
 
   get pending(): boolean {
-    return this.#hasExternal || this.#lapic.pendingVector() >= 0;
+    return this.#hasExternal() || this.#lapic.pendingVector() >= 0;
   }
 
   acknowledge(): number {
-    if (this.#hasExternal) {
+    if (this.#hasExternal()) {
       const vector = this.#external;
       this.#external = -1;
       return vector;
@@ -35,7 +35,7 @@ export class LapicInterruptSource implements InterruptSource {
   }
 
   get acceptsUserInterrupt(): boolean {
-    return !this.#hasExternal && this.#lapic.acceptsExternal;
+    return !this.#hasExternal() && this.#lapic.acceptsExternal;
   }
 
   /** KVM_INTERRUPT with a split irqchip. Errors: EEXIST while one waits. */

@@ -47,7 +47,7 @@ export class LapicTimer {
   get isTscDeadline(): boolean {
     return this.mode === LVT.TIMER_TSC_DEADLINE;
   }
-  get #isPeriodic(): boolean {
+  #isPeriodic(): boolean {
     return this.mode === LVT.TIMER_PERIODIC;
   }
 
@@ -137,7 +137,7 @@ export class LapicTimer {
   }
 
   #limitFrequency(): void {
-    if (this.#isPeriodic && this.#period > 0) this.#period = Math.max(this.#period, MIN_PERIOD);
+    if (this.#isPeriodic() && this.#period > 0) this.#period = Math.max(this.#period, MIN_PERIOD);
   }
 
   /** False: no count, no timer. */
@@ -148,14 +148,14 @@ export class LapicTimer {
     let deadline = this.#period;
     if (from !== APIC.INITIAL_COUNT) {
       deadline = Math.min(this.#countToNs(from), this.#period);
-      if (deadline === 0 && this.#isPeriodic) deadline = this.#period;
+      if (deadline === 0 && this.#isPeriodic()) deadline = this.#period;
     }
     this.#target = this.#vcpu.time.now() + deadline;
     return true;
   }
 
   #restart(): void {
-    if (!this.#isPeriodic && this.pending) return;
+    if (!this.#isPeriodic() && this.pending) return;
     if (this.isTscDeadline) this.#startDeadline();
     else if (this.#period !== 0) this.#vcpu.time.start(this.#timer, this.#target);
   }
@@ -179,7 +179,7 @@ export class LapicTimer {
   /** apic_timer_fn */
   #fire(): void {
     this.#expire();
-    if (!this.#isPeriodic) return;
+    if (!this.#isPeriodic()) return;
     this.#advance();
     this.#vcpu.time.start(this.#timer, this.#target);
   }

@@ -103,13 +103,13 @@ export class VcpuApic implements LapicVcpu {
     return offset >= 0 && offset < APIC_PAGE_BYTES;
   }
   readPage(gpa: number, into: Uint8Array): void {
-    if (this.#pageIsHole) into.fill(0xff);
+    if (this.#pageIsHole()) into.fill(0xff);
     else this.lapic.readPage(gpa - this.lapic.address, into);
   }
   writePage(gpa: number, from: Uint8Array): void {
-    if (!this.#pageIsHole) this.lapic.writePage(gpa - this.lapic.address, from);
+    if (!this.#pageIsHole()) this.lapic.writePage(gpa - this.lapic.address, from);
   }
-  get #pageIsHole(): boolean {
+  #pageIsHole(): boolean {
     return !this.lapic.hardwareEnabled || this.lapic.isX2apic;
   }
 }

@@ -8,11 +8,9 @@ import {
   KVM_EXIT_FAIL_ENTRY,
   KVM_EXIT_HLT,
   KVM_EXIT_INTERNAL_ERROR,
-  KVM_EXIT_IO,
   KVM_EXIT_SET_TPR,
   KVM_EXIT_SHUTDOWN,
   KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
-  KVM_PIO_PAGE_OFFSET,
 } from '../../../abi/kvm.ts';
 import { IOIO, NPF, SAVE, VMCB, VMEXIT } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
@@ -149,12 +147,7 @@ function handleIo(vcpu: Vcpu): number {
   const port = info >>> 16;
   const skipped = direction === 1 && port === PORT_OF_OLD_RESETS;
   if (skipped) vcpu.skipInstruction();
-  kvmRun.exitReason = KVM_EXIT_IO;
-  kvmRun.ioDirection = direction;
-  kvmRun.ioSize = (info >>> 4) & 7;
-  kvmRun.ioPort = port;
-  kvmRun.ioCount = 1;
-  kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
+  kvmRun.exitForIo(direction, (info >>> 4) & 7, port, 1);
   if (direction === 1) kvmRun.setIoValue(vmcb.word(RAX));
   if (!skipped) vcpu.cycle.awaitIo(direction === 0 ? 'in' : 'out');
   return TO_USER_SPACE;

@@ -158,10 +158,9 @@ export class Vmcb {
 
   /** RIP goes behind the intercepted instruction; a shadow of STI or MOV SS ends (svm_skip_emulated_instruction). */
   skipInstruction(): void {
-    const words = this.#words;
-    words[RIP >>> 2] = words[VMCB.NEXT_RIP >>> 2]!;
-    words[(RIP >>> 2) + 1] = words[(VMCB.NEXT_RIP >>> 2) + 1]!;
-    words[VMCB.INT_STATE >>> 2]! &= ~INTERRUPT_SHADOW;
+    const longs = this.#longs;
+    longs[RIP >>> 3] = longs[VMCB.NEXT_RIP >>> 3]!;
+    this.#words[VMCB.INT_STATE >>> 2]! &= ~INTERRUPT_SHADOW;
   }
 
   /** Has an event delivered at the next VMRUN. `info`: type, vector and ERROR_CODE_VALID as in EVENTINJ. */

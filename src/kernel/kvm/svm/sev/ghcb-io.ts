@@ -2,13 +2,7 @@
  * MMIO and string port I/O of an SEV-ES guest, whose data lie in the scratch area (Linux arch/x86/kvm/x86.c: kvm_sev_es_mmio_write, kvm_sev_es_mmio_read,
  * kvm_sev_es_string_io).
  */
-import {
-  KVM_EXIT_IO,
-  KVM_EXIT_IO_IN,
-  KVM_EXIT_IO_OUT,
-  KVM_EXIT_MMIO,
-  KVM_PIO_PAGE_OFFSET,
-} from '../../../../abi/kvm.ts';
+import { KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_PIO_PAGE_OFFSET } from '../../../../abi/kvm.ts';
 import { IOIO } from '../../../../abi/vmcb.ts';
 import { ERRNO } from '../../../../base/errors.ts';
 import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
@@ -75,12 +69,7 @@ export function stringIo(sev: VcpuSev): number {
     if (done >= count) return GUEST_AGAIN;
     const elements = Math.min(Math.floor(PIO_BYTES / size), count - done);
     const data = page.subarray(0, elements * size);
-    kvmRun.exitReason = KVM_EXIT_IO;
-    kvmRun.ioDirection = isIn ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT;
-    kvmRun.ioSize = size;
-    kvmRun.ioPort = info >>> 16;
-    kvmRun.ioCount = elements;
-    kvmRun.ioDataOffset = KVM_PIO_PAGE_OFFSET;
+    kvmRun.exitForIo(isIn ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT, size, info >>> 16, elements);
     if (!isIn) scratch.read(done * size, data);
     sev.awaitUserSpace(() => {
       if (isIn) scratch.write(done * size, data);
