@@ -60,6 +60,12 @@ class Psc {
   get current(): number {
     return Number(this.bench.snp.long(this.at) & 0xffffn);
   }
+  /** Asks for one page; user space answers `ret`. What KVM_RUN says to that. */
+  askAndAnswer(ret: bigint): number {
+    this.put([entry(0x80, PRIVATE)]).ask();
+    this.bench.snp.vcpu.kvmRun.hypercallRet = ret;
+    return this.bench.snp.vcpu.run();
+  }
   /** cur_page of entries. */
   progress(count: number): number[] {
     return Array.from({ length: count }, (_, i) => Number(this.bench.snp.long(this.at + 8 + 8 * i) & 0xfffn));
@@ -304,7 +310,7 @@ describe('a list of page state changes', () => {
   it('that user space fails to convert stops there: generic error, and the guest may go on behind it', () => {
     const entries = [entry(0x80, PRIVATE), entry(0x90, PRIVATE), entry(0xa0, PRIVATE)];
     const psc = new Psc().put(entries);
-    expect(psc.ranges((index) => (index === 1 ? 5n : 0n))).toHaveLength(2);
+    expect(psc.ranges((index) => (index === 1 ? 22n : 0n))).toHaveLength(2);
     expect([psc.info2, psc.current]).toEqual([GENERIC, 1]);
     expect(psc.progress(3)).toEqual([1, 0, 0]);
     expect(psc.ranges()).toEqual([
@@ -335,4 +341,37 @@ describe('a list of page state changes', () => {
     expect(psc.progress(2)).toEqual([512, 1]);
     expect([psc.bench.exitReason, psc.info2]).toEqual([HLT, 0n]);
   });
+});
+
+describe('hypercall.ret of a page state change', () => {
+  // 0, EINVAL, EAGAIN are answers on 7.2; on 6.12 anything is. What KVM_RUN says, and whether the guest hears of an error.
+  const RETS: readonly (readonly [bigint, number, number])[] = [
+    [22n, 0, 0],
+    [11n, 0, 0],
+    [1n, 0, -22],
+    [0xffff_ffff_ffff_ffean, 0, -22],
+    [0xffff_ffff_ffff_fff5n, 0, -22],
+    [0x1_0000_0016n, 0, -22],
+  ];
+  for (const [ret, old, late] of RETS)
+    for (const [kernel, result] of [
+      ['6.12', old],
+      ['7.2', late],
+    ] as const) {
+      it(`0x${ret.toString(16)} by list on ${kernel}`, () => {
+        const psc = new Psc(new GhcbBench({ kernel }).register());
+        expect(psc.askAndAnswer(ret)).toBe(result);
+        expect(psc.info2).toBe(result === 0 ? GENERIC : 0n);
+        expect([psc.current, psc.progress(1)]).toEqual([0, [0]]);
+      });
+
+      it(`0x${ret.toString(16)} by MSR on ${kernel}`, () => {
+        const bench = new GhcbBench({ kernel });
+        const request = (1n << 52n) | 0x8_0014n;
+        bench.ask(request);
+        bench.snp.vcpu.kvmRun.hypercallRet = ret;
+        expect(bench.snp.vcpu.run()).toBe(result);
+        expect(bench.snp.vcpu.vmcb.long(0xa0)).toBe(result === 0 ? 0x8000_0000_0000_0015n : request);
+      });
+    }
 });

@@ -68,6 +68,8 @@ export interface RunPolicy {
   readonly retryCheckedEarly: boolean;
   /** 7.2: true. `hypercall.ret` is 0 when MAP_GPA_RANGE exits. */
   readonly hypercallRetPreset: boolean;
+  /** 7.2: true. An SNP guest's page state change takes no other `hypercall.ret` than 0, EINVAL and EAGAIN. */
+  readonly mapRangeAnswersChecked: boolean;
   /** 7.2: true. FAIL_ENTRY's reason is the 64-bit exit code; 6.12 gives the low 32 bits. */
   readonly failEntryReason64: boolean;
   /**

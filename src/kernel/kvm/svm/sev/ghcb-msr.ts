@@ -3,10 +3,10 @@
  * GHCB page yet.
  */
 import { GHCB_FEATURE, GHCB_MSR } from '../../../../abi/ghcb.ts';
-import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../../../abi/kvm.ts';
 import { SAVE, VMCB } from '../../../../abi/vmcb.ts';
-import { GUEST_AGAIN, TO_USER_SPACE } from '../../run-result.ts';
+import { GUEST_AGAIN } from '../../run-result.ts';
 import { emulateCpuid } from '../cpuid-exit.ts';
+import { exitToMapRange, takesMapRange } from './map-range-exit.ts';
 import type { SevVm } from './sev-vm.ts';
 import { exitTerminated } from './termination.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
@@ -18,7 +18,6 @@ const NO_GPA = 0xf_ffff_ffff_ffffn << 12n;
 const PSC_PRIVATE = 1n;
 const PSC_SHARED = 2n;
 const PSC_ERROR = 1n << 63n;
-const MAP_ENCRYPTED = 1n << 4n;
 const RCX = 1;
 /** Codes that only SNP guests may use. */
 const SNP_ONLY: ReadonlySet<number> = new Set([
@@ -82,20 +81,13 @@ export function handleMsrProtocol(sev: VcpuSev, value: bigint): number {
 
 /** One page (snp_begin_psc_msr): user space converts it. */
 function changePageState(sev: VcpuSev, value: bigint, set: (answer: bigint) => number): number {
-  const { vcpu } = sev;
   const operation = (value >> 52n) & 0xfn;
   const response = BigInt(GHCB_MSR.PAGE_STATE_CHANGE_RESPONSE);
-  const refused = operation !== PSC_PRIVATE && operation !== PSC_SHARED;
-  if (refused || (vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0)
-    return set(PSC_ERROR | response);
-  const { kvmRun } = vcpu;
-  kvmRun.exitReason = KVM_EXIT_HYPERCALL;
-  kvmRun.hypercallNrNumber = KVM_HC_MAP_GPA_RANGE;
-  kvmRun.setHypercallArg(0, value & GFN);
-  kvmRun.setHypercallArg(1, 1n);
-  kvmRun.setHypercallArg(2, operation === PSC_PRIVATE ? MAP_ENCRYPTED : 0n);
-  kvmRun.hypercallRet = 0n;
-  kvmRun.hypercallFlags = 1n;
-  sev.awaitUserSpace(() => set(kvmRun.hypercallRet === 0n ? response : PSC_ERROR | response));
-  return TO_USER_SPACE;
+  const known = operation === PSC_PRIVATE || operation === PSC_SHARED;
+  if (!known || !takesMapRange(sev)) return set(PSC_ERROR | response);
+  const gfn = Number((value & GFN) >> 12n);
+  const to = operation === PSC_PRIVATE ? 'private' : 'shared';
+  return exitToMapRange(sev, { gfn, pages: 1, to, size: '4K' }, (outcome) =>
+    set(outcome === 'done' ? response : PSC_ERROR | response),
+  );
 }

@@ -2,9 +2,8 @@
  * The Page State Change event (Linux arch/x86/kvm/svm/sev.c, snp_begin_psc and what follows it; reference facts 5.4): a list of pages in the GHCB's shared buffer, private or
  * shared from now on. User space converts them, range by range; progress is written into the list, so that a guest may ask again where it was left.
  */
-import { KVM_EXIT_HYPERCALL, KVM_HC_MAP_GPA_RANGE } from '../../../../abi/kvm.ts';
-import { TO_USER_SPACE } from '../../run-result.ts';
 import { type Scratch, setUpScratch } from './ghcb-scratch.ts';
+import { exitToMapRange, takesMapRange } from './map-range-exit.ts';
 import type { VcpuSev } from './vcpu-sev.ts';
 
 const HEADER_BYTES = 8;
@@ -13,8 +12,6 @@ const LARGE_PAGES = 512;
 const INVALID_HEADER = (1n << 32n) | 1n;
 const INVALID_ENTRY = (1n << 32n) | 2n;
 const GENERIC = 0x100n << 32n;
-const MAP_ENCRYPTED = 1n << 4n;
-const MAP_2M = 1n;
 
 /** An entry as it stands in the buffer: words of 32 bits. `gfn` has 40 bits. */
 interface Entry {
@@ -66,12 +63,12 @@ export function changePageStates(sev: VcpuSev): number {
 
 /** The list from its current entry on. A run result. */
 function begin(sev: VcpuSev, buffer: Buffer): number {
-  const { vcpu, psc } = sev;
+  const { psc } = sev;
   const finish = (info2: bigint): number => {
     psc.inFlight = 0;
     return sev.answer(0, info2);
   };
-  if ((vcpu.vm.capabilities.hypercallExits & (1 << KVM_HC_MAP_GPA_RANGE)) === 0) return finish(GENERIC);
+  if (!takesMapRange(sev)) return finish(GENERIC);
   for (;;) {
     const { current, end } = buffer.header;
     if (end >= buffer.capacity) return finish(INVALID_HEADER);
@@ -105,23 +102,12 @@ function begin(sev: VcpuSev, buffer: Buffer): number {
       pages += large ? LARGE_PAGES : 1;
     }
     if (entry.operation === OP.PRIVATE || entry.operation === OP.SHARED) {
-      const { kvmRun } = vcpu;
-      kvmRun.exitReason = KVM_EXIT_HYPERCALL;
-      kvmRun.hypercallNrNumber = KVM_HC_MAP_GPA_RANGE;
-      kvmRun.setHypercallArgNumber(0, gfn * 4096);
-      kvmRun.setHypercallArgNumber(1, pages);
-      kvmRun.setHypercallArg(
-        2,
-        (entry.operation === OP.PRIVATE ? MAP_ENCRYPTED : 0n) | (entry.large ? MAP_2M : 0n),
-      );
-      kvmRun.hypercallRet = 0n;
-      kvmRun.hypercallFlags = 1n;
-      sev.awaitUserSpace(() => {
-        if (kvmRun.hypercallRet !== 0n) return finish(GENERIC);
+      const to = entry.operation === OP.PRIVATE ? 'private' : 'shared';
+      return exitToMapRange(sev, { gfn, pages, to, size: entry.large ? '2M' : '4K' }, (outcome) => {
+        if (outcome === 'refused') return finish(GENERIC);
         completeInFlight(sev, buffer);
         return begin(sev, buffer);
       });
-      return TO_USER_SPACE;
     }
     // SMASH and UNSMASH: hints that KVM does not take.
     completeInFlight(sev, buffer);
