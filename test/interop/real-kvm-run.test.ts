@@ -66,6 +66,15 @@ describe.skipIf(!real)('softcvm run --accel kvm', () => {
     const { status, stdout, stderr } = softcvm('hello', '--timeout', '30');
     if (status === 0) return expect(stdout).toContain('Hello from a guest');
     expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
-    expect(stderr).toContain('this kernel has no VM type 1');
+    expect(stderr).toMatch(
+      /^softcvm: --type: got sw-protected: .*this kernel has no VM type 1 \(KVM_CAP_VM_TYPES is 0x[0-9a-f]+\); want default, which every KVM has\n$/,
+    );
+  });
+
+  it('says that an SNP guest is for our own kernel and chips, whatever this one has', () => {
+    expect(softcvm('attester', '--type', 'sev-snp')).toEqual({
+      ...{ status: 2, stdout: '' },
+      stderr: 'softcvm: --accel: got kvm with --type sev-snp, want softcvm: our chips are our own\n',
+    });
   });
 });
