@@ -300,8 +300,7 @@ function open(
   if (header.type !== want.type) throw wrong('msg_type', header.type, want.type);
   if (header.headerVersion !== GUEST_MESSAGE_HEADER_VERSION)
     throw wrong('hdr_version', header.headerVersion, GUEST_MESSAGE_HEADER_VERSION);
-  if (header.size > want.answerBytes || header.size > PAGE - GUEST_MESSAGE_HEADER_SIZE)
-    throw wrong('msg_sz', header.size, want.answerBytes);
+  if (header.size > want.answerBytes) throw wrong('msg_sz', header.size, want.answerBytes);
   const decipher = createDecipheriv('aes-256-gcm', key, ivOf(want.sequence));
   decipher.setAAD(bytes.subarray(GUEST_MESSAGE_AAD_OFFSET, GUEST_MESSAGE_HEADER_SIZE));
   decipher.setAuthTag(bytes.subarray(0, TAG_BYTES));

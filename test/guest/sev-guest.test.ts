@@ -1,3 +1,4 @@
+import { createCipheriv, createDecipheriv } from 'node:crypto';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { SevGuest } from '../../src/guest/sev-guest.ts';
 import { TsmReports } from '../../src/guest/tsm-report.ts';
@@ -23,6 +24,20 @@ const extended = (certificates: Uint8Array | undefined) => ({
   certificatesLength: 0,
 });
 const sequence = () => new DataView(transport.secrets.buffer).getUint32(0xa0, true);
+/** Firmware's answer, of whatever kind, sealed again with a change: what the guest's key authenticates all the same. */
+const sealAgain = (change: (header: Uint8Array, payload: Uint8Array) => Uint8Array) => ({
+  spoil: (page: Uint8Array) => {
+    const key = transport.secrets.slice(0x20, 0x40);
+    const iv = Buffer.concat([page.subarray(0x20, 0x28), Buffer.alloc(4)]);
+    const size = page[0x36]! | (page[0x37]! << 8);
+    const decipher = createDecipheriv('aes-256-gcm', key, iv).setAAD(page.subarray(0x30, 0x60));
+    const payload = change(page, new Uint8Array(decipher.update(page.subarray(0x60, 0x60 + size))));
+    const cipher = createCipheriv('aes-256-gcm', key, iv).setAAD(page.subarray(0x30, 0x60));
+    page.set(cipher.update(payload), 0x60);
+    cipher.final();
+    page.set(cipher.getAuthTag(), 0);
+  },
+});
 const errnoOf = (call: Promise<unknown>): Promise<string> =>
   call.then(
     () => 'none',
@@ -107,6 +122,72 @@ describe('SNP_GET_REPORT', () => {
     expect(await errnoOf(device.getReport(report()))).toBe('ENOTTY');
   });
 
+  it.each([
+    ['as it was', (_: Uint8Array, payload: Uint8Array) => payload, 'none'],
+    [
+      'with another type',
+      (header: Uint8Array, payload: Uint8Array) => {
+        header[0x34] = 4;
+        return payload;
+      },
+      'EBADMSG',
+    ],
+    [
+      'with another header version',
+      (header: Uint8Array, payload: Uint8Array) => {
+        header[0x31] = 2;
+        return payload;
+      },
+      'EBADMSG',
+    ],
+    [
+      'of 4000 bytes, which a report has room for',
+      (header: Uint8Array) => {
+        header.set([0xa0, 0x0f], 0x36);
+        return new Uint8Array(4000);
+      },
+      'none',
+    ],
+  ])('an answer that is sealed under the key, %s', async (_, change, errno) => {
+    transport.script.push(sealAgain(change));
+    expect(await errnoOf(device.getReport(report()))).toBe(errno);
+  });
+
+  it('an answer that is longer than what was asked for is EBADMSG', async () => {
+    transport.script.push(
+      sealAgain((header) => {
+        header[0x36] = 65;
+        return new Uint8Array(65);
+      }),
+    );
+    const request = { version: 1, data: new Uint8Array(32), exitInfo2: 0n };
+    expect(await errnoOf(device.getDerivedKey(request))).toBe('EBADMSG');
+  });
+
+  it('an answer with any bit changed, of tag, sequence number, what is authenticated or payload, is EBADMSG', async () => {
+    const key = transport.secrets.slice(0x20, 0x40);
+    const request = () => device.getDerivedKey({ version: 1, data: new Uint8Array(32), exitInfo2: 0n });
+    const refused = async (at: number, bit: number) => {
+      transport.script.push({
+        spoil: (page) => {
+          page[at]! ^= 1 << bit;
+        },
+      });
+      expect(await errnoOf(request()), `byte 0x${at.toString(16)}, bit ${bit}`).toBe('EBADMSG');
+      // As if the guest had been asked for the first time: firmware has counted on.
+      transport.secrets.set(key, 0x20);
+      new DataView(transport.secrets.buffer).setUint32(0xa0, sequence() + 2, true);
+    };
+    const ranges = [
+      [0, 0x10],
+      [0x20, 0x28],
+      [0x30, 0x60 + 0x40],
+    ] as const;
+    for (const [from, to] of ranges)
+      for (let at = from; at < to; at++) for (let bit = 0; bit < 8; bit++) await refused(at, bit);
+    expect(await errnoOf(request())).toBe('none');
+  });
+
   it('an answer that is played back from before is EBADMSG', async () => {
     let old = new Uint8Array(0);
     transport.script.push({
@@ -188,6 +269,7 @@ describe('the device', () => {
   });
   it('refuses a key that there is not', () => {
     expect(() => new SevGuest(transport, { vmpck: 4 })).toThrow('EINVAL');
+    expect(() => new SevGuest(transport, { vmpck: 3 })).not.toThrow();
   });
 });
 
@@ -229,6 +311,9 @@ describe('the configfs tree of reports', () => {
     expect(() => {
       entry.privlevel = '1';
     }).toThrow('EINVAL');
+    entry.privlevel = '2';
+    entry.privlevel = '3';
+    expect(entry.generation).toBe('2\n');
   });
 
   it('has entries by name', () => {
@@ -236,9 +321,26 @@ describe('the configfs tree of reports', () => {
     reports.mkdir('a');
     expect(() => reports.mkdir('a')).toThrow('EEXIST');
     expect(() => reports.mkdir('a/b')).toThrow('EINVAL');
+    expect(() => reports.mkdir('')).toThrow('EINVAL');
     expect(reports.ls()).toEqual(['a']);
     reports.rmdir('a');
     expect(() => reports.rmdir('a')).toThrow('ENOENT');
+  });
+
+  it.each([
+    ['whose status is not 0', 0, 0x16, 'EIO'],
+    ['with a report that is all of the rest', 4, 4000 - 0x20, 'none'],
+    ['with a report that is longer than itself', 4, 4000 - 0x20 + 1, 'EIO'],
+  ])('an answer of firmware %s', async (_, at, value, errno) => {
+    const entry = new TsmReports(device, 0).mkdir('mine');
+    entry.inblob = new Uint8Array(64);
+    transport.script.push(
+      sealAgain((_header, payload) => {
+        new DataView(payload.buffer).setUint32(at, value, true);
+        return payload;
+      }),
+    );
+    expect(await errnoOf(entry.outblob())).toBe(errno);
   });
 
   it('says EINVAL where nothing was written before a blob is read', async () => {

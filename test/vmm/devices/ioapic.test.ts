@@ -35,7 +35,9 @@ describe('the IOAPIC’s registers', () => {
     ['an entry, low', 0x10, 0xffff_ffff, 0x0001_afff],
     ['an entry, high', 0x11, 0x1234_5678, 0x1234_5678],
     ['the last entry', 0x3e, 0x0001_0055, 0x0001_0055],
+    ['the last entry, high', 0x3f, 0x1234_5678, 0x1234_5678],
     ['behind the last', 0x40, 0xffff_ffff, 0],
+    ['before the first', 0x0f, 0xffff_ffff, 0],
   ])('%s', (_name, register, written, read) => {
     expect(new Bench().write(register, written).read(register)).toBe(read);
   });
@@ -51,6 +53,23 @@ describe('the IOAPIC’s registers', () => {
     bench.ioapic.write(0x10, 0x55, 1);
     expect(bench.read(0x10)).toBe(0x10000);
   });
+});
+
+it('the arbitration register says the id', () => {
+  expect(new Bench().write(0, 0x0500_0000).read(2)).toBe(0x0500_0000);
+});
+
+it('a register that there is not changes no route', () => {
+  const bench = new Bench();
+  const before = JSON.stringify(bench.routes);
+  for (const register of [3, 0x0e, 0x0f, 0x40, 0x41, 0xff]) bench.write(register, 0x31);
+  expect(JSON.stringify(bench.routes)).toBe(before);
+});
+
+it('nothing is read but select and window', () => {
+  const bench = new Bench().write(0x10, 0x31);
+  bench.ioapic.write(0, 0x10, 4);
+  expect([0, 4, 0x10, 0x20, 0x40].map((offset) => bench.ioapic.read(offset))).toEqual([0x10, 0, 0x31, 0, 0]);
 });
 
 describe('routes', () => {
@@ -82,6 +101,15 @@ describe('an edge-triggered pin', () => {
     expect(bench.told()).toEqual(['4 up', '4 down']);
     bench.ioapic.setLine(4, 0);
     expect(bench.told()).toEqual([]);
+  });
+
+  it('there are none from 24 on', () => {
+    const bench = new Bench();
+    for (const register of [0x10, 0x12, 0x14, 0x20, 0x3e]) bench.write(register, 0x31);
+    for (const line of [24, 32, 33, 40]) bench.ioapic.setLine(line, 1);
+    expect(bench.told()).toEqual([]);
+    bench.ioapic.setLine(23, 1);
+    expect(bench.told()).toEqual(['23 up', '23 down']);
   });
 
   it('2 is ISA’s interrupt 0', () => {
