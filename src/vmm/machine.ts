@@ -49,6 +49,7 @@ import { containerRegion, ioRegion, type MemoryRegion, ramPointer } from './memo
 import { MemoryTopology } from './memory/memory-topology.ts';
 import { RamDirtyPages } from './memory/ram-dirty-pages.ts';
 import { RamList } from './memory/ram-list.ts';
+import { MissingDevices } from './missing-devices.ts';
 import { type Board, loadPayload, type Placed, placePayload } from './payload.ts';
 import { type ExitCounts, type RunEnd, RunLoop, type RunOptions } from './run-loop.ts';
 
@@ -136,6 +137,7 @@ export class Machine {
   /** Pages that were measured at the launch, VMSAs not counted. */
   readonly launchedPages: number;
   readonly #loop: RunLoop;
+  readonly #missingDevices = new MissingDevices();
   /** Undoes what was set up, last first. */
   readonly #cleanups: (() => void)[] = [];
   #lastReport = '';
@@ -253,7 +255,10 @@ export class Machine {
       this.#loop = new RunLoop({
         turns: options.turns,
         vcpus: this.vcpus,
-        ports: new IoDispatch(this.ports, { unassigned: 0xff }),
+        ports: new IoDispatch(this.ports, {
+          unassigned: 0xff,
+          onUnassigned: (port) => this.#missingDevices.note(port),
+        }),
         memory: new IoDispatch(this.systemMemory, { unassigned: 0, process: process.memory }),
         debugExit,
         resetControl,
@@ -275,7 +280,7 @@ export class Machine {
 
   /** Runs the guest until it ends or time is up. */
   async run(options: RunOptions = {}): Promise<RunResult> {
-    const end = await this.#loop.run(options);
+    const end = this.#missingDevices.explain(await this.#loop.run(options));
     const attributes = this.ram.ramBlock?.attributes;
     return {
       ...end,

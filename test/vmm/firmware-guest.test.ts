@@ -89,6 +89,26 @@ describe('firmware of a guest that is no SNP guest', () => {
     });
   });
 
+  it('that looks for devices of a PC and goes wrong has them named', async () => {
+    // mov eax,80001c00h; mov dx,cf8h; out dx,eax; in al,71h; in al,21h; in al,80h
+    const look = [0x66, 0xb8, 0x00, 0x1c, 0x00, 0x80, 0xba, 0xf8, 0x0c, 0x66, 0xef];
+    look.push(0xe4, 0x71, 0xe4, 0x21, 0xe4, 0x80);
+    // lidt cs:[e100h], whose limit is 0; ud2
+    const lost = romOf(...look, 0x2e, 0x0f, 0x01, 0x1e, 0x00, 0xe1, 0x0f, 0x0b);
+    expect((await run({ type: 'default', image: lost, imageName: 'x.fd' })).exit).toEqual({
+      reason: 'shutdown',
+      code: 125,
+      message: expect.stringMatching(
+        /triple fault.*; the guest looked for what this machine does not have: CMOS and clock, PCI host bridge, interrupt controller \(8259\)$/,
+      ),
+    });
+    const well = romOf(...look, ...exit(0));
+    expect((await run({ type: 'default', image: well, imageName: 'x.fd' })).exit).toEqual({
+      reason: 'debug-exit',
+      code: 0,
+    });
+  });
+
   it('starts more than one vCPU with local APICs alone', async () => {
     const image = romOf(0xf4);
     await expect(run({ type: 'default', image, imageName: 'x.fd', smp: 2 })).rejects.toThrow(

@@ -16,20 +16,22 @@ export interface IoDispatchOptions {
   readonly unassigned: 0 | 0xff;
   /** Where the host memory of RAM lies; absent where there is no RAM (ports). */
   readonly process?: Pick<ProcessMemory, 'read' | 'write'>;
+  /** Hears of each part of an access that nothing answers. */
+  readonly onUnassigned?: (address: number) => void;
 }
 
 export class IoDispatch {
   readonly #space: AddressSpace;
   readonly #unassigned: number;
   readonly #process: Pick<ProcessMemory, 'read' | 'write'> | undefined;
-  /** Accesses, in parts, that nothing answered. */
-  unassigned = 0;
+  readonly #onUnassigned: (address: number) => void;
   #last: FlatRange | undefined;
 
   constructor(space: AddressSpace, options: IoDispatchOptions) {
     this.#space = space;
     this.#unassigned = options.unassigned;
     this.#process = options.process;
+    this.#onUnassigned = options.onUnassigned ?? (() => {});
     space.addListener({
       commit: () => {
         this.#last = undefined;
@@ -43,8 +45,9 @@ export class IoDispatch {
       const range = this.#rangeAt(address + done);
       const region = range?.region;
       if (range === undefined || region === undefined) {
-        this.unassigned++;
-        into[at + done++] = this.#unassigned;
+        const part = this.#missed(address + done, size - done);
+        into.fill(this.#unassigned, at + done, at + done + part);
+        done += part;
         continue;
       }
       const offset = address + done - range.start + range.offsetInRegion;
@@ -53,8 +56,9 @@ export class IoDispatch {
         this.#process.read(ramPointer(region, offset), into.subarray(at + done, at + done + room));
         done += room;
       } else if (region.ops === undefined) {
-        this.unassigned++;
-        into[at + done++] = this.#unassigned;
+        const part = this.#missed(address + done, room);
+        into.fill(this.#unassigned, at + done, at + done + part);
+        done += part;
       } else {
         const part = partOf(offset, Math.min(room, region.ops.maxAccessSize));
         const value = region.ops.read(offset, part);
@@ -70,8 +74,7 @@ export class IoDispatch {
       const range = this.#rangeAt(address + done);
       const region = range?.region;
       if (range === undefined || region === undefined) {
-        this.unassigned++;
-        done++;
+        done += this.#missed(address + done, size - done);
         continue;
       }
       const offset = address + done - range.start + range.offsetInRegion;
@@ -80,8 +83,7 @@ export class IoDispatch {
         this.#process.write(ramPointer(region, offset), from.subarray(at + done, at + done + room));
         done += room;
       } else if (region.ops === undefined) {
-        this.unassigned++;
-        done++;
+        done += this.#missed(address + done, room);
       } else {
         const part = partOf(offset, Math.min(room, region.ops.maxAccessSize));
         let value = 0;
@@ -90,6 +92,12 @@ export class IoDispatch {
         done += part;
       }
     }
+  }
+
+  /** Where nothing is takes four bytes at once, whatever lies behind: address_space_translate_internal cuts accesses of memory alone. Returns how many. */
+  #missed(address: number, bytes: number): number {
+    this.#onUnassigned(address);
+    return partOf(address, bytes);
   }
 
   #rangeAt(address: number): FlatRange | undefined {
