@@ -203,11 +203,13 @@ export class Authority {
     const issuer: Issuer = { kind, product, signer };
     const validity = yearsAfter(this.#keeper.now(), ROOT_YEARS);
     if (kind === 'ARK') {
-      const certificate = this.#keeper.certificate(product, kind, () => issueArk(issuer, validity));
+      const keys = { subject: signer.spki, issuer: signer.spki };
+      const certificate = this.#keeper.certificate(product, kind, keys, () => issueArk(issuer, validity));
       return { issuer, certificate };
     }
     const ark = (await this.#authority(product, 'ARK')).issuer;
+    const keys = { subject: signer.spki, issuer: ark.signer.spki };
     const issue = (): Uint8Array => issueIntermediate(ark, kind, signer.spki, validity);
-    return { issuer, certificate: this.#keeper.certificate(product, kind, issue) };
+    return { issuer, certificate: this.#keeper.certificate(product, kind, keys, issue) };
   }
 }

@@ -2,18 +2,29 @@
  * Where an authority's keys, chips and dates come from: all from a seed, with nothing stored, or from a state directory, made at random
  * when first asked for.
  */
-import { createPrivateKey, hkdfSync, type KeyObject, randomBytes } from 'node:crypto';
-import { generationOf, hwidBytes, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
+import { hkdfSync, type KeyObject, randomBytes } from 'node:crypto';
+import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { platformEntropy, seededEntropy } from '../base/entropy.ts';
 import { Chip, type ChipGeneration, type SignatureMode } from '../hardware/chip.ts';
 import type { Revocation } from './issue.ts';
 import { generateRsaKey, rsaKeyOfPrimes, type SaltMode } from './rsa-signer.ts';
 import { SEEDED_ROOTS } from './seeded-roots.ts';
 import { StateDirectory } from './state-directory.ts';
+import { StateError } from './state-error.ts';
+import {
+  type CertificateKeys,
+  type ChipRecord,
+  chipFile,
+  readCertificate,
+  readChip,
+  readRevocations,
+  readRootKey,
+  readSecret,
+} from './state-files.ts';
 
 export type RootKind = 'ARK' | 'ASK' | 'ASVK';
 
-/** Keeps what an authority knows. */
+/** Keeps what an authority knows. What is kept in a directory and damaged there throws StateError. */
 export interface Keeper {
   readonly salts: SaltMode;
   readonly signatures: SignatureMode;
@@ -22,8 +33,8 @@ export interface Keeper {
   /** The date of what is issued now. */
   now(): Date;
   rootKey(product: Product, kind: RootKind): Promise<KeyObject>;
-  /** A certificate that was issued before, or `issue`'s, which is kept. */
-  certificate(product: Product, kind: RootKind, issue: () => Uint8Array): Uint8Array;
+  /** A certificate that was issued before for those keys, or `issue`'s, which is kept. */
+  certificate(product: Product, kind: RootKind, keys: CertificateKeys, issue: () => Uint8Array): Uint8Array;
   /** Chips that the authority has made. */
   chips(): Chip[];
   /** The first chip of that generation; it is made if there is none. */
@@ -66,7 +77,12 @@ export class SeededKeeper implements Keeper {
     return rsaKeyOfPrimes(p, q);
   }
 
-  certificate(_product: Product, _kind: RootKind, issue: () => Uint8Array): Uint8Array {
+  certificate(
+    _product: Product,
+    _kind: RootKind,
+    _keys: CertificateKeys,
+    issue: () => Uint8Array,
+  ): Uint8Array {
     return issue();
   }
 
@@ -107,15 +123,7 @@ export class SeededKeeper implements Keeper {
   }
 }
 
-/** A chip in the state directory. Bytes in hex, versions as TCB_VERSION in hex. */
-interface ChipRecord {
-  readonly generation: ChipGeneration;
-  readonly secret: string;
-  readonly id: string;
-  readonly current: string;
-  readonly committed: string;
-  readonly reported: string;
-}
+const certificateFile = (product: Product, kind: RootKind): string => `certificates/${product}-${kind}.der`;
 
 const hex = (value: bigint): string => `0x${value.toString(16).padStart(16, '0')}`;
 
@@ -136,15 +144,23 @@ export class StoredKeeper implements Keeper {
 
   async rootKey(product: Product, kind: RootKind): Promise<KeyObject> {
     const file = `roots/${product}-${kind}.pem`;
-    const kept = this.#state.read(file);
-    if (kept !== undefined) return createPrivateKey(kept);
-    const made = (await generateRsaKey()).export({ format: 'pem', type: 'pkcs8' });
-    return createPrivateKey(this.#state.writeOnce(file, made));
+    const certificate = certificateFile(product, kind);
+    // Another process that is just making both makes the key first.
+    const isCertified = this.#state.read(certificate) !== undefined;
+    let kept = this.#state.read(file);
+    if (kept === undefined) {
+      if (isCertified)
+        throw new StateError(this.#state.pathOf(file), '', 'no file', `the private key of ${certificate}`);
+      const made = (await generateRsaKey()).export({ format: 'pem', type: 'pkcs8' });
+      kept = this.#state.writeOnce(file, made);
+    }
+    return readRootKey(kept, this.#state.pathOf(file));
   }
 
-  certificate(product: Product, kind: RootKind, issue: () => Uint8Array): Uint8Array {
-    const file = `certificates/${product}-${kind}.der`;
-    return this.#state.read(file) ?? this.#state.writeOnce(file, issue());
+  certificate(product: Product, kind: RootKind, keys: CertificateKeys, issue: () => Uint8Array): Uint8Array {
+    const file = certificateFile(product, kind);
+    const kept = this.#state.read(file) ?? this.#state.writeOnce(file, issue());
+    return readCertificate(kept, this.#state.pathOf(file), keys);
   }
 
   chips(): Chip[] {
@@ -160,78 +176,45 @@ export class StoredKeeper implements Keeper {
   }
 
   save(chip: Chip): void {
+    const { generation, fuses } = chip;
     const record: ChipRecord = {
-      generation: chip.generation,
-      secret: Buffer.from(chip.fuses.secret).toString('hex'),
-      id: Buffer.from(chip.fuses.id).toString('hex'),
+      generation,
+      secret: Buffer.from(fuses.secret).toString('hex'),
+      id: Buffer.from(fuses.id).toString('hex'),
       current: hex(chip.currentTcb),
       committed: hex(chip.committedTcb),
       reported: hex(chip.reportedTcb),
     };
-    this.#state.write(`chips/${chip.generation}-${record.id}.json`, `${JSON.stringify(record, null, 2)}\n`);
+    this.#state.write(chipFile(generation, fuses.id), `${JSON.stringify(record, null, 2)}\n`);
   }
 
   #load(file: string): Chip {
-    const { record, secret, id } = readChip(
-      this.#state.read(file)?.toString() ?? '',
-      `${this.#state.path}/${file}`,
-    );
-    const { generation } = record;
-    const chip = new Chip({
-      generation,
-      entropy: platformEntropy(),
-      fuses: { secret, id },
-      signatures: this.signatures,
-    });
-    chip.currentTcb = BigInt(record.current);
-    chip.committedTcb = BigInt(record.committed);
-    chip.reportedTcb = BigInt(record.reported);
+    const bytes = this.#state.read(file) ?? new Uint8Array();
+    const { generation, fuses, ...versions } = readChip(bytes, this.#state.pathOf(file));
+    const chip = new Chip({ generation, entropy: platformEntropy(), fuses, signatures: this.signatures });
+    chip.currentTcb = versions.current;
+    chip.committedTcb = versions.committed;
+    chip.reportedTcb = versions.reported;
     return chip;
   }
 
   derive(label: string, length: number): Uint8Array {
-    const secret = this.#state.read('secret') ?? this.#state.writeOnce('secret', randomBytes(48));
-    return bytesOf(secret, label, length);
+    const kept = this.#state.read('secret') ?? this.#state.writeOnce('secret', randomBytes(48));
+    return bytesOf(readSecret(kept, this.#state.pathOf('secret')), label, length);
   }
 
-  #revocations(): Record<string, { serial: number; at: string }[]> {
-    const text = this.#state.read('revoked.json');
-    return text === undefined ? {} : JSON.parse(text.toString());
+  #revocations(): Map<Product, Revocation[]> {
+    const kept = this.#state.read('revoked.json');
+    return kept === undefined ? new Map() : readRevocations(kept, this.#state.pathOf('revoked.json'));
   }
 
   revoked(product: Product): readonly Revocation[] {
-    return (this.#revocations()[product] ?? []).map(({ serial, at }) => ({ serial, at: new Date(at) }));
+    return this.#revocations().get(product) ?? [];
   }
 
-  revoke(product: Product, { serial, at }: Revocation): void {
+  revoke(product: Product, revocation: Revocation): void {
     const all = this.#revocations();
-    all[product] = [...(all[product] ?? []), { serial, at: at.toISOString() }];
-    this.#state.write('revoked.json', `${JSON.stringify(all, null, 2)}\n`);
+    all.set(product, [...(all.get(product) ?? []), revocation]);
+    this.#state.write('revoked.json', `${JSON.stringify(Object.fromEntries(all), null, 2)}\n`);
   }
-}
-
-function readChip(text: string, path: string): { record: ChipRecord; secret: Uint8Array; id: Uint8Array } {
-  const bad = (field: string, got: unknown, want: string): Error =>
-    new RangeError(`${path}: ${field}: got ${JSON.stringify(got)}, want ${want}`);
-  let record: Partial<Record<keyof ChipRecord, unknown>>;
-  try {
-    record = JSON.parse(text);
-  } catch {
-    throw bad('file', text.slice(0, 40), 'JSON');
-  }
-  const product = PRODUCTS.find((one) => generationOf(one) === record.generation);
-  if (product === undefined) throw bad('generation', record.generation, 'milan, genoa or turin');
-  const bytes = (field: 'secret' | 'id', length: number): Uint8Array => {
-    const value = record[field];
-    if (typeof value !== 'string' || !new RegExp(`^[0-9a-f]{${2 * length}}$`).test(value)) {
-      throw bad(field, value, `${length} bytes in hex`);
-    }
-    return Buffer.from(value, 'hex');
-  };
-  for (const field of ['current', 'committed', 'reported'] as const) {
-    if (typeof record[field] !== 'string' || !/^0x[0-9a-f]{1,16}$/.test(record[field])) {
-      throw bad(field, record[field], 'a TCB_VERSION in hex');
-    }
-  }
-  return { record: record as ChipRecord, secret: bytes('secret', 48), id: bytes('id', hwidBytes(product)) };
 }

@@ -32,14 +32,8 @@ export class RsaSigner {
   /** SubjectPublicKeyInfo, DER. */
   readonly spki: Uint8Array;
 
-  /** RangeError: not RSA of 4096 bits. */
+  /** `key`: RSA of 4096 bits. */
   constructor(key: KeyObject, mode: SaltMode) {
-    const { modulusLength } = key.asymmetricKeyDetails ?? {};
-    if (key.asymmetricKeyType !== 'rsa' || modulusLength !== 8 * KEY_BYTES) {
-      throw new RangeError(
-        `root key: got ${key.asymmetricKeyType} of ${modulusLength} bits, want RSA of 4096`,
-      );
-    }
     this.#key = key;
     this.#mode = mode;
     this.spki = createPublicKey(key).export({ format: 'der', type: 'spki' });
@@ -52,11 +46,6 @@ export class RsaSigner {
     }
     const salt = sha384(Buffer.from('SoftCVM salt'), message);
     return privateEncrypt({ key: this.#key, padding: constants.RSA_NO_PADDING }, encodePss(message, salt));
-  }
-
-  /** PKCS #8, PEM. */
-  exportPrivate(): string {
-    return this.#key.export({ format: 'pem', type: 'pkcs8' }) as string;
   }
 }
 

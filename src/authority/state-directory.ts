@@ -21,6 +21,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { StateError } from './state-error.ts';
 
 export class StateDirectory {
   readonly path: string;
@@ -30,33 +31,39 @@ export class StateDirectory {
     for (const folder of ['roots', 'certificates', 'chips']) makeDirectory(resolve(path, folder));
   }
 
-  /** The file's bytes; undefined if there is none. */
+  /** Where a file of this directory lies. */
+  pathOf(file: string): string {
+    return join(this.path, file);
+  }
+
+  /** The file's bytes; undefined if there is none. StateError: it cannot be read. */
   read(file: string): Buffer | undefined {
     try {
-      return readFileSync(join(this.path, file));
+      return readFileSync(this.pathOf(file));
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-      throw error;
+      const { code = '' } = error as NodeJS.ErrnoException;
+      if (code === 'ENOENT') return undefined;
+      throw new StateError(this.pathOf(file), '', code, 'a file that can be read');
     }
   }
 
-  /** Replaces the file. */
+  /** Replaces the file. StateError: it cannot be written. */
   write(file: string, bytes: Uint8Array | string): void {
     const temporary = this.#temporary(file, bytes);
-    renameSync(temporary, join(this.path, file));
+    renameSync(temporary, this.pathOf(file));
   }
 
-  /** Makes the file unless another process has made it; returns what is there then. */
+  /** Makes the file unless another process has made it; returns what is there then. StateError as above. */
   writeOnce(file: string, bytes: Uint8Array | string): Buffer {
     const temporary = this.#temporary(file, bytes);
     try {
-      linkSync(temporary, join(this.path, file));
+      linkSync(temporary, this.pathOf(file));
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
     } finally {
       rmSync(temporary);
     }
-    return readFileSync(join(this.path, file));
+    return readFileSync(this.pathOf(file));
   }
 
   /** Names in a folder, sorted. */
@@ -69,7 +76,12 @@ export class StateDirectory {
   #temporary(file: string, bytes: Uint8Array | string): string {
     const folder = file.includes('/') ? file.slice(0, file.indexOf('/')) : '';
     const temporary = join(this.path, folder, `.${process.pid}-${temporaries++}`);
-    writeFileSync(temporary, bytes, { mode: 0o600, flag: 'wx' });
+    try {
+      writeFileSync(temporary, bytes, { mode: 0o600, flag: 'wx' });
+    } catch (error) {
+      const { code = '' } = error as NodeJS.ErrnoException;
+      throw new StateError(this.pathOf(file), '', code, 'to write it');
+    }
     return temporary;
   }
 }

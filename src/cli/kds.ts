@@ -38,11 +38,12 @@ export async function kds(options: KdsCommandOptions): Promise<number> {
       options.count === undefined ? undefined : parseInteger(options.count, '--count', 0, 2 ** 32),
     );
   }
+  const chips = authority.chips();
   const base = await server.listen().catch((error: Error) => {
     throw new InputError(`--port: got ${options.port}: ${error.message}`);
   });
   console.log(base);
-  for (const chip of authority.chips()) {
+  for (const chip of chips) {
     const id = Buffer.from(chip.fuses.id).toString('hex');
     console.error(`${chip.personality.product} ${id}`);
   }

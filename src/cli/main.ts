@@ -5,6 +5,7 @@
  * does not, 2 bad input or no evidence from a key distribution server.
  */
 import { Command, CommanderError, Option } from 'commander';
+import { StateError } from '../authority/state-error.ts';
 import { addAttestationCommands } from './attestation-commands.ts';
 import { InputError } from './size.ts';
 
@@ -115,7 +116,7 @@ program
 program.parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode === 0 ? 0 : EXIT_BAD_INPUT;
-  } else if (error instanceof InputError) {
+  } else if (error instanceof InputError || error instanceof StateError) {
     console.error(`softcvm: ${error.message}`);
     process.exitCode = EXIT_BAD_INPUT;
   } else {

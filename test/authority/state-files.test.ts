@@ -1,0 +1,219 @@
+/** A state directory in which a file is damaged, or another's: refused by the file's name and the field's. */
+import { generateKeyPairSync } from 'node:crypto';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { parseCrl } from '../../src/attest/index.ts';
+import { Authority } from '../../src/authority/authority.ts';
+import { SeededKeeper } from '../../src/authority/keeper.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'softcvm-damage-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** A whole directory; its root keys are public ones, which need not be searched for. */
+const whole = join(folder, 'whole');
+const keeper = new SeededKeeper(7);
+const KINDS = ['ARK', 'ASK', 'ASVK'] as const;
+mkdirSync(join(whole, 'roots'), { recursive: true });
+for (const product of ['Milan', 'Genoa'] as const) {
+  for (const kind of KINDS) {
+    const key = await keeper.rootKey(product, kind);
+    writeFileSync(join(whole, `roots/${product}-${kind}.pem`), key.export({ format: 'pem', type: 'pkcs8' }));
+  }
+}
+const first = Authority.stored(whole);
+const chip = first.chip('milan');
+await first.certificateTable(chip);
+await first.certificateTable(chip, 'VLEK');
+await first.certificateTable(first.chip('genoa'));
+const CHIP = `chips/${readdirSync(join(whole, 'chips')).find((name) => name.startsWith('milan'))}`;
+const record = JSON.parse(readFileSync(join(whole, CHIP), 'utf8'));
+
+let copies = 0;
+/** A copy of the whole directory with other bytes in one file; undefined: without it. */
+function damaged(
+  file: string,
+  bytes: Uint8Array | string | undefined,
+): { authority: Authority; path: string } {
+  const path = join(folder, String(copies++));
+  cpSync(whole, path, { recursive: true });
+  rmSync(join(path, file), { force: true });
+  if (bytes !== undefined) writeFileSync(join(path, file), bytes);
+  return { authority: Authority.stored(path), path };
+}
+
+/** All that an authority can be asked for of a Milan. */
+async function use(authority: Authority): Promise<void> {
+  const [milan] = authority.chips().filter(({ generation }) => generation === 'milan');
+  await authority.certificateTable(milan!);
+  await authority.certificateTable(milan!, 'VLEK');
+}
+
+const refused = async (
+  file: string,
+  bytes: Uint8Array | string | undefined,
+  message: string,
+): Promise<void> => {
+  const { authority, path } = damaged(file, bytes);
+  await expect(use(authority)).rejects.toMatchObject({
+    name: 'StateError',
+    message: `${join(path, file)}: ${message}`,
+  });
+};
+
+const kept = (file: string): Buffer => readFileSync(join(whole, file));
+const flipped = (bytes: Buffer, at: number): Uint8Array => bytes.with(at, bytes.at(at)! ^ 1);
+
+describe('a state directory', () => {
+  it('that is whole is used again', async () => {
+    const { authority, path } = damaged('absent', undefined);
+    await use(authority);
+    expect(await authority.ark('Milan')).toEqual(kept('certificates/Milan-ARK.der'));
+    expect(readdirSync(path)).toEqual(readdirSync(whole));
+  });
+
+  it.each(KINDS)('with an %s that is emptied, cut, longer, changed or another’s', async (kind) => {
+    const file = `certificates/Milan-${kind}.der`;
+    const bytes = kept(file);
+    const none = (length: number): string =>
+      `certificate: got ${length} bytes that are none, want one in DER`;
+    await refused(file, '', none(0));
+    await refused(file, bytes.subarray(0, 40), none(40));
+    await refused(file, bytes.subarray(0, -1), none(bytes.length - 1));
+    await refused(file, Buffer.concat([bytes, Buffer.of(0)]), none(bytes.length + 1));
+    const notOurs = "signature: got a wrong one, want one by the ARK's private key in roots";
+    await refused(file, flipped(bytes, -1), notOurs);
+    await refused(file, flipped(bytes, bytes.indexOf('Santa Clara')), notOurs);
+    const another = 'public key: got another, want the one of the private key in roots';
+    await refused(file, kept(`certificates/Genoa-${kind === 'ASVK' ? 'ARK' : kind}.der`), another);
+  });
+
+  it('with a certificate that is missing makes it anew', async () => {
+    const { authority } = damaged('certificates/Milan-ASK.der', undefined);
+    await use(authority);
+  });
+
+  it.each(KINDS)('with a private key of an %s that is emptied, cut, missing or another’s', async (kind) => {
+    const file = `roots/Milan-${kind}.pem`;
+    const bytes = kept(file);
+    const none = (length: number): string =>
+      `private key: got ${length} bytes that are none, want one, PKCS #8 in PEM`;
+    await refused(file, '', none(0));
+    await refused(file, bytes.subarray(0, 40), none(40));
+    await refused(file, undefined, `got no file, want the private key of certificates/Milan-${kind}.der`);
+    const small = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey;
+    await refused(
+      file,
+      small.export({ format: 'pem', type: 'pkcs8' }),
+      'private key: got rsa of 2048 bits, exponent 65537, want rsa of 4096 bits, exponent 65537',
+    );
+    const { authority, path } = damaged(file, kept('roots/Genoa-ASK.pem'));
+    await expect(use(authority)).rejects.toMatchObject({
+      name: 'StateError',
+      message: `${join(path, `certificates/Milan-${kind}.der`)}: public key: got another, want the one of the private key in roots`,
+    });
+  });
+
+  it.each([
+    [0, ''],
+    [47, 'x'.repeat(47)],
+    [49, 'x'.repeat(49)],
+  ])('with a secret of %i bytes', async (length, bytes) => {
+    await refused('secret', bytes, `got ${length} bytes, want 48`);
+  });
+
+  it.each([
+    ['{', 'file: got "{", want JSON'],
+    ['', 'file: got "", want JSON'],
+    ['null', 'file: got null, want an object'],
+    [JSON.stringify({ ...record, generation: 'rome' }), 'generation: got "rome", want milan, genoa or turin'],
+    [JSON.stringify({ ...record, secret: 'ab' }), 'secret: got "ab", want 48 bytes in hex'],
+    [JSON.stringify({ ...record, id: undefined }), 'id: got nothing, want 64 bytes in hex'],
+    [JSON.stringify({ ...record, reported: 5 }), 'reported: got 5, want a TCB_VERSION in hex'],
+    [
+      JSON.stringify({ ...record, current: '0xdb18000000010004' }),
+      'current: got "0xdb18000000010004", want reserved bytes that are zero',
+    ],
+    [
+      JSON.stringify({ ...record, committed: '0xdc18000000000004' }),
+      'committed: got "0xdc18000000000004", want at most what is current',
+    ],
+    [
+      JSON.stringify({ ...record, reported: '0xdc18000000000004' }),
+      'reported: got "0xdc18000000000004", want at most what is committed',
+    ],
+  ])('with a chip that is %s', async (text, message) => {
+    await refused(CHIP, text, message);
+  });
+
+  it('with a chip under another’s name', async () => {
+    const other = `chips/milan-${'ab'.repeat(64)}.json`;
+    const cut = `"${record.id}"`.slice(0, 40);
+    await refused(other, kept(CHIP), `id: got ${cut}..., want that of the file's name`);
+  });
+
+  const at = '2026-02-01T00:00:00.000Z';
+  it.each([
+    ['{', 'file: got "{", want JSON'],
+    ['[]', 'file: got [], want an object'],
+    ['{"Rome":[]}', 'generation: got Rome, want Milan, Genoa, Turin'],
+    ['{"Milan":{}}', 'Milan: got {}, want an array'],
+    ['{"Genoa":[7]}', 'Genoa[0]: got 7, want an object'],
+    [`{"Milan":[{"at":"${at}"}]}`, 'Milan[0].serial: got nothing, want a serial number, such as 65537'],
+    [
+      `{"Milan":[{"serial":9,"at":"${at}"},{"serial":"010001","at":"${at}"}]}`,
+      'Milan[1].serial: got "010001", want a serial number, such as 65537',
+    ],
+    [
+      `{"Milan":[{"serial":-1,"at":"${at}"}]}`,
+      'Milan[0].serial: got -1, want a serial number, such as 65537',
+    ],
+    [
+      `{"Milan":[{"serial":1.5,"at":"${at}"}]}`,
+      'Milan[0].serial: got 1.5, want a serial number, such as 65537',
+    ],
+    [
+      '{"Milan":[{"serial":65537}]}',
+      'Milan[0].at: got nothing, want a time such as "2026-11-21T08:00:00.000Z"',
+    ],
+    [
+      '{"Milan":[{"serial":65537,"at":"2026-02-30"}]}',
+      'Milan[0].at: got "2026-02-30", want a time such as "2026-11-21T08:00:00.000Z"',
+    ],
+  ])('with revocations that are %s', async (text, message) => {
+    await refused('revoked.json', text, message);
+  });
+
+  it('with revocations that are as they should be revokes', async () => {
+    const { authority } = damaged('revoked.json', `{"Milan":[{"serial":65537,"at":"${at}"}]}`);
+    const { revoked, number } = parseCrl(await authority.crl('Milan'));
+    expect([...revoked]).toEqual([['010001', new Date(at)]]);
+    expect(number).toBe('01');
+  });
+
+  it('with a folder in a file’s place, or no room to write', async () => {
+    const { authority, path } = damaged('secret', undefined);
+    mkdirSync(join(path, 'secret'));
+    await expect(use(authority)).rejects.toMatchObject({
+      name: 'StateError',
+      message: `${join(path, 'secret')}: got EISDIR, want a file that can be read`,
+    });
+    const without = damaged('certificates/Milan-ASK.der', undefined);
+    rmSync(join(without.path, 'certificates'), { recursive: true });
+    symlinkSync('absent', join(without.path, 'certificates'));
+    await expect(without.authority.ark('Milan')).rejects.toMatchObject({
+      name: 'StateError',
+      message: `${join(without.path, 'certificates/Milan-ARK.der')}: got ENOENT, want to write it`,
+    });
+  });
+});
