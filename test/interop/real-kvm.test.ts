@@ -56,6 +56,10 @@ const pvmDifferences: Opener['differences'] = {
     want: [2, 0xdfd8n, 5, 0xe000n, 2, 0x9001n],
     why: noWindow,
   },
+  'an address that the process has not mapped is EFAULT, without the last exit’s reason': {
+    want: [6, 6],
+    why: 'kvm_pvm runs CPL 0 in an emulator, whose reads of what it cannot reach are MMIO',
+  },
   'a step over OUT ends when user space has taken the value': {
     want: [2, 4, { exception: 1, pc: 0x8002n, dr6: 0xffff4ff0n }],
     why: 'kvm_pvm runs CPL 0 in an emulator that steps over the instruction behind OUT as well',

@@ -1,6 +1,7 @@
 /**
- * KVM_RUN (Linux arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run, vcpu_run, vcpu_enter_guest): exit_reason becomes 0, the last exit is completed with what the VMM
- * answered, then the guest runs until an exit is due for user space. With `vm.timeslice` the VMM's thread gets a signal after that many instructions: −EINTR, exit
+ * KVM_RUN (Linux arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run, vcpu_run, vcpu_enter_guest): the last exit is completed with what the VMM
+ * answered, then exit_reason becomes 0 and the guest runs until an exit is due for user space; with immediate_exit it does not run, and
+ * exit_reason stays. With `vm.timeslice` the VMM's thread gets a signal after that many instructions: −EINTR, exit
  * INTR; a VMM that runs several vCPUs on one thread takes turns by it, and time-outs work.
  */
 import {
@@ -82,17 +83,16 @@ export class RunCycle {
   run(core: GuestCore): number {
     const vcpu = this.#vcpu;
     const { kvmRun } = vcpu;
-    kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     vcpu.pending = undefined;
     this.#vcpu.mp.endBlock();
     this.#vcpu.sev?.beforeRun();
-    if (this.#vcpu.mp.isUninitialized) return this.#waitForStart();
-    if (this.#vcpu.apic === undefined) {
-      if (kvmRun.cr8Number > MAX_CR8) return -ERRNO.EINVAL;
-      this.#vcpu.setCr8(kvmRun.cr8Number);
+    let result: number;
+    if (this.#vcpu.mp.isUninitialized) result = this.#waitForStart();
+    else if (this.#vcpu.apic === undefined && !this.#takeCr8()) result = -ERRNO.EINVAL;
+    else {
+      result = this.#vcpu.sev === undefined ? this.#completeExit() : this.#completeSevExit(this.#vcpu.sev);
+      if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? -ERRNO.EINTR : this.#enter(core);
     }
-    let result = this.#vcpu.sev === undefined ? this.#completeExit() : this.#completeSevExit(this.#vcpu.sev);
-    if (result === GUEST_AGAIN) result = kvmRun.immediateExit !== 0 ? this.#interrupted() : this.#enter(core);
     this.#saveRunState();
     if (this.#vcpu.vm.trace.on) traceExit(this.#vcpu.vm.trace, this.#vcpu.id, result, kvmRun.exitReason);
     return result === WAIT ? RUN_PENDING : result;
@@ -147,10 +147,17 @@ export class RunCycle {
     if (kvmRun.immediateExit !== 0) return -ERRNO.EINTR;
     if (!mp.ready) {
       this.#vcpu.pending = mp.block();
-      return RUN_PENDING;
+      return WAIT;
     }
     mp.acceptEvents();
     return -ERRNO.EAGAIN;
+  }
+  /** User space's CR8 is the vCPU's, where no APIC in the kernel has it. False: it has more bits than CR8. */
+  #takeCr8(): boolean {
+    const { cr8Number } = this.#vcpu.kvmRun;
+    if (cr8Number > MAX_CR8) return false;
+    this.#vcpu.setCr8(cr8Number);
+    return true;
   }
 
   /** What the kernel's APIC wants done before an entry: an EOI for user space's IOAPIC, the timer, INIT and SIPI, HLT. A run result. */
@@ -209,6 +216,7 @@ export class RunCycle {
 
   /** vcpu_run: until something is due for user space. */
   #enter(core: GuestCore): number {
+    this.#vcpu.kvmRun.exitReason = KVM_EXIT_UNKNOWN;
     const waited = this.#resumeWaiting();
     if (waited !== GUEST_AGAIN) return waited;
     this.hasRun = true;
@@ -290,11 +298,8 @@ export class RunCycle {
 
   /** post_kvm_run_save */
   #saveRunState(): void {
-    const { kvmRun, vmcb, events } = this.#vcpu;
-    kvmRun.ifFlag = (vmcb.rflags & RFLAGS.IF) !== 0 ? 1 : 0;
-    kvmRun.readyForInterruptInjection = events.readyForUserInterrupt ? 1 : 0;
-    kvmRun.flags = 0;
-    kvmRun.cr8Number = this.#vcpu.other.cr8;
-    kvmRun.apicBase = this.#vcpu.other.apicBase;
+    const { kvmRun, vmcb, events, other } = this.#vcpu;
+    const ifFlag = (vmcb.rflags & RFLAGS.IF) !== 0 ? 1 : 0;
+    kvmRun.saveRunState(ifFlag, events.readyForUserInterrupt ? 1 : 0, other.cr8, other.apicBase);
   }
 }

@@ -21,27 +21,6 @@ describe('KVM_RUN', () => {
     expect(vcpu.kvmRun.exitReason).toBe(5);
   });
 
-  it('with immediate_exit set returns −EINTR and enters no guest', () => {
-    const { vcpu } = start();
-    vcpu.kvmRun.immediateExit = 1;
-    expect(vcpu.run()).toBe(-4);
-    expect(vcpu.kvmRun.exitReason).toBe(10);
-    expect(bench.scripted.budgets).toEqual([]);
-  });
-
-  it('with immediate_exit set completes the pending exit first', () => {
-    const { vcpu } = start();
-    bench.setRegs({ rip: 0x1000n, rax: 0xff00n });
-    expect(bench.runScript(IN(0x60, 1))).toBe(0);
-    vcpu.kvmRun.setIoValue(0x42);
-    vcpu.kvmRun.immediateExit = 1;
-    expect(vcpu.run()).toBe(-4);
-    expect(vcpu.getRegs()).toMatchObject({ rip: 0x1001n, rax: 0xff42n });
-    vcpu.kvmRun.immediateExit = 0;
-    expect(bench.runScript(HLT)).toBe(0);
-    expect(vcpu.getRegs()).toMatchObject({ rip: 0x1002n, rax: 0xff42n });
-  });
-
   it('gives the VMM’s thread a signal each time slice: −EINTR, exit INTR', () => {
     const { vcpu } = start('7.2', 0, 1000);
     const OUT_AFTER_600 = retire(600, exit(0x7b, 0x3f80010n, 0n, 1));

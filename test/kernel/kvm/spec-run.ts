@@ -303,15 +303,53 @@ export const runSpec: Spec = {
       want: 8,
     },
     {
-      title: 'immediate_exit is EINTR before the first instruction',
+      title: 'immediate_exit is EINTR before the first instruction, and leaves the exit reason as it is',
       act(subject) {
         const guest = new Guest(subject, program().hlt());
+        guest.vcpu.kvmRun.exitReason = 77;
+        guest.vcpu.kvmRun.immediateExit = 1;
+        const stopped = [guest.vcpu.run(), guest.vcpu.kvmRun.exitReason, guest.vcpu.getRegs().rip];
+        guest.vcpu.kvmRun.immediateExit = 0;
+        return [...stopped, guest.run()];
+      },
+      want: [EINTR, 77, 0x8000n, 5],
+    },
+    {
+      title: 'immediate_exit completes IN, and leaves its exit reason',
+      act(subject) {
+        const guest = new Guest(subject, program().in().hlt(), { rax: 0xff00n, rdx: 0x60n });
+        guest.run();
+        guest.vcpu.kvmRun.setIoValue(0x42);
         guest.vcpu.kvmRun.immediateExit = 1;
         const result = guest.vcpu.run();
+        const { rip, rax } = guest.vcpu.getRegs();
+        const { exitReason } = guest.vcpu.kvmRun;
         guest.vcpu.kvmRun.immediateExit = 0;
-        return [result, guest.vcpu.getRegs().rip, guest.run()];
+        return [result, exitReason, rip, rax, guest.run(), guest.vcpu.getRegs().rax];
       },
-      want: [EINTR, 0x8000n, 5],
+      want: [EINTR, 2, 0x8001n, 0xff42n, 5, 0xff42n],
+    },
+    {
+      title: 'an address that the process has not mapped is EFAULT, without the last exit’s reason',
+      act(subject) {
+        const guest = new Guest(subject, program().load('rax', 'rsi').hlt(), { rsi: BigInt(HOLE) });
+        const page = subject.memory(1);
+        subject.set({ ...slotAtHole, userspaceAddr: BigInt(page) });
+        subject.process.memory.munmap(page as Hva, 0x1000);
+        guest.vcpu.kvmRun.exitReason = 39;
+        return [guest.run(), guest.vcpu.kvmRun.exitReason];
+      },
+      want: ['KVM_RUN -14', 0],
+    },
+    {
+      title: 'a CR8 of more than four bits is EINVAL: the exit reason stays, CR8 is what it was',
+      act(subject) {
+        const { vcpu } = new Guest(subject, program().hlt());
+        vcpu.kvmRun.exitReason = 77;
+        vcpu.kvmRun.cr8Number = 16;
+        return [vcpu.run(), vcpu.kvmRun.exitReason, vcpu.kvmRun.cr8Number, vcpu.run()];
+      },
+      want: [-22, 77, 0, 0],
     },
     {
       title: 'a guest that never leaves is interrupted, again and again',

@@ -144,7 +144,7 @@ export class PageFaultHandler {
       return memoryFaultExit(fault, run, ERRNO.EFAULT);
     return fault.isPrivate || slot.gmemOnly
       ? this.#getGmemPage(fault, slot, run)
-      : this.#getSharedPage(fault, slot, run);
+      : this.#getSharedPage(fault, slot);
   }
 
   #getGmemPage(fault: PageFault, slot: FaultSlot, run: KvmRun): number {
@@ -155,14 +155,15 @@ export class PageFaultHandler {
     return RET_PF.CONTINUE;
   }
 
-  #getSharedPage(fault: PageFault, slot: FaultSlot, run: KvmRun): number {
+  /** kvm_handle_error_pfn: what goes wrong with the process's own memory is no memory-fault exit. */
+  #getSharedPage(fault: PageFault, slot: FaultSlot): number {
     if (fault.write && (slot.flags & KVM_MEM_READONLY) !== 0) return RET_PF.EMULATE;
     const hva = hvaOfGfn(slot, fault.gfn);
     const result = this.#vm.faultInHva(hva, fault.write ? 'write' : 'read', fault);
     if (result === BACKING_PENDING) return RET_PF.PENDING;
     if (result === -ERRNO.EHWPOISON)
       throw new LinuxError('EHWPOISON', `the page at 0x${hva.toString(16)} is poisoned`, 'SIGBUS');
-    if (result < 0) return memoryFaultExit(fault, run, ERRNO.EFAULT);
+    if (result < 0) return -ERRNO.EFAULT;
     if ((slot.flags & KVM_MEM_READONLY) !== 0) fault.writable = false;
     return RET_PF.CONTINUE;
   }
