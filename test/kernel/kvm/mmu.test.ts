@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { Gfn, Pfn, Spa } from '../../../src/base/address.ts';
 import { goalLevel, maxLevelForOrder } from '../../../src/kernel/kvm/mmu/mapping-level.ts';
 import { Mmu } from '../../../src/kernel/kvm/mmu/mmu.ts';
@@ -136,6 +136,34 @@ describe('nested page tables', () => {
     map(3, 0x300, 1);
     expect(bench.mmu.writeProtectMasked(0, -1)).toBe(true);
     expect(lookup(3)?.writable).toBe(false);
+  });
+
+  it('are asked once for 32 pages that none of them maps', () => {
+    bench = new FaultBench();
+    map(2 ** 18 - 1, 0x300, 1);
+    const loads = vi.spyOn(bench.memory, 'load32');
+    expect(bench.mmu.writeProtectMasked(0, -1)).toBe(false);
+    expect(loads.mock.calls.length).toBeLessThanOrEqual(4);
+  });
+
+  it.each([
+    ['the first of two tables', 1 << 11, [523]],
+    ['the second of two tables', 1 << 23, [511]],
+    ['both tables', -1, []],
+    ['pages that are not mapped', ~((1 << 11) | (1 << 23)), [511, 523]],
+  ])('take rights to write in %s', (_where, mask, kept) => {
+    bench = new FaultBench();
+    for (const page of [511, 523]) map(page, 0x300, 1);
+    expect(bench.mmu.writeProtectMasked(500, mask)).toBe(kept.length < 2);
+    expect([511, 523].filter((page) => lookup(page)?.writable)).toEqual(kept);
+  });
+
+  it('take a large page away with the right to write of one page in it', () => {
+    bench = new FaultBench();
+    map(512, 0x400, 2);
+    map(511, 0x300, 1);
+    expect(bench.mmu.writeProtectMasked(500, 1 << 23)).toBe(true);
+    expect([lookup(511)?.writable, lookup(512)]).toEqual([true, undefined]);
   });
 
   it('leave no frame behind', () => {

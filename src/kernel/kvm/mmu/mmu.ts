@@ -188,15 +188,24 @@ export class Mmu {
 
   /** The same for those of the 32 pages from `first` on whose bit is set in `mask`. Allocates nothing. */
   writeProtectMasked(first: number, mask: number): boolean {
+    const pagesLeft = ENTRIES - (first & (ENTRIES - 1));
+    if (pagesLeft >= 32) return this.#protectMasked(first, mask);
+    const ofFirst = (1 << pagesLeft) - 1;
+    const due = this.#protectMasked(first, mask & ofFirst);
+    return this.#protectMasked(first, mask & ~ofFirst) || due;
+  }
+  /** For pages of one table of 4 KiB entries. */
+  #protectMasked(first: number, mask: number): boolean {
+    if (mask === 0) return false;
+    const lowest = (first + 31 - Math.clz32(mask & -mask)) as Gfn;
+    const table = this.#inLastTable(lowest) ? this.#lastTable : this.#leafTable(lowest);
+    if (table === NO_TABLE) return false;
+    if (table === LARGE_LEAF) return this.zapRange(lowest, (lowest + 1) as Gfn);
     const memory = this.#memory;
     let due = false;
     for (let left = mask; left !== 0; left &= left - 1) {
-      const gfn = (first + 31 - Math.clz32(left & -left)) as Gfn;
-      const table = this.#inLastTable(gfn) ? this.#lastTable : this.#leafTable(gfn);
-      if (table === NO_TABLE) continue;
-      if (table === LARGE_LEAF) due = this.zapRange(gfn, (gfn + 1) as Gfn) || due;
-      else if ((memory.clearBits32(entryAt(table, gfn, LEVEL_4K), WRITABLE | DIRTY) & WRITABLE) !== 0)
-        due = true;
+      const gfn = first + 31 - Math.clz32(left & -left);
+      if ((memory.clearBits32(entryAt(table, gfn, LEVEL_4K), WRITABLE | DIRTY) & WRITABLE) !== 0) due = true;
     }
     return due;
   }
