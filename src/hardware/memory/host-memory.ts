@@ -129,9 +129,9 @@ export class HostMemory {
     return this.#buddy.freeFrames;
   }
 
-  /** Bytes that accounting takes beside the memory itself. */
+  /** Bytes of side tables: accounting beside the memory, and in it the frames set aside for flags, tags and the reverse map table. */
   get tableBytes(): number {
-    return this.#buddy.tableBytes + this.#touched.byteLength;
+    return this.#buddy.tableBytes + this.#touched.byteLength + this.#reserved * PAGE_SIZE;
   }
 
   /** Owner of a frame that is in use. */
