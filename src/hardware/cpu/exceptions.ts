@@ -7,10 +7,12 @@ import { EVENT, INTERCEPT, SAVE, VMEXIT } from '../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../abi/x86.ts';
 import { NotImplementedError } from '../../base/errors.ts';
 import { PRIVILEGE } from './access.ts';
+import { loadStackPointer } from './inner-stack.ts';
 import { enterLegacy } from './legacy/interrupts.ts';
 import { isCanonicalAddress } from './memory-access.ts';
 import { inLongMode } from './mode.ts';
 import type { CoreParts } from './parts.ts';
+import { ProcessorStack } from './processor-stack.ts';
 import { VC_PAGE_NOT_VALIDATED } from './rmp-check.ts';
 import { ATTRIBUTE, dpl, type Segmentation } from './segments.ts';
 import { usesStackSegment } from './stack-segment.ts';
@@ -20,8 +22,6 @@ import { GPR, LEAVE, STATE } from './state.ts';
 const CONTRIBUTORY = new Set<number>([VECTOR.DE, VECTOR.TS, VECTOR.NP, VECTOR.SS, VECTOR.GP, VECTOR.VC]);
 const INTERRUPT_GATE = 0xe;
 const TRAP_GATE = 0xf;
-const TSS_RSP0 = 4n;
-const TSS_IST1 = 0x24n;
 const FROM_IDT = 2;
 const EXTERNAL = 1;
 
@@ -249,29 +249,19 @@ export class Exceptions {
     event: Delivery,
     gate: { target: bigint; selector: number; ist: number; type: number; external: number },
   ): number {
-    const { registers, access, events } = this.#parts;
+    const { registers, access } = this.#parts;
     const { attributes } = this.#segments.descriptor;
     const oldCpl = registers.cpl;
     const conforming = (attributes & ATTRIBUTE.CONFORMING) !== 0;
     const cpl = conforming ? oldCpl : dpl(attributes);
     let top = registers.gpr(GPR.RSP);
     if (gate.ist !== 0 || cpl < oldCpl) {
-      const reason = this.#stackOfTss(gate.ist, cpl, gate.external);
+      const reason = loadStackPointer(this.#parts, cpl, gate);
       if (reason !== 0) return reason;
       top = access.value;
     }
-    top = BigInt.asUintN(64, top) & ~0xfn;
-    const words = event.error === undefined ? 5 : 6;
-    const bottom = BigInt.asUintN(64, top - BigInt(8 * words));
-    if (!isCanonicalAddress(bottom) || !isCanonicalAddress(top - 1n))
-      return events.raiseWith(VECTOR.SS, gate.external);
     const privilege = cpl === oldCpl && cpl === 3 ? PRIVILEGE.USER : PRIVILEGE.IMPLICIT;
-    // A page boundary is crossed at most once: the first push to each page is checked before anything is pushed.
-    const below = ((top - 8n) & ~0xfffn) - 8n;
-    for (const first of [top - 8n, below > bottom ? below : bottom]) {
-      const reason = access.probeAt(first, 8, privilege);
-      if (reason !== 0) return reason;
-    }
+    const stack = new ProcessorStack(this.#parts).inner(top & ~0xfn, undefined, gate.external, privilege);
     const flags = registers.rflags;
     const pushed = isFault(event) ? flags | RFLAGS.RF : flags;
     const frame = [
@@ -282,13 +272,9 @@ export class Exceptions {
       event.rip,
     ];
     if (event.error !== undefined) frame.push(BigInt(event.error >>> 0));
-    let at = top;
-    for (const value of frame) {
-      at -= 8n;
-      const reason = access.storeLong(at, value, privilege);
-      if (reason !== 0) return reason;
-    }
-    registers.setGpr(GPR.RSP, bottom);
+    const missing = stack.pushAll(frame, 8);
+    if (missing !== 0) return missing;
+    registers.setGpr(GPR.RSP, stack.pointer);
     if (cpl !== oldCpl) registers.setSegment(SAVE.SS, cpl, cpl << 5, 0, 0n);
     this.#segments.put(SAVE.CS, (gate.selector & 0xfffc) | cpl);
     if (cpl !== oldCpl) registers.cpl = cpl;
@@ -298,18 +284,6 @@ export class Exceptions {
     registers.rip = gate.target;
     this.#entered();
     return 0;
-  }
-
-  /** RSP from the TSS: IST1 to IST7, or RSP0 to RSP2. */
-  #stackOfTss(ist: number, cpl: number, external: number): number {
-    const { registers, events, access } = this.#parts;
-    const offset = ist !== 0 ? TSS_IST1 + BigInt(8 * (ist - 1)) : TSS_RSP0 + BigInt(8 * cpl);
-    if (offset + 7n > BigInt(registers.limit(SAVE.TR))) {
-      return events.raiseWith(VECTOR.TS, (registers.selector(SAVE.TR) & 0xfffc) | external);
-    }
-    const reason = access.loadLong(registers.base(SAVE.TR) + offset, PRIVILEGE.IMPLICIT);
-    if (reason !== 0) return reason;
-    return isCanonicalAddress(access.value) ? 0 : events.raiseWith(VECTOR.SS, external);
   }
 
   #trace(vector: number, error: number | undefined): void {

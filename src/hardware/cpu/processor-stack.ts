@@ -50,14 +50,22 @@ export class ProcessorStack {
     return this;
   }
 
-  /** An inner level's, about to be entered: accesses are the processor's own. `segment` undefined: 64-bit mode, no segment. */
-  inner(pointer: bigint, segment: StackSegment | undefined, error: number): this {
+  /**
+   * One that is about to be entered: accesses are the processor's own unless `privilege` says otherwise. `segment` undefined: 64-bit mode, no
+   * segment.
+   */
+  inner(
+    pointer: bigint,
+    segment: StackSegment | undefined,
+    error: number,
+    privilege: number = PRIVILEGE.IMPLICIT,
+  ): this {
     this.bits = segment === undefined ? 64 : (segment.attributes & BIG) !== 0 ? 32 : 16;
     this.pointer = pointer;
     this.#base = segment?.base ?? 0n;
     this.#limit = segment?.limit ?? 0;
     this.#attributes = segment?.attributes ?? 0;
-    this.#privilege = PRIVILEGE.IMPLICIT;
+    this.#privilege = privilege;
     this.#error = error;
     return this;
   }

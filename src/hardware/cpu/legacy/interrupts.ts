@@ -6,11 +6,11 @@ import { SAVE } from '../../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { PRIVILEGE } from '../access.ts';
+import { legacyInnerStack, type SegmentTarget } from '../inner-stack.ts';
 import { modeOf } from '../mode.ts';
 import type { CoreParts } from '../parts.ts';
 import { ProcessorStack } from '../processor-stack.ts';
 import { ATTRIBUTE, dpl, type Segmentation } from '../segments.ts';
-import { legacyInnerStack } from '../system/far-transfers.ts';
 
 const GATE = { TASK: 5, INTERRUPT16: 6, TRAP16: 7, INTERRUPT: 14, TRAP: 15 } as const;
 const FROM_IDT = 2;
@@ -83,7 +83,7 @@ function enterProtected(parts: CoreParts, segments: Segmentation, event: LegacyE
   const frame = [BigInt(flags >>> 0), BigInt(registers.selector(SAVE.CS)), rip];
   if (error !== undefined) frame.push(BigInt(error >>> 0));
   let stack = new ProcessorStack(parts).current();
-  let inner: Exclude<ReturnType<typeof legacyInnerStack>, number>['segment'] | undefined;
+  let inner: SegmentTarget | undefined;
   if (cpl < oldCpl) {
     frame.unshift(BigInt(registers.selector(SAVE.SS)), stack.pointer);
     const found = legacyInnerStack({ parts, segments }, cpl);

@@ -9,6 +9,7 @@ import { INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
 import { RFLAGS, VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { PRIVILEGE } from '../access.ts';
+import { legacyInnerStack, longInnerStack, type SegmentTarget } from '../inner-stack.ts';
 import { isCanonicalAddress } from '../memory-access.ts';
 import { hasRealSegments, in64BitMode, inLongMode, modeOf } from '../mode.ts';
 import { ProcessorStack } from '../processor-stack.ts';
@@ -22,14 +23,6 @@ const TYPE = { TSS16: 1, CALL16: 4, TASK_GATE: 5, TSS: 9, CALL: 12 } as const;
 /** EXITINFO2's high word for a task switch: by IRET (bit 36), by far JMP (38). */
 const TASK_BY_IRET = 1 << 4;
 const TASK_BY_JUMP = 1 << 6;
-
-/** A segment as it is about to be loaded. */
-interface Target {
-  readonly selector: number;
-  readonly attributes: number;
-  readonly limit: number;
-  readonly base: bigint;
-}
 
 type Kind = 'jump' | 'call';
 
@@ -82,19 +75,23 @@ function pushReturn(i: SystemInstruction, size: number): number {
 }
 
 /** The descriptor just read, as what the segment register will hold. */
-function targetOf({ segments }: SystemInstruction, selector: number): Target {
+function targetOf({ segments }: SystemInstruction, selector: number): SegmentTarget {
   const { attributes, limit, base } = segments.descriptor;
   return { selector, attributes, limit, base };
 }
 
-const is64BitCode = (i: SystemInstruction, { attributes }: Target): boolean =>
+const is64BitCode = (i: SystemInstruction, { attributes }: SegmentTarget): boolean =>
   inLongMode(i.parts.registers) && (attributes & ATTRIBUTE.L) !== 0;
 
 /** Whether the new RIP is canonical, or inside the segment. */
-const reaches = (i: SystemInstruction, target: Target, rip: bigint): boolean =>
+const reaches = (i: SystemInstruction, target: SegmentTarget, rip: bigint): boolean =>
   is64BitCode(i, target) ? isCanonicalAddress(rip) : rip <= BigInt(target.limit >>> 0);
 
-function enter(i: SystemInstruction, { selector, attributes, limit, base }: Target, rip: bigint): void {
+function enter(
+  i: SystemInstruction,
+  { selector, attributes, limit, base }: SegmentTarget,
+  rip: bigint,
+): void {
   i.parts.registers.setSegment(SAVE.CS, selector, attributes, limit, base);
   i.parts.registers.rip = rip;
 }
@@ -174,7 +171,7 @@ function innerCall(i: SystemInstruction, cpl: number, size: number, parameters: 
     copied.unshift(outer.value);
   }
   values.push(...copied, BigInt(registers.selector(SAVE.CS)), i.nextRip);
-  const found = inLongMode(registers) ? longInnerStack(i, cpl) : legacyInnerStack(i, cpl);
+  const found = inLongMode(registers) ? longInnerStack(i.parts, cpl) : legacyInnerStack(i, cpl);
   if (typeof found === 'number') return found;
   const { stack, segment } = found;
   const reason = stack.pushAll(values, size);
@@ -184,43 +181,6 @@ function innerCall(i: SystemInstruction, cpl: number, size: number, parameters: 
   if (stack.bits === 64) registers.setGpr(GPR.RSP, stack.pointer);
   else stack.commit();
   return 0;
-}
-
-/** An inner level's stack and what SS becomes; or a LEAVE code. */
-type InnerStack = { stack: ProcessorStack; segment: Target } | number;
-
-function longInnerStack(i: SystemInstruction, cpl: number): InnerStack {
-  const { registers, access, events } = i.parts;
-  const offset = 4 + 8 * cpl;
-  if (offset + 7 > registers.limit(SAVE.TR))
-    return events.raiseWith(VECTOR.TS, registers.selector(SAVE.TR) & 0xfffc);
-  const reason = access.loadLong(registers.base(SAVE.TR) + BigInt(offset), PRIVILEGE.IMPLICIT);
-  if (reason !== 0) return reason;
-  if (!isCanonicalAddress(access.value)) return events.raiseWith(VECTOR.SS, 0);
-  const stack = new ProcessorStack(i.parts).inner(access.value, undefined, 0);
-  return { stack, segment: { selector: cpl, attributes: cpl << 5, limit: 0, base: 0n } };
-}
-
-/** ESP and SS of a TSS of 32 or 16 bits. Interrupts use it too. */
-export function legacyInnerStack(i: Pick<SystemInstruction, 'parts' | 'segments'>, cpl: number): InnerStack {
-  const { registers, access, events } = i.parts;
-  const wide = (registers.attributes(SAVE.TR) & 8) !== 0;
-  const size = wide ? 4 : 2;
-  const offset = wide ? 4 + 8 * cpl : 2 + 4 * cpl;
-  if (offset + (wide ? 5 : 3) > registers.limit(SAVE.TR))
-    return events.raiseWith(VECTOR.TS, registers.selector(SAVE.TR) & 0xfffc);
-  const at = registers.base(SAVE.TR) + BigInt(offset);
-  let reason = access.loadSized(at, size, PRIVILEGE.IMPLICIT);
-  if (reason !== 0) return reason;
-  const pointer = access.value;
-  reason = access.loadSized(at + BigInt(size), 2, PRIVILEGE.IMPLICIT);
-  if (reason !== 0) return reason;
-  const selector = Number(access.value);
-  const checked = i.segments.loadStack(selector, cpl, 'legacy', VECTOR.TS);
-  if (checked !== 0) return checked;
-  const { attributes, limit, base } = i.segments.descriptor;
-  const segment = { selector, attributes, limit, base };
-  return { stack: new ProcessorStack(i.parts).inner(pointer, segment, selector & 0xfffc), segment };
 }
 
 /** RETF: SIZE; the immediate at A1 is released on both stacks. */

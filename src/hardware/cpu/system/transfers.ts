@@ -158,7 +158,6 @@ export function breakpoint(i: SystemInstruction): number {
   return delivered(i.exceptions.deliverSoftware(VECTOR.BP, EVENT.TYPE_EXCEPTION, i.nextRip));
 }
 
-/** INT1: #DB that leaves DR6 alone and does not ask for the gate's DPL. */
 /** INTO: #OF behind the instruction where OF is set. */
 export function overflow(i: SystemInstruction): number {
   if ((i.parts.registers.rflags & RFLAGS.OF) === 0) return 0;
@@ -166,6 +165,7 @@ export function overflow(i: SystemInstruction): number {
   return delivered(i.exceptions.deliverSoftware(VECTOR.OF, EVENT.TYPE_EXCEPTION, i.nextRip));
 }
 
+/** INT1: #DB that leaves DR6 alone and does not ask for the gate's DPL. */
 export function debugTrap(i: SystemInstruction): number {
   const { intercepts } = i.parts;
   if (intercepts.has(INTERCEPT.ICEBP)) return i.exit(VMEXIT.ICEBP);
