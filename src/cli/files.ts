@@ -19,19 +19,21 @@ export function writeOutput(path: string, content: Uint8Array | string, option: 
   try {
     writeFileSync(path, content);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    throw new InputError(`${option}: got ${path}: ${code === 'ENOENT' ? 'no such directory' : message}`);
+    throw new InputError(`${option}: got ${path}: ${reasonOfWrite(error)}`);
   }
 }
 
 /** A guest's image, by path or by the name of one that comes along. InputError: there is none, or it cannot be read. */
-export async function readGuestImage(nameOrPath: string): Promise<{ image: Uint8Array; imageName: string }> {
+export async function readGuestImage(
+  nameOrPath: string,
+  option = 'image',
+): Promise<{ image: Uint8Array; imageName: string }> {
   try {
     return await readImage(nameOrPath);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     const reason = code === 'ENOENT' ? 'no such file, nor a guest of that name' : reasonOf(error);
-    throw new InputError(`image: got ${nameOrPath}: ${reason}`);
+    throw new InputError(`${option}: got ${nameOrPath}: ${reason}`);
   }
 }
 
@@ -62,6 +64,10 @@ export function reasonOf(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;
   return REASONS[code ?? ''] ?? message;
 }
+
+/** The same for a file that was to be written: it is the directory that is missing. */
+export const reasonOfWrite = (error: unknown): string =>
+  (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'no such directory' : reasonOf(error);
 
 /** Where an authority lives unless `--state` says: below XDG_STATE_HOME. */
 export function defaultStateDirectory(): string {

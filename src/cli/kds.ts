@@ -40,7 +40,7 @@ export async function kds(options: KdsCommandOptions): Promise<number> {
   }
   const chips = authority.chips();
   const base = await server.listen().catch((error: Error) => {
-    throw new InputError(`--port: got ${options.port}: ${error.message}`);
+    throw new InputError(`--host, --port: got ${options.host}, ${options.port}: ${error.message}`);
   });
   console.log(base);
   for (const chip of chips) {

@@ -80,9 +80,11 @@ async function measureImage(image: string | undefined, options: MeasureCommandOp
   }
   const path = image ?? options.ovmf!;
   const base64 = parseChoice(options.outputFormat, '--output-format', ['hex', 'base64']) === 'base64';
-  const updates = await launchOf(path, mode, image === undefined, options);
+  const asPeer = image === undefined;
+  const updates = await launchOf({ path, option: asPeer ? '--ovmf' : 'image' }, mode, asPeer, options);
   if (options.diff !== undefined) {
-    return showDifference(updates, await launchOf(options.diff, mode, image === undefined, options), options);
+    const other = { path: options.diff, option: '--diff' };
+    return showDifference(updates, await launchOf(other, mode, asPeer, options), options);
   }
   const steps: LaunchStep[] = [];
   const from = options.snpOvmfHash === undefined ? undefined : digestOf(options.snpOvmfHash);
@@ -116,12 +118,12 @@ const stepAsJson = ({ gpa, type, content, digest, label }: LaunchStep): object =
 
 /** What the host adds to the guest, in order. */
 async function launchOf(
-  path: string,
+  { path, option: given }: { readonly path: string; readonly option: string },
   mode: 'snp' | 'snp:ovmf-hash',
   asPeer: boolean,
   options: MeasureCommandOptions,
 ): Promise<LaunchUpdate[]> {
-  const bytes = asPeer ? readInput(path, '--ovmf') : (await readGuestImage(path)).image;
+  const bytes = asPeer ? readInput(path, given) : (await readGuestImage(path, given)).image;
   const format = asPeer || isFirmware(bytes) ? 'firmware' : imageFormat(path, bytes);
   if (format !== 'firmware') {
     for (const [name, option] of Object.entries(FIRMWARE_OPTIONS))

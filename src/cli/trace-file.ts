@@ -1,7 +1,7 @@
 /** The trace as a file: one JSON object a line, written in pieces while the run goes on. */
 import { closeSync, openSync, writeSync } from 'node:fs';
 import type { Trace } from '../base/trace.ts';
-import { reasonOf } from './files.ts';
+import { reasonOfWrite } from './files.ts';
 import { InputError } from './size.ts';
 
 const PIECE = 1 << 16;
@@ -17,7 +17,7 @@ export class TraceFile {
     try {
       this.#file = openSync(path, 'w');
     } catch (error) {
-      throw new InputError(`--trace: got ${path}: ${reasonOf(error)}`);
+      throw new InputError(`--trace: got ${path}: ${reasonOfWrite(error)}`);
     }
     this.#stop = trace.listen((event) => {
       this.#text += `${JSON.stringify(event)}\n`;

@@ -317,6 +317,12 @@ describe('softcvm measure', () => {
       /^page 0, firmware, normal at 0xffffe000: bytes from 0x10 of the page: 70.* here, 00.* there$/,
     );
     expect(await measure(undefined, { ...peer, diff: ovmf })).toBe(0);
+    await expect(measure(undefined, { ...peer, diff: '/absent' })).rejects.toThrow(
+      '--diff: got /absent: no such',
+    );
+    await expect(measure(ovmf, { ...usual, diff: '/absent' })).rejects.toThrow(
+      '--diff: got /absent: no such',
+    );
   });
 
   it.each([
@@ -446,6 +452,7 @@ describe('softcvm certs', () => {
     ['vcek', { chip: 'ab' }, '--chip: got ab'],
     ['root', { state: folder }, '--seed: got --state as well'],
     ['root', { out: '/absent/root.pem' }, '--out: got /absent/root.pem: no such directory'],
+    ['root', { out: folder }, `--out: got ${folder}: is a directory`],
     ['root', { out: folder }, `--out: got ${folder}: `],
   ])('refuses %s %j', async (what, more, message) => {
     await expect(certs(what, { product: 'Milan', seed, ...more })).rejects.toThrow(message);

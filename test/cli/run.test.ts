@@ -178,7 +178,7 @@ describe('softcvm run: bad input is refused by name', () => {
       'a trace that cannot be written',
       () => 'hello',
       { trace: '/nonexistent/x' },
-      '--trace: got /nonexistent/x: no such file',
+      '--trace: got /nonexistent/x: no such directory',
     ],
     ['a folder as a trace', () => 'hello', { trace: folder }, `--trace: got ${folder}: is a directory`],
     ['a folder as an image', () => folder, {}, `image: got ${folder}: is a directory`],
