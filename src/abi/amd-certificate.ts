@@ -70,13 +70,16 @@ export const TCB_OID: Readonly<Record<TcbComponent, string>> = {
   microcode: AMD_OID.UCODE_SPL,
 };
 
+/** Whose certificates these are, in their names. */
+export const AMD_ORGANIZATION = 'Advanced Micro Devices';
+
 /** A distinguished name of AMD's, but for the common name: attribute and value in AMD's order. */
 const AMD_NAME: readonly (readonly [oid: string, value: string])[] = [
   [OID.ORGANIZATIONAL_UNIT, 'Engineering'],
   [OID.COUNTRY, 'US'],
   [OID.LOCALITY, 'Santa Clara'],
   [OID.STATE, 'CA'],
-  [OID.ORGANIZATION, 'Advanced Micro Devices'],
+  [OID.ORGANIZATION, AMD_ORGANIZATION],
 ];
 
 /** ARK signs ASK and ASVK, ASK signs VCEK, ASVK signs VLEK. */

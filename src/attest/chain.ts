@@ -19,7 +19,7 @@ import type { SignatureChecks } from './signatures.ts';
 import { attributesText, type Signed, sameAttributes } from './x509.ts';
 
 export interface ChainInput {
-  /** The chain's certificates, in any order; others among them are passed over. */
+  /** The chain's certificates, in any order, and others. */
   readonly certificates: readonly Certificate[];
   /** Roots that the caller trusts. */
   readonly roots: readonly Certificate[];

@@ -3,7 +3,14 @@
  * chain that ends in a root which the caller gave, and whether it is what the caller's policy wants. Every check is made and has a name; one
  * that fails does not hide another. Nothing is trusted that was not handed in, and nothing is kept from one call to the next.
  */
-import { generationOf, hwidBytes, type Product, TCB_OID } from '../abi/amd-certificate.ts';
+import {
+  AMD_ORGANIZATION,
+  generationOf,
+  hwidBytes,
+  OID,
+  type Product,
+  TCB_OID,
+} from '../abi/amd-certificate.ts';
 import { SIGNATURE_ALGO_ECDSA_P384_SHA384 } from '../abi/attestation-report.ts';
 import { DerError } from '../abi/der.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
@@ -20,7 +27,7 @@ import type { GivenList } from './revocation.ts';
 import { SignatureChecks } from './signatures.ts';
 
 export interface VerifyOptions {
-  /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one. */
+  /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one; what else lies among them does not count. */
   readonly certificates: readonly Uint8Array[];
   /** The ARKs that the caller trusts, DER or PEM. Without one nothing verifies. */
   readonly roots: readonly Uint8Array[];
@@ -60,6 +67,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     const name = labelOf('certificates', options.certificates, index);
     for (const certificate of read(checks, name, () => readCertificates(file, name)) ?? []) {
       certificates.push(certificate);
+      checkKind(checks, name, certificate);
       if (signed?.mayBeMadeBy(certificate)) await signed.begin(certificate);
     }
   }
@@ -117,6 +125,20 @@ function read<T>(checks: Checks, name: string, parse: () => T): T | undefined {
     checks.add(`${name}.form`, false, error.message, 'well-formed');
     return undefined;
   }
+}
+
+/**
+ * Among the evidence others may lie: of other generations, of other chips, of who is not AMD. One whose names are AMD's but belong to nothing in
+ * AMD's chains has been changed, or says that it is what it is not.
+ */
+function checkKind(checks: Checks, name: string, { kind, subject, issuer }: Certificate): void {
+  if (kind !== undefined) return;
+  const isAmd = [...subject.attributes, ...issuer.attributes].some(
+    ([oid, value]) => oid === OID.ORGANIZATION && value === AMD_ORGANIZATION,
+  );
+  if (!isAmd) return;
+  const got = `${subject.text}, issued by ${issuer.text}`;
+  checks.add(`${name}.kind`, false, got, 'an ARK, ASK, ASVK, VCEK or VLEK of Milan, Genoa or Turin');
 }
 
 function checkForm(checks: Checks, report: AttestationReport): void {

@@ -207,7 +207,7 @@ describe('a changed report', () => {
 describe('a changed certificate', () => {
   it('never verifies, whichever bit it is, and never throws', async () => {
     await fc.assert(
-      fc.asyncProperty(fc.nat(1), fc.nat(), async (index, seed) => {
+      fc.asyncProperty(fc.nat(2), fc.nat(), async (index, seed) => {
         const certificates = milan.options.certificates.map((bytes) => bytes.slice());
         const bytes = certificates[index]!;
         const bit = seed % (bytes.length * 8);
@@ -216,6 +216,33 @@ describe('a changed certificate', () => {
       }),
       { numRuns: 150 },
     );
+  });
+
+  it('whose names are none of AMD’s is not passed over', async () => {
+    const [vcek, ask, ark] = milan.options.certificates as [Uint8Array, Uint8Array, Uint8Array];
+    const subject = Buffer.from(ark).lastIndexOf('ARK-Milan');
+    for (let bit = 0; bit < 8 * 'ARK-Milan'.length; bit++) {
+      const changed = ark.slice();
+      changed[subject + (bit >> 3)]! ^= 1 << (bit & 7);
+      for (const certificates of [
+        [vcek, ask, changed],
+        [changed, ark, ask, vcek],
+      ]) {
+        expect(await failing(milan.report, { ...milan.options, certificates })).toEqual([
+          expect.stringMatching(/^certificates\[[02]\]\.(kind|form)$/),
+        ]);
+      }
+    }
+  });
+
+  it('whose names are another’s is passed over', async () => {
+    const ark = milan.options.certificates[2]!;
+    const others = Buffer.from(ark)
+      .toString('latin1')
+      .replaceAll('Advanced Micro Devices', 'Advanced Macro Device.')
+      .replaceAll('ARK-Milan', 'CA of ABC');
+    const certificates = [Buffer.from(others, 'latin1'), ...milan.options.certificates];
+    expect(await failing(milan.report, { ...milan.options, certificates })).toEqual([]);
   });
 
   it('that is truncated says so', async () => {

@@ -53,19 +53,20 @@ describe.skipIf(missing !== undefined)('AMD’s evidence', () => {
     expect((await verifyReport(report, options())).ok).toBe(true);
   });
 
-  it('does not verify with a byte of VCEK or ASK changed', async () => {
+  it('does not verify with any byte of VCEK, ASK or ARK changed', async () => {
+    const { certificates, ...more } = options();
+    const given = [...certificates, rootOf('milan')].map((one) => Uint8Array.from(one));
+    expect((await verifyReport(bytes(), { ...more, certificates: given })).ok).toBe(true);
     const accepted: [number, number][] = [];
-    for (const index of [0, 1]) {
-      const { certificates, ...more } = options();
-      const changed = certificates.map((one) => Uint8Array.from(one));
-      for (let at = 0; at < changed[index]!.length; at += 7) {
-        changed[index]![at]! ^= 1;
-        if ((await verifyReport(bytes(), { ...more, certificates: changed })).ok) accepted.push([index, at]);
-        changed[index]![at]! ^= 1;
+    for (const [index, certificate] of given.entries()) {
+      for (let at = 0; at < certificate.length; at++) {
+        certificate[at]! ^= 1 << (at % 8);
+        if ((await verifyReport(bytes(), { ...more, certificates: given })).ok) accepted.push([index, at]);
+        certificate[at]! ^= 1 << (at % 8);
       }
     }
     expect(accepted).toEqual([]);
-  });
+  }, 60_000);
 
   it('is not trusted with our root', async () => {
     const ours = await evidenceOf('milan');
