@@ -2,28 +2,12 @@
  * The guest `dirty` on a machine whose VMM logs its RAM, by KVM's bitmaps or its rings: after each of its phases the log must name exactly the pages that the
  * phase wrote to.
  */
-import { readFileSync } from 'node:fs';
 import { afterEach, expect, it } from 'vitest';
 import { createKernel, type Kernel } from '../../src/kernel/kvm/index.ts';
 import { VmmError } from '../../src/vmm/error.ts';
 import { createMachine, type Machine, type MachineOptions, type RunResult } from '../../src/vmm/machine.ts';
 import { ioRegion } from '../../src/vmm/memory/memory-region.ts';
-
-const PREBUILT = new URL('../../guests/prebuilt/', import.meta.url);
-const MEMORY = 32 * 1024 * 1024;
-const AREA_PAGE = 4096;
-const PAGES = 1024;
-const PHASE_PORT = 0x80;
-
-const all = Array.from({ length: PAGES }, (_, page) => page);
-/** What guests/dirty/dirty.c says that it writes to. */
-const WRITTEN: readonly (readonly number[])[] = [
-  all.filter((page) => page % 3 === 0),
-  all.filter((page) => page % 64 === 0 || page % 64 === 63),
-  all.filter((page) => (page % 17 === 5 && page < 1023) || (page % 17 === 6 && page > 5)),
-  [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
-  [],
-];
+import { AREA_GFN, dirtyGuest, MEMORY, PAGES, PHASE_PORT, WRITTEN } from './dirty-guest.ts';
 
 let kernel: Kernel;
 let machine: Machine;
@@ -36,9 +20,8 @@ afterEach(() => {
 function boot(type: 'default' | 'sw-protected', dirtyRingSize: number): void {
   kernel = createKernel({ memory: 64 * 1024 * 1024, timeslice: 10_000 });
   const options: MachineOptions = {
-    ...{ type, dirtyRingSize, memory: MEMORY, smp: 1, imageName: 'dirty', console: () => {} },
-    image: readFileSync(new URL('dirty.elf', PREBUILT)),
-    bootStub: readFileSync(new URL('boot.bin', PREBUILT)),
+    ...{ type, dirtyRingSize, memory: MEMORY, smp: 1, console: () => {} },
+    ...dirtyGuest(),
   };
   machine = createMachine(kernel.newProcess(), options);
 }
@@ -52,7 +35,7 @@ async function run(): Promise<{ phases: number[][]; end: RunResult }> {
     write(_offset, value) {
       phases[value] = machine.dirtyLog
         .snapshotAndClear()
-        .map((page) => page - AREA_PAGE)
+        .map((page) => page - AREA_GFN)
         .filter((page) => page >= 0 && page < PAGES);
     },
   });

@@ -2,6 +2,7 @@
  * A VM by ioctls whose vCPUs run real code on real cores: code and page tables in one slot, and a slot of pages that may be logged.
  * Each guest access is one KVM_RUN (or two, with MMIO) of a few instructions.
  */
+import { afterEach } from 'vitest';
 import {
   createKernel,
   type Kernel,
@@ -24,6 +25,17 @@ const BASE = 0x10_0000;
 
 export const LOGGED_SLOT = 1;
 export const LOGGED_GPA = BASE;
+
+const open: DirtyBench[] = [];
+afterEach(() => {
+  for (const bench of open.splice(0)) bench.close();
+});
+/** It is closed when the test is over. */
+export function startDirtyBench(options: ConstructorParameters<typeof DirtyBench>[0]): DirtyBench {
+  const bench = new DirtyBench(options);
+  open.push(bench);
+  return bench;
+}
 
 export class DirtyBench {
   readonly kernel: Kernel;

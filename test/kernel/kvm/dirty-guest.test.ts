@@ -2,27 +2,11 @@
  * The guest `dirty` on a whole machine, its RAM logged by bitmap or by ring: after each of its phases the log must name exactly the pages
  * that the phase wrote to.
  */
-import { readFileSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { createKernel, type Kernel, type KvmVcpu, type KvmVm } from '../../../src/kernel/kvm/index.ts';
 import type { Process } from '../../../src/kernel/process.ts';
 import { createMachine, type Machine } from '../../../src/vmm/machine.ts';
-
-const PREBUILT = new URL('../../../guests/prebuilt/', import.meta.url);
-const MEMORY = 32 * 1024 * 1024;
-const AREA_GFN = 4096;
-const PAGES = 1024;
-const PHASE_PORT = 0x80;
-
-const all = Array.from({ length: PAGES }, (_, page) => page);
-/** What guests/dirty/dirty.c says that it writes to. */
-const WRITTEN: readonly (readonly number[])[] = [
-  all.filter((page) => page % 3 === 0),
-  all.filter((page) => page % 64 === 0 || page % 64 === 63),
-  all.filter((page) => (page % 17 === 5 && page < 1023) || (page % 17 === 6 && page > 5)),
-  [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
-  [],
-];
+import { ALL, AREA_GFN, dirtyGuest, MEMORY, PAGES, PHASE_PORT, WRITTEN } from '../../vmm/dirty-guest.ts';
 
 let kernel: Kernel;
 let machine: Machine;
@@ -46,7 +30,7 @@ function bitmapTracker(options: bigint): Tracker {
     harvest: (vm) => {
       vm.getDirtyLog({ slot: 0, bitmap });
       if (options !== 0n) vm.clearDirtyLog({ slot: 0, firstPage: 0n, numPages: MEMORY / 4096, bitmap });
-      return all.filter((page) => ((bitmap[(AREA_GFN + page) >> 5]! >>> ((AREA_GFN + page) & 31)) & 1) === 1);
+      return ALL.filter((page) => ((bitmap[(AREA_GFN + page) >> 5]! >>> ((AREA_GFN + page) & 31)) & 1) === 1);
     },
   };
 }
@@ -93,9 +77,7 @@ async function run(
     type: 'default',
     memory: MEMORY,
     smp: 1,
-    image: readFileSync(new URL('dirty.elf', PREBUILT)),
-    imageName: 'dirty',
-    bootStub: readFileSync(new URL('boot.bin', PREBUILT)),
+    ...dirtyGuest(),
     console: (bytes) => {
       text += new TextDecoder().decode(bytes);
     },

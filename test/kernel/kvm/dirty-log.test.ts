@@ -1,23 +1,14 @@
 /** KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG (reference facts 1.9): the rules, and what a guest that really runs leaves in the log. */
 import fc from 'fast-check';
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { DirtyTracking, prepareDirtyBitmap } from '../../../src/kernel/kvm/dirty-log.ts';
 import type { Vm } from '../../../src/kernel/kvm/vm.ts';
 import { errnoOf } from '../process-fixture.ts';
-import { DirtyBench, LOGGED_GPA } from './dirty-bench.ts';
+import { DirtyBench, LOGGED_GPA, startDirtyBench as start } from './dirty-bench.ts';
 
 const HLT = { result: 0, exit: 5 };
 const MANUAL = 168;
 
-const open: DirtyBench[] = [];
-afterEach(() => {
-  for (const bench of open.splice(0)) bench.close();
-});
-function start(options: ConstructorParameters<typeof DirtyBench>[0]): DirtyBench {
-  const bench = new DirtyBench(options);
-  open.push(bench);
-  return bench;
-}
 const manual = (options: bigint) => ({ caps: [{ cap: MANUAL, args: [options] }] });
 
 const mapped = ({ vm }: { vm: Vm }, page: number) => vm.mmu.lookup((LOGGED_GPA / 4096 + page) as never);

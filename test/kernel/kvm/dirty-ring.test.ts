@@ -1,8 +1,8 @@
 /** The dirty ring (reference facts 1.9): how it is enabled, what a guest that really runs leaves in it, and how it is taken back. */
 import fc from 'fast-check';
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { errnoOf } from '../process-fixture.ts';
-import { DirtyBench, LOGGED_GPA } from './dirty-bench.ts';
+import { DirtyBench, LOGGED_GPA, startDirtyBench as start } from './dirty-bench.ts';
 
 const HLT = { result: 0, exit: 5 };
 const FULL = { result: 0, exit: 31 };
@@ -10,15 +10,6 @@ const RING = 192;
 const RING_ACQ_REL = 223;
 const RING_WITH_BITMAP = 225;
 
-const open: DirtyBench[] = [];
-afterEach(() => {
-  for (const bench of open.splice(0)) bench.close();
-});
-function start(options: ConstructorParameters<typeof DirtyBench>[0]): DirtyBench {
-  const bench = new DirtyBench(options);
-  open.push(bench);
-  return bench;
-}
 /** 256 entries, of which 192 can be used. */
 const ring = (bytes = 4096n) => ({ caps: [{ cap: RING_ACQ_REL, args: [bytes] }] });
 
