@@ -2,10 +2,11 @@
  * What a relying party wants of a report beside a signature that holds. A wish that is absent is not checked, but for those that say a
  * default; what the policy of a guest allows is judged by bits (AMD 56860, guest policy).
  */
-import { generationOf, type Product } from '../abi/amd-certificate.ts';
+import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
 import type { Checks } from './check.ts';
+import { requireKnownFields, requireOneOf } from './known-fields.ts';
 import type { AttestationReport } from './report.ts';
 
 /** Bytes, or the same in hex. */
@@ -66,6 +67,53 @@ export interface ReportPolicy {
   readonly revocation?: 'required' | 'if given';
   /** A report says no time. This judges when the verifier got it, which it must say: seconds before `at`. */
   readonly maximumAge?: number;
+}
+
+const FIELDS: Readonly<Record<keyof ReportPolicy, true>> = {
+  product: true,
+  measurement: true,
+  hostData: true,
+  reportData: true,
+  chipId: true,
+  signingKey: true,
+  vmpl: true,
+  allow: true,
+  demand: true,
+  guestPolicy: true,
+  minimumAbi: true,
+  familyId: true,
+  imageId: true,
+  minimumGuestSvn: true,
+  idKeyDigest: true,
+  authorKeyDigest: true,
+  reportId: true,
+  minimumTcb: true,
+  minimumLaunchTcb: true,
+  minimumFirmware: true,
+  platformInfo: true,
+  revocation: true,
+  maximumAge: true,
+};
+
+const COMPONENTS: Readonly<Record<keyof TcbVersion, true>> = {
+  fmc: true,
+  bootLoader: true,
+  tee: true,
+  snp: true,
+  microcode: true,
+};
+
+/** RangeError: a field, component, bit or word that is none. */
+export function requireKnownPolicy(policy: ReportPolicy): void {
+  const { product, signingKey, revocation, allow = [], demand = [] } = policy;
+  requireKnownFields('policy.', policy, FIELDS);
+  for (const field of ['minimumTcb', 'minimumLaunchTcb'] as const)
+    requireKnownFields(`policy.${field}.`, policy[field] ?? {}, COMPONENTS);
+  if (product !== undefined) requireOneOf('policy.product', product, PRODUCTS);
+  if (signingKey !== undefined) requireOneOf('policy.signingKey', signingKey, ['VCEK', 'VLEK']);
+  if (revocation !== undefined) requireOneOf('policy.revocation', revocation, ['required', 'if given']);
+  for (const bit of allow) requireOneOf('policy.allow', bit, Object.keys(ALLOWABLE));
+  for (const bit of demand) requireOneOf('policy.demand', bit, Object.keys(DEMANDABLE));
 }
 
 /** Hex in lower case. RangeError: not hex, or not `length` bytes. */

@@ -21,7 +21,8 @@ import { checkChain, findCertificate } from './chain.ts';
 import { type Check, Checks } from './check.ts';
 import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
-import { checkPolicy, checkTcbOrder, type ReportPolicy } from './policy.ts';
+import { requireKnownFields } from './known-fields.ts';
+import { checkPolicy, checkTcbOrder, type ReportPolicy, requireKnownPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
 import type { GivenList } from './revocation.ts';
 import { SignatureChecks } from './signatures.ts';
@@ -40,6 +41,15 @@ export interface VerifyOptions {
   readonly obtainedAt?: Date;
 }
 
+const OPTIONS: Readonly<Record<keyof VerifyOptions, true>> = {
+  certificates: true,
+  roots: true,
+  crls: true,
+  policy: true,
+  at: true,
+  obtainedAt: true,
+};
+
 export interface Verdict {
   /** True if every check holds. */
   readonly ok: boolean;
@@ -54,9 +64,11 @@ export interface Verdict {
 
 /**
  * Judges `bytes`, a report or a response that holds one. What is malformed in report, certificates or lists fails a check that says what and
- * where; only a malformed policy or root throws (RangeError; DerError, EvidenceError).
+ * where; only malformed options, policy or roots throw (RangeError; DerError, EvidenceError).
  */
 export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
+  requireKnownFields('options.', options, OPTIONS);
+  requireKnownPolicy(options.policy ?? {});
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;
   const parsed = read(checks, 'report', () => parseReport(bytes));

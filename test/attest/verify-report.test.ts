@@ -5,6 +5,7 @@ import { type ReportPolicy, type VerifyOptions, verifyReport } from '../../src/a
 import { seededEntropy } from '../../src/base/entropy.ts';
 import { Chip, type ChipGeneration, vlekSigningKey } from '../../src/hardware/chip.ts';
 import { evidenceOf, NOW, type ReportFields, sign, signedReport } from './evidence.ts';
+import { forged, signerOf } from './forged-certificate.ts';
 
 const GENERATIONS: readonly ChipGeneration[] = ['milan', 'genoa', 'turin'];
 const failing = async (report: Uint8Array, options: VerifyOptions): Promise<string[]> =>
@@ -41,6 +42,24 @@ describe('a report that holds', () => {
     );
     const certificates = [chain.leaf, chain.intermediate, chain.ark];
     expect(await failing(report, { ...options, certificates })).toEqual([]);
+  });
+
+  it('signed by a VLEK that names a chip does not verify: a VLEK belongs to a provider', async () => {
+    const { authority, chip, options } = await evidenceOf('milan');
+    // A name of 6 letters is 8 bytes of DER, as many as a hardware id may have.
+    const { chain } = await authority.loadedKey(chip, 'abcdef');
+    const sticks = authority.providerKey('Milan', chip.reportedTcb, 'abcdef');
+    const report = signedReport(
+      chip,
+      { keyInfo: 1 << 2, chipId: new Uint8Array(64) },
+      vlekSigningKey(sticks, 'rfc6979'),
+    );
+    const signer = await signerOf('Milan', 'ASVK');
+    const withHwid = forged(chain.leaf, signer, [{ from: '2b060104019c780105', to: '2b060104019c780104' }]);
+    const verify = (leaf: Uint8Array): Promise<string[]> =>
+      failing(report, { ...options, certificates: [leaf, chain.intermediate, chain.ark] });
+    expect(await verify(chain.leaf)).toEqual([]);
+    expect(await verify(withHwid)).toEqual(['VLEK.csp-id', 'VLEK.hwid']);
   });
 
   it('verifies without an ARK among its certificates: the given one judges', async () => {
@@ -360,6 +379,15 @@ describe('what is no evidence at all', () => {
   });
 });
 
+describe('options', () => {
+  it('that nobody knows are refused by name: a misspelt one would check nothing', async () => {
+    const misspelt = { ...milan.options, polcy: { vmpl: 3 } };
+    await expect(verifyReport(milan.report, misspelt)).rejects.toThrow(
+      'options.polcy: got a field that is none, want certificates, roots, crls, policy, at, obtainedAt',
+    );
+  });
+});
+
 describe('a report that does not say its generation', () => {
   it('without a certificate gets a verdict all the same', async () => {
     const cpuid = { cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 };
@@ -468,6 +496,15 @@ describe('policy', () => {
     [{ hostData: 'xy'.repeat(32) }, 'policy.hostData: got xyxy'],
     [{ hostData: '00' }, 'policy.hostData: got 00, want 32 bytes in hex'],
     [{ vmpl: 4 }, 'policy.vmpl: got 4, want 0 to 3'],
+    [{ bogus: 1 }, 'policy.bogus: got a field that is none, want product, measurement, hostData'],
+    [{ hostdata: fill(32, 0x22) }, 'policy.hostdata: got a field that is none'],
+    [{ minimumTcb: { ucode: 3 } }, 'policy.minimumTcb.ucode: got a field that is none, want fmc, bootLoader'],
+    [{ minimumLaunchTcb: { SNP: 3 } }, 'policy.minimumLaunchTcb.SNP: got a field that is none'],
+    [{ allow: ['everything'] }, 'policy.allow: got everything, want debug or migrate-ma or smt or cxl-allow'],
+    [{ demand: ['ecc'] }, 'policy.demand: got ecc, want single-socket or mem-aes-256-xts'],
+    [{ product: 'Rome' }, 'policy.product: got Rome, want Milan or Genoa or Turin'],
+    [{ signingKey: 'vlek' }, 'policy.signingKey: got vlek, want VCEK or VLEK'],
+    [{ revocation: 'require' }, 'policy.revocation: got require, want required or if given'],
   ] as [ReportPolicy, string][])('%j is malformed: it throws and says how', async (policy, message) => {
     await expect(verifyReport(milan.report, { ...milan.options, policy })).rejects.toThrow(message);
   });
