@@ -73,7 +73,7 @@ function addMeasure(program: Command): void {
     .addOption(new Option('--vcpu-model <n>'))
     .addOption(new Option('--vcpu-stepping <n>'))
     .addOption(new Option('--guest-features <number>', 'SEV_FEATURES').default('0x1'))
-    .addOption(new Option('--vmm-type <type>', 'QEMU, ec2 or gce').default('QEMU'))
+    .addOption(new Option('--vmm-type <type>', 'qemu, ec2 or gce; in capitals too').default('qemu'))
     .addOption(new Option('--kernel <path>', 'kernel that is measured with the firmware'))
     .addOption(new Option('--initrd <path>'))
     .addOption(new Option('--append <cmdline>'))

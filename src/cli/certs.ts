@@ -119,7 +119,7 @@ function chipOf(
 
 function tcbOf(text: string, product: Product): bigint {
   if (!/^0x[0-9a-f]{1,16}$/i.test(text))
-    throw new InputError(`--tcb: got ${text}, want a TCB_VERSION such as 0x5218000000000004`);
+    throw new InputError(`--tcb: got ${text}, want a TCB_VERSION in hex, such as 0x5218000000000004`);
   const tcb = BigInt(text);
   if (hasReservedTcbBytes(generationOf(product), tcb)) {
     throw new InputError(

@@ -107,7 +107,9 @@ program
 
 program
   .command('demo')
-  .description('Run the guests hello and conversions and show what happened.')
+  .description(
+    'Run the guests hello and conversions, then an SNP guest whose report is verified; show what happened.',
+  )
   .action(async () => {
     const { demo } = await import('./demo.ts');
     process.exitCode = await demo();

@@ -5,6 +5,7 @@
 
 import { createHash } from 'node:crypto';
 import { statSync } from 'node:fs';
+import { CERTIFICATE_GUID, certificateName } from '../abi/certificate-table.ts';
 import {
   type AttestationReport,
   type Certificate,
@@ -109,7 +110,7 @@ export async function verify(path: string, options: VerifyCommandOptions): Promi
 
 /**
  * A revocation list and a certificate table are told from certificates by what they are. What stands in a table is evidence of the guest's: the verdict
- * says if it is malformed.
+ * says if it is malformed. A table may hold what is none of AMD's, under a GUID of its own.
  */
 function sort(file: Buffer, name: string, certificates: Uint8Array[], crls: Uint8Array[]): void {
   const evidence = runEvidence(file, name);
@@ -127,8 +128,9 @@ function sort(file: Buffer, name: string, certificates: Uint8Array[], crls: Uint
     readCertificates(file, name);
     certificates.push(file);
   } else {
-    for (const { bytes } of tableOf(file, text, name)) {
-      (isDerCrl(bytes) ? crls : certificates).push(bytes);
+    for (const { guid, bytes } of tableOf(file, text, name)) {
+      const kind = certificateName(guid);
+      if (kind !== undefined) (kind === 'CRL' ? crls : certificates).push(bytes);
     }
   }
 }
@@ -139,7 +141,8 @@ function sortPrinted(
   certificates: Uint8Array[],
   crls: Uint8Array[],
 ): void {
-  for (const { kind, pem } of printed) sort(Buffer.from(pem), `${name} ${kind}`, certificates, crls);
+  for (const { kind, pem } of printed)
+    if (Object.hasOwn(CERTIFICATE_GUID, kind)) sort(Buffer.from(pem), `${name} ${kind}`, certificates, crls);
 }
 
 function tableOf(file: Buffer, text: string, name: string): readonly CertificateTableEntry[] {
