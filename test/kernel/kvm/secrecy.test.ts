@@ -16,7 +16,11 @@ const LIVES = 50;
 /** Of a busy machine, in ms: otherwise it takes two seconds. */
 const PATIENCE = 120_000;
 
-describe(`secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`, () => {
+const RUN = `secrecy (SECRECY_SEED=${SEED}, ${HISTORIES} histories)`;
+// A run that is green says so too.
+console.info(RUN);
+
+describe(RUN, () => {
   for (let first = 0; first < HISTORIES; first += LIVES)
     it(
       `holds after each of histories ${first} to ${first + LIVES - 1} of a scripted guest`,
