@@ -64,11 +64,30 @@ export interface Padding {
 
 function refuseType(
   value: unknown,
-  want: 'number' | 'bigint' | 'Uint8Array' | 'array' | 'structure',
+  want: 'number' | 'bigint' | 'Uint8Array' | 'Int32Array' | 'array' | 'structure',
   name: string,
 ): never {
-  const got = value === undefined ? 'undefined' : `the ${typeof value} ${String(value)}`;
-  throw new TypeError(`${name}: got ${got}, want a ${want}`);
+  const isObject = typeof value === 'object' && value !== null;
+  const word = isObject ? Object.prototype.toString.call(value).slice(8, -1) : String(value);
+  const got = value == null ? word : `the ${typeof value} ${word}`;
+  const article = want === 'array' || want === 'Int32Array' ? 'an' : 'a';
+  throw new TypeError(`${name}: got ${got}, want ${article} ${want}`);
+}
+
+/** A structure's entries, which follow it. Errors: TypeError. */
+export function checkEntries(entries: readonly unknown[], name: string): void {
+  if (!Array.isArray(entries)) refuseType(entries, 'array', name);
+}
+
+/** Bytes of which the kernel reads `least`. Errors: TypeError, RangeError (they end before). */
+export function checkBytes(value: Uint8Array, least: number, name: string): void {
+  if (!(value instanceof Uint8Array)) refuseType(value, 'Uint8Array', name);
+  if (value.length < least) throw new RangeError(`${name}: got ${value.length} bytes, want ${least}`);
+}
+
+/** A bitmap of pages, in words of 32. Errors: TypeError. */
+export function checkBitmap(value: Int32Array, name: string): void {
+  if (!(value instanceof Int32Array)) refuseType(value, 'Int32Array', name);
 }
 
 /** The argument of an ioctl that takes no structure: a long, as a JavaScript number. Errors: TypeError, RangeError (no integer, or none that a number holds exactly). */
@@ -228,7 +247,7 @@ export function array<Value, Input, Access>(
     }
   };
   const checkLength = (values: readonly Input[], name: string): void => {
-    if (!Array.isArray(values)) refuseType(values, 'array', name);
+    checkEntries(values, name);
     if (values.length > count)
       throw new RangeError(`${name}: got ${values.length} elements, want at most ${count}`);
   };

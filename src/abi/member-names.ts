@@ -26,8 +26,9 @@ function nameInC(name: string): string {
 const isStructure = (value: unknown): value is object =>
   typeof value === 'object' && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value);
 
-/** The request with its members' names in C, those of structures in it too. */
+/** The request with its members' names in C, those of structures in it too; what is none comes back as it is, for a layout to refuse. */
 export function membersOf<Request extends object>(request: Request): MembersOf<Request> {
+  if (!isStructure(request)) return request;
   const members: Record<string, unknown> = {};
   for (const [name, value] of Object.entries(request))
     members[nameInC(name)] = isStructure(value) ? membersOf(value) : value;

@@ -9,7 +9,7 @@ import {
   kvm_userspace_memory_region,
   kvm_userspace_memory_region2,
 } from '../abi/kvm-structs.ts';
-import { s32 } from '../abi/layout.ts';
+import { checkEntries, s32 } from '../abi/layout.ts';
 import { membersOf } from '../abi/member-names.ts';
 import type {
   CpuidEntry,
@@ -56,6 +56,7 @@ export const encodeMsi = (message: MsiMessage): Uint8Array => encodeRequest(kvm_
 
 /** `struct kvm_irq_routing` with its entries. */
 export function encodeGsiRouting(routes: readonly GsiRoute[], flags: number): Uint8Array {
+  checkEntries(routes, 'kvm_irq_routing.entries');
   const { size } = kvm_irq_routing_entry;
   const bytes = new Uint8Array(kvm_irq_routing.size + routes.length * size);
   bytes.set(encodeRequest(kvm_irq_routing, { nr: routes.length, flags }));

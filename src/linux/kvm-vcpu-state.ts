@@ -10,7 +10,7 @@ import {
   kvm_xcrs,
   kvm_xsave,
 } from '../abi/kvm-structs.ts';
-import { checkLong, u64 } from '../abi/layout.ts';
+import { checkBytes, checkEntries, checkLong, u64 } from '../abi/layout.ts';
 import { membersOf } from '../abi/member-names.ts';
 import type {
   DebugRegisters,
@@ -135,6 +135,7 @@ export abstract class LinuxVcpuState {
 
   /** The kernel reads as many bytes as KVM_CAP_XSAVE2 says. */
   setXsave(image: Uint8Array): void {
+    checkBytes(image, kvm_xsave.size, 'kvm_xsave.region');
     const bytes = new Uint8Array(this.xsaveBytes);
     bytes.set(image.subarray(0, bytes.length));
     this.ioctl(abi.KVM_SET_XSAVE, bytes, 'KVM_SET_XSAVE');
@@ -147,11 +148,13 @@ export abstract class LinuxVcpuState {
 
   /** More registers than the structure has room for are counted all the same. */
   setXcrs({ flags, xcrs }: Xcrs): void {
+    checkEntries(xcrs, 'kvm_xcrs.xcrs');
     const bytes = encodeRequest(kvm_xcrs, { nr_xcrs: xcrs.length, flags, xcrs: xcrs.slice(0, 16) });
     this.ioctl(abi.KVM_SET_XCRS, bytes, `KVM_SET_XCRS of ${xcrs.length}`);
   }
 
   getMsrs(indices: readonly number[]): MsrEntry[] {
+    checkEntries(indices, 'kvm_msrs.entries');
     const bytes = encodeMsrs(indices.map((index) => ({ index, data: 0n })));
     const count = this.ioctl(abi.KVM_GET_MSRS, bytes, `KVM_GET_MSRS of ${indices.length}`);
     return decodeMsrs(bytes, count);

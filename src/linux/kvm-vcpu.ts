@@ -14,6 +14,7 @@ import {
   kvm_signal_mask,
   kvm_sregs,
 } from '../abi/kvm-structs.ts';
+import { checkBytes } from '../abi/layout.ts';
 import { ERRNO } from '../base/errors.ts';
 import {
   type CpuidEntry,
@@ -138,9 +139,8 @@ export class LinuxKvmVcpu extends LinuxVcpuState implements KvmVcpu {
   }
 
   setLapic(state: Uint8Array): void {
-    const bytes = new Uint8Array(LAPIC_STATE_BYTES);
-    bytes.set(state.subarray(0, LAPIC_STATE_BYTES));
-    this.#ioctl(abi.KVM_SET_LAPIC, bytes, 'KVM_SET_LAPIC');
+    checkBytes(state, LAPIC_STATE_BYTES, 'kvm_lapic_state.regs');
+    this.#ioctl(abi.KVM_SET_LAPIC, state.slice(0, LAPIC_STATE_BYTES), 'KVM_SET_LAPIC');
   }
 
   getMpState(): number {

@@ -9,7 +9,7 @@ import {
   kvm_memory_attributes,
   kvm_userspace_memory_region,
 } from '../abi/kvm-structs.ts';
-import { checkLong, u32 } from '../abi/layout.ts';
+import { checkBitmap, checkLong, u32 } from '../abi/layout.ts';
 import { PAGE_SIZE } from '../base/address.ts';
 import { LinuxError, NotImplementedError } from '../base/errors.ts';
 import type {
@@ -209,6 +209,7 @@ export class LinuxKvmVm implements KvmVm {
 
   getDirtyLog({ slot, bitmap }: DirtyLogRequest): void {
     u32.check(slot, 'kvm_dirty_log.slot');
+    checkBitmap(bitmap, 'kvm_dirty_log.dirty_bitmap');
     const bytes = bytesOf(bitmap);
     const what = `KVM_GET_DIRTY_LOG of slot ${slot}`;
     requireRoom(bytes, Number((this.#slotBytes.get(slot) ?? 0n) / BigInt(PAGE_SIZE)), what);
@@ -218,6 +219,7 @@ export class LinuxKvmVm implements KvmVm {
 
   clearDirtyLog({ slot, bitmap, firstPage, numPages }: ClearDirtyLogRequest): void {
     u32.check(numPages, 'kvm_clear_dirty_log.num_pages');
+    checkBitmap(bitmap, 'kvm_clear_dirty_log.dirty_bitmap');
     const bytes = bytesOf(bitmap);
     const what = `KVM_CLEAR_DIRTY_LOG of slot ${slot}, ${numPages} pages from ${firstPage}`;
     requireRoom(bytes, numPages, what);
@@ -257,8 +259,8 @@ export class LinuxKvmVm implements KvmVm {
   }
 
   setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
-    const what = `KVM_SET_GSI_ROUTING of ${routes.length} routes`;
-    this.#ioctl(abi.KVM_SET_GSI_ROUTING, encodeGsiRouting(routes, flags), what);
+    const bytes = encodeGsiRouting(routes, flags);
+    this.#ioctl(abi.KVM_SET_GSI_ROUTING, bytes, `KVM_SET_GSI_ROUTING of ${routes.length} routes`);
   }
 
   createVcpu(id: number): KvmVcpu {

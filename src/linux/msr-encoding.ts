@@ -1,9 +1,11 @@
 /** `struct kvm_msrs`, `struct kvm_msr_list` and `struct kvm_msr_filter` with what follows them. No behaviour. */
 import { kvm_msr_entry, kvm_msr_filter, kvm_msr_list, kvm_msrs } from '../abi/kvm-structs.ts';
+import { checkBytes, checkEntries } from '../abi/layout.ts';
 import type { MsrEntry, MsrFilter } from '../kernel/interface.ts';
 import { encodeRequest } from './kvm-encoding.ts';
 
 export function encodeMsrs(entries: readonly MsrEntry[]): Uint8Array {
+  checkEntries(entries, 'kvm_msrs.entries');
   const bytes = new Uint8Array(kvm_msrs.size + entries.length * kvm_msr_entry.size);
   bytes.set(kvm_msrs.encode({ nmsrs: entries.length }));
   for (const [i, { index, data }] of entries.entries())
@@ -39,11 +41,12 @@ export function encodeMsrFilter(
   { flags, ranges }: MsrFilter,
   addressOf: (bitmap: Uint8Array) => bigint,
 ): Uint8Array {
+  checkEntries(ranges, 'kvm_msr_filter.ranges');
   return encodeRequest(kvm_msr_filter, {
     flags,
-    ranges: ranges.map(({ flags, base, nmsrs, bitmap }) => ({
-      ...{ flags, base, nmsrs },
-      bitmap: bitmap.length === 0 ? 0n : addressOf(bitmap),
-    })),
+    ranges: ranges.map(({ flags, base, nmsrs, bitmap }, i) => {
+      checkBytes(bitmap, 0, `kvm_msr_filter.ranges[${i}].bitmap`);
+      return { flags, base, nmsrs, bitmap: bitmap.length === 0 ? 0n : addressOf(bitmap) };
+    }),
   });
 }

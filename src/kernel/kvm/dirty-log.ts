@@ -8,7 +8,7 @@
  * keeps its mappings writable until they are cleared for the first time.
  */
 import { KVM_MEM_LOG_DIRTY_PAGES, KVM_USER_MEM_SLOTS } from '../../abi/kvm.ts';
-import { u32, u64 } from '../../abi/layout.ts';
+import { checkBitmap, u32, u64 } from '../../abi/layout.ts';
 import type { Gfn, Pfn } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { HostMemory } from '../../hardware/memory/host-memory.ts';
@@ -85,6 +85,7 @@ export interface DirtyLogVm {
  */
 export function getDirtyLog(vm: DirtyLogVm, { slot: id, bitmap }: DirtyLogRequest): void {
   u32.check(id, 'kvm_dirty_log.slot');
+  checkBitmap(bitmap, 'kvm_dirty_log.dirty_bitmap');
   const slot = findSlot(vm, id);
   const dirty = bitmapOf(slot, id);
   if (vm.dirtyTracking.manualProtect) dirty.copyTo(bitmap);
@@ -102,6 +103,7 @@ export function clearDirtyLog(vm: DirtyLogVm, request: ClearDirtyLogRequest): vo
   u32.check(id, 'kvm_clear_dirty_log.slot');
   u64.check(firstPage, 'kvm_clear_dirty_log.first_page');
   u32.check(numPages, 'kvm_clear_dirty_log.num_pages');
+  checkBitmap(bitmap, 'kvm_clear_dirty_log.dirty_bitmap');
   const slot = findSlot(vm, id);
   if (firstPage % 64n !== 0n)
     throw new LinuxError('EINVAL', `first_page ${firstPage}: want a multiple of 64`);

@@ -4,6 +4,7 @@
  * runs. KVM_GET_FPU does not tell MXCSR and KVM_SET_FPU does not set it, as in Linux.
  */
 import { kvm_xcrs } from '../../abi/kvm-structs.ts';
+import { checkEntries } from '../../abi/layout.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Fpu, Xcrs } from '../interface.ts';
 import type { GuestCore } from './svm/guest-core.ts';
@@ -109,8 +110,7 @@ export class GuestFpu {
 
   /** KVM_SET_XSAVE. Errors: EINVAL for features that are not there, the compacted form, reserved bytes, bits of MXCSR. */
   setImage(image: Uint8Array): void {
-    const bytes = new Uint8Array(XSAVE_BYTES);
-    bytes.set(image.subarray(0, XSAVE_BYTES));
+    const bytes = image.slice(0, XSAVE_BYTES);
     const view = new DataView(bytes.buffer);
     const features = view.getBigUint64(XSTATE_BV, true);
     if ((features & ~SUPPORTED_XCR0) !== 0n) invalid(`XSTATE_BV 0x${features.toString(16)}`);
@@ -153,6 +153,7 @@ export class GuestFpu {
 
 /** No field of `struct kvm_xcrs` holds more. What comes after the 16th has none. */
 export function checkXcrs({ flags, xcrs }: Xcrs): void {
+  checkEntries(xcrs, 'kvm_xcrs.xcrs');
   kvm_xcrs.check({ nr_xcrs: xcrs.length, flags, xcrs: xcrs.slice(0, MAX_XCRS) });
 }
 

@@ -4,6 +4,7 @@
  */
 import { KVM_MSR_FILTER_DEFAULT_DENY, KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE } from '../../abi/kvm.ts';
 import { kvm_msr_filter } from '../../abi/kvm-structs.ts';
+import { checkBytes, checkEntries } from '../../abi/layout.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { MsrFilter } from '../interface.ts';
 
@@ -12,10 +13,12 @@ const MAX_BITMAP_BYTES = 0x600;
 
 /** What a field of the structure, or its 16 ranges, cannot hold. */
 export function checkMsrFilter({ flags, ranges }: MsrFilter): void {
+  checkEntries(ranges, 'kvm_msr_filter.ranges');
   kvm_msr_filter.check({
     flags,
     ranges: ranges.map(({ flags, base, nmsrs }) => ({ flags, base, nmsrs, bitmap: 0n })),
   });
+  for (const [i, { bitmap }] of ranges.entries()) checkBytes(bitmap, 0, `kvm_msr_filter.ranges[${i}].bitmap`);
 }
 
 export class MsrPermissions {

@@ -1,5 +1,5 @@
 /** KVM_GET_MSRS and KVM_SET_MSRS (Linux arch/x86/kvm/x86.c, msr_io): in order, up to the first that fails. Filters do not count here. */
-import { u32 } from '../../abi/layout.ts';
+import { checkEntries, u32 } from '../../abi/layout.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { MsrEntry } from '../interface.ts';
 import { FEATURE_MSRS, type GuestMsrs, MSR_RESULT } from './msrs.ts';
@@ -13,6 +13,7 @@ function checkCount(name: string, count: number): void {
 }
 
 export function checkMsrIndices(indices: readonly number[]): void {
+  checkEntries(indices, 'kvm_msrs.entries');
   for (const index of indices) u32.check(index, 'kvm_msr_entry.index');
 }
 

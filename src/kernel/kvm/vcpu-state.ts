@@ -9,7 +9,7 @@ import {
   kvm_msr_entry,
   kvm_vcpu_events,
 } from '../../abi/kvm-structs.ts';
-import { checkLong, u32, u64 } from '../../abi/layout.ts';
+import { checkBytes, checkEntries, checkLong, u32, u64 } from '../../abi/layout.ts';
 import { membersOf } from '../../abi/member-names.ts';
 import type {
   DebugRegisters,
@@ -22,7 +22,7 @@ import type {
 } from '../interface.ts';
 import type { GuestCpuid } from './cpuid.ts';
 import type { EventInjection } from './event-injection.ts';
-import { checkXcrs, type GuestFpu } from './fpu.ts';
+import { checkXcrs, type GuestFpu, XSAVE_BYTES } from './fpu.ts';
 import type { GuestDebug } from './guest-debug.ts';
 import { HOST_TSC_KHZ } from './host-time.ts';
 import type { VcpuApic } from './lapic/vcpu-apic.ts';
@@ -114,6 +114,7 @@ export abstract class VcpuState {
   }
   setXsave(image: Uint8Array): void {
     this.checkOpen();
+    checkBytes(image, XSAVE_BYTES, 'kvm_xsave.region');
     this.sev?.checkUnprotected('KVM_SET_XSAVE');
     this.fpu.setImage(image);
   }
@@ -135,6 +136,7 @@ export abstract class VcpuState {
   }
   setMsrs(entries: readonly MsrEntry[]): number {
     this.checkOpen();
+    checkEntries(entries, 'kvm_msrs.entries');
     for (const entry of entries) kvm_msr_entry.check(entry);
     return setMsrs(this.msrs, entries.slice(0, this.#reachable(entries.map(({ index }) => index))));
   }

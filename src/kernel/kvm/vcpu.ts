@@ -6,7 +6,7 @@
  */
 import type { KvmRun } from '../../abi/kvm-run.ts';
 import { kvm_cpuid_entry2, kvm_regs, kvm_sregs } from '../../abi/kvm-structs.ts';
-import { u32 } from '../../abi/layout.ts';
+import { checkBytes, checkEntries, u32 } from '../../abi/layout.ts';
 import { membersOf } from '../../abi/member-names.ts';
 import { INTERCEPT, SAVE, VMCB } from '../../abi/vmcb.ts';
 import { spaOf } from '../../base/address.ts';
@@ -21,6 +21,7 @@ import { GuestFpu } from './fpu.ts';
 import { GuestDebug } from './guest-debug.ts';
 import type { HostTime } from './host-time.ts';
 import type { InterruptController } from './lapic/interrupt-controller.ts';
+import { LAPIC_STATE_BYTES } from './lapic/lapic-state.ts';
 import { setApicBase, VcpuApic } from './lapic/vcpu-apic.ts';
 import type { GuestMemory, InvalidationChecks } from './mmu/guest-memory.ts';
 import type { Mmu } from './mmu/mmu.ts';
@@ -253,6 +254,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setCpuid2(entries: readonly CpuidEntry[]): void {
     this.checkOpen();
+    checkEntries(entries, 'kvm_cpuid2.entries');
     for (const entry of entries) kvm_cpuid_entry2.check(entry);
     this.cpuid.set(entries, { ...this.cpuidState, hasRun: this.cycle.hasRun });
     this.#interceptRdtscp();
@@ -265,6 +267,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   setLapic(state: Uint8Array): void {
     this.checkOpen();
+    checkBytes(state, LAPIC_STATE_BYTES, 'kvm_lapic_state.regs');
     const apic = this.#inKernelApic('KVM_SET_LAPIC');
     apic.setState(state);
     this.setCr8(apic.lapic.cr8);

@@ -14,7 +14,7 @@ import {
   KVM_X86_SW_PROTECTED_VM,
 } from '../../abi/kvm.ts';
 import { kvm_enable_cap, kvm_irq_routing_entry, kvm_msi } from '../../abi/kvm-structs.ts';
-import { checkLong, u32, u64 } from '../../abi/layout.ts';
+import { checkEntries, checkLong, u32, u64 } from '../../abi/layout.ts';
 import { membersOf } from '../../abi/member-names.ts';
 import type { Gfn, Hva, Pfn } from '../../base/address.ts';
 import type { Entropy } from '../../base/entropy.ts';
@@ -218,6 +218,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   setGsiRouting({ routes, flags }: { routes: readonly GsiRoute[]; flags: number }): void {
     this.#descriptor.check();
     u32.check(flags, 'kvm_irq_routing.flags');
+    checkEntries(routes, 'kvm_irq_routing.entries');
     for (const { msi, ...route } of routes)
       kvm_irq_routing_entry.check({ ...membersOf(msi), ...route, devid: 0 });
     this.#irqchip.setRoutes(routes, flags);

@@ -300,5 +300,48 @@ export const fieldRangeSpec: Spec = {
     ofVcpu('kvm_xcrs.xcrs[0].value', 'u64', (vcpu, value) =>
       vcpu.setXcrs({ flags: 0, xcrs: [{ xcr: 0, value }] }),
     ),
+    {
+      title: 'lists, bitmaps and areas that are not there, or too short, have a name',
+      act(subject) {
+        const { vm } = subject;
+        const vcpu = newVcpu(subject);
+        const of = (ask: (value: never) => unknown, value?: unknown): string =>
+          messageOf(() => ask(value as never));
+        return [
+          of((entries) => vcpu.setMsrs(entries)),
+          of((indices) => vcpu.getMsrs(indices)),
+          of((xcrs) => vcpu.setXcrs({ flags: 0, xcrs })),
+          of((image) => vcpu.setXsave(image)),
+          of((image) => vcpu.setXsave(image), new Uint8Array(3)),
+          of((state) => vcpu.setLapic(state), new Uint8Array(3)),
+          of((sregs) => vcpu.setSregs(sregs)),
+          of((fpu) => vcpu.setFpu(fpu)),
+          of((message) => vm.signalMsi(message)),
+          of((routes) => vm.setGsiRouting({ flags: 0, routes })),
+          of((ranges) => vm.setMsrFilter({ flags: 0, ranges })),
+          of((bitmap) => vm.setMsrFilter({ flags: 0, ranges: [range, { ...range, bitmap }] })),
+          of((bitmap) => vm.getDirtyLog({ slot: 0, bitmap })),
+          of((bitmap) => vm.getDirtyLog({ slot: 0, bitmap }), new Uint8Array(8)),
+          of((bitmap) => vm.clearDirtyLog({ slot: 0, firstPage: 0n, numPages: 64, bitmap })),
+        ];
+      },
+      want: [
+        'kvm_msrs.entries: got undefined, want an array',
+        'kvm_msrs.entries: got undefined, want an array',
+        'kvm_xcrs.xcrs: got undefined, want an array',
+        'kvm_xsave.region: got undefined, want a Uint8Array',
+        'kvm_xsave.region: got 3 bytes, want 4096',
+        'kvm_lapic_state.regs: got 3 bytes, want 1024',
+        'kvm_sregs: got undefined, want a structure',
+        'kvm_fpu: got undefined, want a structure',
+        'kvm_msi: got undefined, want a structure',
+        'kvm_irq_routing.entries: got undefined, want an array',
+        'kvm_msr_filter.ranges: got undefined, want an array',
+        'kvm_msr_filter.ranges[1].bitmap: got undefined, want a Uint8Array',
+        'kvm_dirty_log.dirty_bitmap: got undefined, want an Int32Array',
+        'kvm_dirty_log.dirty_bitmap: got the object Uint8Array, want an Int32Array',
+        'kvm_clear_dirty_log.dirty_bitmap: got undefined, want an Int32Array',
+      ],
+    },
   ],
 };
