@@ -378,8 +378,9 @@ export class Host {
     this.process = this.#kernel.process;
   }
 
-  /** Throws VmmError (an image or size that cannot be) or LinuxError (a system call that failed); then nothing is left behind. */
+  /** Throws VmmError (an image or size that cannot be, or the host is closed) or LinuxError (a system call that failed); then nothing is left behind. */
   createVm(options: VmOptions): Vm {
+    if (this.#closed) throw new VmmError('createVm: the host is closed');
     const vm = new Vm(this, options, this.#clock);
     this.#vms.add(vm);
     return vm;

@@ -94,6 +94,8 @@ describe('a host', () => {
     host = createHost({ memory: 64 * MiB });
     host.close();
     expect(() => host.close()).not.toThrow();
+    const image = new Uint8Array(1);
+    expect(() => host.createVm({ image })).toThrow(new VmmError('createVm: the host is closed'));
   });
 });
 

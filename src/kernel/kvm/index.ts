@@ -16,6 +16,7 @@ import { HostTime } from './host-time.ts';
 import { Kvm } from './kvm.ts';
 import { type EarlyForm, kvmPolicy, type Personality } from './policy.ts';
 import { SevHost, type SevMachine } from './svm/sev/sev-host.ts';
+import { checkTimeslice } from './timeslice.ts';
 import type { VmHost } from './vm.ts';
 
 export * from '../../abi/kvm.ts';
@@ -59,7 +60,8 @@ export class Kernel {
 
   constructor(options: KernelOptions = {}) {
     const trace = options.trace ?? new Trace();
-    const { chip } = options;
+    const { chip, timeslice = 0 } = options;
+    checkTimeslice(timeslice);
     const memory = HostMemory.create({
       bytes: options.memory ?? 256 * 1024 * 1024,
       trace,
@@ -82,7 +84,7 @@ export class Kernel {
       memory,
       trace,
       policy: kvmPolicy(options.kernel ?? '7.2', options.early ?? []),
-      timeslice: options.timeslice ?? 0,
+      timeslice,
       turns: options.turns,
       time,
       sev: this.psp === undefined ? undefined : new SevHost(this.psp, sevMachine(chip!)),
@@ -98,8 +100,9 @@ export class Kernel {
     };
   }
 
-  /** `fileLimit`: its RLIMIT_NOFILE, 1024 when absent. */
+  /** `fileLimit`: its RLIMIT_NOFILE, 1024 when absent. Throws Error: the kernel is closed. */
   newProcess(name?: string, limits: Pick<ProcessOptions, 'fileLimit'> = {}): Process {
+    if (this.#closing) throw new Error('newProcess: the kernel is closed');
     const process = new Process({
       memory: this.memory,
       openDevice: (opener) => new Kvm(this.#host, opener),

@@ -4,6 +4,12 @@
  */
 import type { Entropy } from '../../base/entropy.ts';
 
+/** Throws RangeError: no number of instructions. */
+export function checkTimeslice(length: number): void {
+  if (!Number.isSafeInteger(length) || length < 0)
+    throw new RangeError(`timeslice: got ${length}, want a whole number of instructions, or 0`);
+}
+
 /** Binary logarithm of the shortest drawn one. */
 const LEAST = 4;
 

@@ -10,6 +10,10 @@ it.each([
     { early: ['certificates'] },
     'early: got certificates, want certs or sev-launch or private-fault or dirty-pages',
   ],
+  ...[-5, Number.NaN, 0.5, '5'].map((timeslice): [object, string] => [
+    { timeslice },
+    `timeslice: got ${timeslice}, want a whole number of instructions, or 0`,
+  ]),
 ])('a kernel with %o is refused', (options, message) => {
   expect(() => createKernel({ memory, ...options } as never)).toThrow(new RangeError(message));
 });
@@ -18,4 +22,10 @@ it.each(['6.12', '7.2'] as const)('a kernel %s is there', (kernel) => {
   const it = createKernel({ memory, kernel });
   expect(it.newProcess().openKvm().getApiVersion()).toBe(12);
   it.close();
+});
+
+it('a kernel that is closed starts no process', () => {
+  const kernel = createKernel({ memory });
+  kernel.close();
+  expect(() => kernel.newProcess()).toThrow(new Error('newProcess: the kernel is closed'));
 });
