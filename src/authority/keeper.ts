@@ -4,7 +4,6 @@
  */
 import { hkdfSync, type KeyObject, randomBytes } from 'node:crypto';
 import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
-import { platformEntropy, seededEntropy } from '../base/entropy.ts';
 import { Chip, type ChipGeneration, type SignatureMode } from '../hardware/chip.ts';
 import type { Revocation } from './issue.ts';
 import { generateRsaKey, rsaKeyOfPrimes, type SaltMode } from './rsa-signer.ts';
@@ -56,12 +55,10 @@ export class SeededKeeper implements Keeper {
   readonly signatures = 'rfc6979';
   readonly shortYears = 7;
   readonly #secret: Uint8Array;
-  readonly #seed: number;
   readonly #chips = new Map<ChipGeneration, Chip>();
   readonly #revoked = new Map<Product, Revocation[]>();
 
   constructor(seed: number) {
-    this.#seed = seed;
     this.#secret = new Uint8Array(8);
     new DataView(this.#secret.buffer).setFloat64(0, seed);
   }
@@ -96,7 +93,6 @@ export class SeededKeeper implements Keeper {
     if (chip === undefined) {
       chip = new Chip({
         generation,
-        entropy: seededEntropy(this.#seed),
         fuses: {
           secret: this.derive(`chip secret ${generation}`, 48),
           id: this.derive(`chip id ${generation}`, generation === 'turin' ? 8 : 64),
@@ -170,7 +166,7 @@ export class StoredKeeper implements Keeper {
   chip(generation: ChipGeneration): Chip {
     const known = this.#state.list('chips').find((name) => name.startsWith(`${generation}-`));
     if (known !== undefined) return this.#load(`chips/${known}`);
-    const chip = new Chip({ generation, entropy: platformEntropy(), signatures: this.signatures });
+    const chip = new Chip({ generation, signatures: this.signatures });
     this.save(chip);
     return chip;
   }
@@ -191,7 +187,7 @@ export class StoredKeeper implements Keeper {
   #load(file: string): Chip {
     const bytes = this.#state.read(file) ?? new Uint8Array();
     const { generation, fuses, ...versions } = readChip(bytes, this.#state.pathOf(file));
-    const chip = new Chip({ generation, entropy: platformEntropy(), fuses, signatures: this.signatures });
+    const chip = new Chip({ generation, fuses, signatures: this.signatures });
     chip.currentTcb = versions.current;
     chip.committedTcb = versions.committed;
     chip.reportedTcb = versions.reported;

@@ -12,7 +12,7 @@ import {
   type TcbVersion,
   tcbComponents,
 } from '../abi/tcb-version.ts';
-import type { Entropy } from '../base/entropy.ts';
+import { type Entropy, platformEntropy } from '../base/entropy.ts';
 import { hashSticks, nistKdf, p384PrivateKey, SEED_SIZE } from './chip/key-derivation.ts';
 import { type FirmwareVersion, PERSONALITIES, type Personality } from './chip/personality.ts';
 import { type SignatureMode, SigningKey } from './chip/signing-key.ts';
@@ -32,8 +32,8 @@ export interface Fuses {
 
 export interface ChipOptions {
   readonly generation: ChipGeneration;
-  /** Where fuses come from when they are not given. */
-  readonly entropy: Entropy;
+  /** Where fuses come from when they are not given: the platform's, by default. */
+  readonly entropy?: Entropy;
   readonly fuses?: Fuses;
   /** What the chip runs: the generation's own by default. Components that are left out are the default's. */
   readonly tcb?: Partial<TcbVersion>;
@@ -60,7 +60,7 @@ export class Chip {
 
   /** Throws RangeError for fuses of the wrong length, an SVN that is no byte, or something committed that is above what runs. */
   constructor(options: ChipOptions) {
-    const { generation, entropy } = options;
+    const { generation, entropy = platformEntropy() } = options;
     this.personality = PERSONALITIES[generation];
     this.fuses = options.fuses ?? burn(entropy, this.personality.idSize);
     if (this.fuses.secret.length !== SEED_SIZE || this.fuses.id.length !== this.personality.idSize) {

@@ -91,6 +91,12 @@ describe('endorsement keys', () => {
 });
 
 describe('a chip', () => {
+  it('of which nothing but its generation is said is one of a kind', () => {
+    const [one, other] = [new Chip({ generation: 'turin' }), new Chip({ generation: 'turin' })];
+    expect(one.chipId).not.toEqual(other.chipId);
+    expect(one.fuses.secret).not.toEqual(other.fuses.secret);
+  });
+
   it.each([
     ['fuses of 47 bytes', { fuses: { secret: new Uint8Array(47), id: new Uint8Array(64) } }],
     ['an id of 8 bytes on Milan', { fuses: { secret: new Uint8Array(48), id: new Uint8Array(8) } }],
