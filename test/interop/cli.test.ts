@@ -1,8 +1,8 @@
 /** The CLI as a user has it: dist/cli.js in a process of its own, and a stranger's C file. */
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 
 const cli = new URL('../../dist/cli.js', import.meta.url).pathname;
@@ -27,12 +27,19 @@ describe('softcvm', () => {
   });
 
   it('ends with 2 and a message for what it does not understand', () => {
+    const damaged = join(folder, 'state');
+    const chip = join(damaged, 'chips/milan-00.json');
+    mkdirSync(dirname(chip), { recursive: true });
+    writeFileSync(chip, '{');
     for (const [arguments_, message] of [
       [['run'], "missing required argument 'image'"],
       [['run', 'hello', '--bogus'], "unknown option '--bogus'"],
       [['walk'], "unknown command 'walk'"],
       [['run', './absent.elf'], './absent.elf: no such file'],
       [['run', 'hello', '--memory', 'much'], '--memory: got much'],
+      [['certs', 'chips', '--state', damaged], `${chip}: file: got "{", want JSON`],
+      [['kds', '--port', '0', '--state', damaged], `${chip}: file: got "{", want JSON`],
+      [['run', 'attester', '--type', 'sev-snp', '--state', damaged], `${chip}: file: got "{", want JSON`],
     ] as const) {
       const { status, stdout, stderr } = softcvm(...arguments_);
       expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
