@@ -82,7 +82,8 @@ export function checkEntries(entries: readonly unknown[], name: string): void {
 /** Bytes of which the kernel reads `least`. Errors: TypeError, RangeError (they end before). */
 export function checkBytes(value: Uint8Array, least: number, name: string): void {
   if (!(value instanceof Uint8Array)) refuseType(value, 'Uint8Array', name);
-  if (value.length < least) throw new RangeError(`${name}: got ${value.length} bytes, want ${least}`);
+  if (value.length < least)
+    throw new RangeError(`${name}: got ${value.length} bytes, want at least ${least}`);
 }
 
 /** A bitmap of pages, in words of 32. Errors: TypeError. */

@@ -3,7 +3,7 @@ import { LinuxError, NotImplementedError } from '../../../src/base/errors.ts';
 
 const CALLS_KEPT = 40;
 /** A value that no field holds: the message begins with the structure's or ioctl's name, and the field's. */
-const NAMES_A_FIELD = /^(kvm_\w+|KVM_\w+|sev_\w+)(\.[\w[\]]+)*: got .+, want (an? |at most )/s;
+const NAMES_A_FIELD = /^(kvm_\w+|KVM_\w+|sev_\w+)(\.[\w[\]]+)*: got .+, want (an? |at most |at least )/s;
 
 export interface FuzzCounts {
   calls: number;

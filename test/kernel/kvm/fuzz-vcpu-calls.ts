@@ -162,7 +162,7 @@ export function vcpuCalls(subject: FuzzSubject): Action[] {
     c(
       2,
       'setLapic',
-      () => v.bytes(1024),
+      () => v.bytes(v.mostly(1024, v.below(2000))),
       (vcpu, state) => vcpu.setLapic(state),
     ),
     c(1, 'getMpState', none, (vcpu) => vcpu.getMpState()),
