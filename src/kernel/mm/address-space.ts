@@ -191,13 +191,13 @@ export class AddressSpace implements ProcessMemory {
   /** Throws LinuxError with `signal`; ENOMEM when the host is out of frames, EAGAIN when a page is on its way. */
   read(at: Hva, into: Uint8Array): void {
     const failure = this.#read(at, into);
-    if (failure !== 0) throw this.#signal('read', failure);
+    if (failure !== 0) throw this.#signal(`read of ${into.length} bytes at 0x${at.toString(16)}`, failure);
   }
 
   /** As `read`. What lies before the failing page is written. */
   write(at: Hva, from: Uint8Array): void {
     const failure = this.#write(at, from);
-    if (failure !== 0) throw this.#signal('write', failure);
+    if (failure !== 0) throw this.#signal(`write of ${from.length} bytes at 0x${at.toString(16)}`, failure);
   }
 
   /** The kernel reads memory of the process. Throws EFAULT (EAGAIN when a page is on its way). */

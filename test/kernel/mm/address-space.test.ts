@@ -52,6 +52,16 @@ describe('loads and stores of a process', () => {
     expect(failure(() => process.memory[what](hva(at + offset), one(1)))).toBe(errno);
   });
 
+  it('that fail say where and how much', () => {
+    const { process } = startProcess();
+    expect(() => process.memory.read(hva(0x1000), new Uint8Array(3))).toThrow(
+      'EFAULT: read of 3 bytes at 0x1000: not mapped, or not permitted',
+    );
+    expect(() => process.memory.write(hva(0x2008), new Uint8Array(9))).toThrow(
+      'EFAULT: write of 9 bytes at 0x2008: not mapped, or not permitted',
+    );
+  });
+
   it.each([0, -4096, 0x7fffffffffff, 2 ** 52])('at address %d, where nothing can be, give SIGSEGV', (at) => {
     const { process } = startProcess();
     expect(failure(() => process.memory.read(hva(at), one(0)))).toBe('EFAULT/SIGSEGV');
