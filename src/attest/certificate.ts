@@ -173,7 +173,10 @@ function readPublicKey(tbs: DerReader): PublicKey {
     };
     rsa.end();
   } else {
-    const isP384 = oid === OID.EC_PUBLIC_KEY && algorithm.oid('namedCurve', KNOWN_OIDS) === OID.P384;
+    const curve = oid === OID.EC_PUBLIC_KEY ? algorithm.oid('namedCurve', KNOWN_OIDS) : undefined;
+    if (curve === undefined && !algorithm.isAtEnd) algorithm.content('parameters', algorithm.nextTag!);
+    algorithm.end();
+    const isP384 = curve === OID.P384;
     const point = info.bits('subjectPublicKey');
     if (isP384) {
       if (point.length !== 97 || point[0] !== 4) {

@@ -83,6 +83,11 @@ describe('malformed', () => {
     else expect(read).toThrow(message);
   });
 
+  it('parameters of a key’s algorithm are refused, also where nobody knows the algorithm', () => {
+    const hex = Buffer.from(vcek).toString('hex').replace('06072a8648ce3d0201', '06032a8648ce3d0201');
+    expect(() => parseCertificate(Buffer.from(hex, 'hex'))).toThrow('.algorithm.parameters: got ');
+  });
+
   it.each([0, 1, 1183, 1185, 0x20 + 1183])('a report of %i bytes is refused', (length) => {
     expect(() => parseReport(new Uint8Array(length))).toThrow(`report: got ${length} bytes, want 1184`);
   });
