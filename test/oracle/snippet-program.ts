@@ -44,6 +44,7 @@ export interface SnippetProgram {
   /** The loaded image and where it lies. */
   readonly image: Uint8Array;
   readonly base: number;
+  /** Where it begins once its pages are there; the executable makes them so first. */
   readonly entry: number;
   /** Pages of the image that are not there while the snippets run. */
   readonly missing: readonly number[];
@@ -58,6 +59,8 @@ export interface SnippetProgram {
 }
 
 const WINDOWS = 0x1000000;
+/** How far below the stack pointer ENTER may end. */
+const ENTER_REACH = 0x11000;
 
 /** Where the windows of a program's snippets lie; known before the code is. */
 export interface WindowLayout {
@@ -137,6 +140,10 @@ class Assembly {
     this.u32(address);
     this.u32(value);
   }
+  jump(target: number): void {
+    this.put(0xe9);
+    this.u32(target - this.here - 4);
+  }
   systemCall(number: number, ...args: number[]): void {
     const order = [7, 6, 2, 10];
     args.forEach((arg, n) => {
@@ -167,6 +174,9 @@ export function snippetProgram(snippets: readonly Snippet[], layout = SIDE_BY_SI
     code.systemCall(SYS_WRITE, 1, layout.address(n), WINDOW_BYTES);
   });
   code.systemCall(SYS_EXIT, 0);
+  const start = code.here;
+  emitTouches(code, WINDOWS - ENTER_REACH, end);
+  code.jump(entry);
   if (code.here > ALTERNATE_STACK) throw new Error('too many snippets for one program');
 
   const image = new Uint8Array(end + 0x1000 - IMAGE);
@@ -188,7 +198,7 @@ export function snippetProgram(snippets: readonly Snippet[], layout = SIDE_BY_SI
     image.set(before.vectors, block + VECTORS - IMAGE);
     image.set(before.window, layout.address(n) - IMAGE);
   });
-  const elf = staticElf(image, entry);
+  const elf = staticElf(image, start);
   const outputBytes = snippets.length * OUT_BYTES;
   return {
     elf,
@@ -229,6 +239,20 @@ function emitSnippet(
   code.moveMxcsr('store', output + MXCSR);
   const next = code.here;
   for (let b = 0; b < 4; b++) code.bytes[patch + b] = (next >> (8 * b)) & 255;
+}
+
+/**
+ * Writes to every page once. Otherwise the kernel, when it gives a page to an instruction that is half done, has it begin again: an ENTER that
+ * has copied over its own old frame then gives another result.
+ */
+function emitTouches(code: Assembly, from: number, end: number): void {
+  code.setRegister(7, from);
+  code.put(0x80, 0x0f, 0); // or byte [rdi], 0
+  code.put(0x48, 0x81, 0xc7); // add rdi, PAGE
+  code.u32(PAGE);
+  code.put(0x48, 0x81, 0xff); // cmp rdi, end
+  code.u32(end);
+  code.put(0x72, 0xed); // jb to the or
 }
 
 /** rdi: signal, rdx: ucontext. */
