@@ -97,6 +97,7 @@ export interface UserMemoryRegion {
 
 export interface UserMemoryRegion2 extends UserMemoryRegion {
   guestMemfdOffset: bigint;
+  /** A descriptor, as the structure holds it: u32, so that −1 is 0xffff_ffff. */
   guestMemfd: number;
 }
 

@@ -9,7 +9,7 @@ import {
   kvm_userspace_memory_region,
   kvm_userspace_memory_region2,
 } from '../abi/kvm-structs.ts';
-import { checkEntries, s32 } from '../abi/layout.ts';
+import { checkEntries } from '../abi/layout.ts';
 import { membersOf } from '../abi/member-names.ts';
 import type {
   CpuidEntry,
@@ -41,16 +41,8 @@ export const encodeRegion = ({
     membersOf({ slot, flags, guestPhysAddr, memorySize, userspaceAddr }),
   );
 
-/** A descriptor is an int. */
-export function encodeRegion2(region: UserMemoryRegion2): Uint8Array {
-  s32.check(region.guestMemfd, 'kvm_userspace_memory_region2.guest_memfd');
-  return encodeRequest(kvm_userspace_memory_region2, {
-    ...membersOf(region),
-    guest_memfd: region.guestMemfd >>> 0,
-    pad1: 0,
-    pad2: [],
-  });
-}
+export const encodeRegion2 = (region: UserMemoryRegion2): Uint8Array =>
+  encodeRequest(kvm_userspace_memory_region2, { ...membersOf(region), pad1: 0, pad2: [] });
 
 export const encodeMsi = (message: MsiMessage): Uint8Array => encodeRequest(kvm_msi, membersOf(message));
 

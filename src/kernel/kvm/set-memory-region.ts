@@ -11,7 +11,7 @@ import {
   KVM_MEM_READONLY,
   KVM_USER_MEM_SLOTS,
 } from '../../abi/kvm.ts';
-import { s32, u32, u64 } from '../../abi/layout.ts';
+import { u32, u64 } from '../../abi/layout.ts';
 import { type Gfn, hva, wrapsAround } from '../../base/address.ts';
 import { LinuxError } from '../../base/errors.ts';
 import type { Trace } from '../../base/trace.ts';
@@ -59,7 +59,7 @@ export function setUserMemoryRegion(vm: RegionVm, region: UserMemoryRegion): voi
 export function setUserMemoryRegion2(vm: RegionVm, region: UserMemoryRegion2): void {
   checkFields(region, 'kvm_userspace_memory_region2');
   u64.check(region.guestMemfdOffset, 'kvm_userspace_memory_region2.guest_memfd_offset');
-  s32.check(region.guestMemfd, 'kvm_userspace_memory_region2.guest_memfd');
+  u32.check(region.guestMemfd, 'kvm_userspace_memory_region2.guest_memfd');
   setRegion(vm, region);
 }
 

@@ -163,7 +163,7 @@ export const fieldRangeSpec: Spec = {
     ofVm('kvm_userspace_memory_region2.flags', 'u32', (vm, flags) =>
       vm.setUserMemoryRegion2({ ...region, flags }),
     ),
-    ofVm('kvm_userspace_memory_region2.guest_memfd', 'int', (vm, guestMemfd) =>
+    ofVm('kvm_userspace_memory_region2.guest_memfd', 'u32', (vm, guestMemfd) =>
       vm.setUserMemoryRegion2({ ...region, guestMemfd }),
     ),
     ofVm('kvm_dirty_log.slot', 'u32', (vm, slot) => vm.getDirtyLog({ slot, bitmap })),
