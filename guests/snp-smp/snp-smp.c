@@ -174,13 +174,17 @@ static void mmio(void) {
 }
 
 int main(void) {
-    u32 count = HOST_PAGE->vcpus < MAX_PROCESSORS ? (u32)HOST_PAGE->vcpus : MAX_PROCESSORS;
+    u32 count = (u32)HOST_PAGE->vcpus;
     u64 reason;
     validate_memory();
     make_shared(GHCBS, MAX_PROCESSORS);
     /* One 2 MiB mapping less to split while they run. */
     make_shared(AREA, 1);
     make_private(AREA, 1);
+    if (count > MAX_PROCESSORS) {
+        printf("processors: %u, at most %u\n", count, MAX_PROCESSORS);
+        return 2;
+    }
     u32 a, b, c, d;
     cpuid(1, 0, &a, &b, &c, &d);
     if (!(c & 1u << 21)) {
@@ -190,7 +194,7 @@ int main(void) {
     mmio();
     wrmsr(APIC_BASE, rdmsr(APIC_BASE) | X2APIC_ENABLE);
     printf("snp-smp: %u processors, host features 0x%lx\n", count, ghcb_msr(0x80) >> 12);
-    if (count > 1) refusals((u32)HOST_PAGE->vcpus);
+    if (count > 1) refusals(count);
 
     /* INIT and SIPI start them with what was measured: they wait in AP reset hold for what the guest makes of them. */
     for (u32 i = 1; i < count; i++) {

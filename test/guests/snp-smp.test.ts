@@ -54,6 +54,11 @@ describe('the guest snp-smp', () => {
     expect(report.instructions).toBeLessThan(5_000_000);
   });
 
+  it('says so where there are more than it has room for', async () => {
+    const { console, exit } = await smp({ smp: 9 });
+    expect([console, exit]).toEqual(['processors: 9, at most 8\n', { reason: 'debug-exit', code: 2 }]);
+  });
+
   it('leaves no frame behind when it is closed, VMSAs of its own making included', async () => {
     const chip = new Chip({ generation: 'milan', entropy: seededEntropy(3) });
     host = createHost({ memory: 128 * MiB, chip });
