@@ -24,17 +24,24 @@ import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
 import { seededEntropy } from './base/entropy.ts';
 import { Trace } from './base/trace.ts';
-import type { Chip } from './hardware/chip.ts';
 import type { Process } from './kernel/interface.ts';
 import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
-import { createKernel, type EarlyForm, type Kernel, type Personality } from './kernel/kvm/index.ts';
+import { createKernel, type Kernel } from './kernel/kvm/index.ts';
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
+import {
+  checkHostOptions,
+  checkRunOptions,
+  checkVmOptions,
+  type HostOptions,
+  KERNELS,
+  type VmOptions,
+} from './options.ts';
 import { updateCertificates } from './vmm/confidential-guest/certificate-updater.ts';
 import { type LaunchContents, WrongMeasurement } from './vmm/confidential-guest/sev-snp-guest.ts';
 import type { DirtyLog } from './vmm/dirty-log.ts';
 import type { Machine } from './vmm/machine.ts';
-import { createMachine, type SnpMachineOptions } from './vmm/machine.ts';
+import { createMachine } from './vmm/machine.ts';
 import type { ExitCounts, RunOptions } from './vmm/run-loop.ts';
 
 export { GiB, KiB, MiB, PAGE_SIZE, TiB } from './base/address.ts';
@@ -48,15 +55,19 @@ import { VmmError } from './vmm/error.ts';
 
 export type { PrintedCertificate } from './attest/console-evidence.ts';
 export { Chip, type ChipGeneration, type ChipOptions } from './hardware/chip.ts';
+export {
+  ACCELERATORS,
+  EARLY_FORMS,
+  type HostOptions,
+  IRQCHIPS,
+  KERNELS,
+  VM_TYPES,
+  type VmOptions,
+} from './options.ts';
 export type { DirtyLog } from './vmm/dirty-log.ts';
 export type { SnpMachineOptions } from './vmm/machine.ts';
 export type { ExitCounts, RunEnd, RunOptions } from './vmm/run-loop.ts';
 export { type LaunchContents, updateCertificates, VmmError, WrongMeasurement };
-
-/** Kernel versions that a host can have; the first is the default. */
-export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
-/** Interfaces that can be had in the form in which they were first proposed. */
-export const EARLY_FORMS = ['private-fault', 'certs'] as const satisfies readonly EarlyForm[];
 
 /** Name of the process that holds the VMs. */
 const VMM = 'vmm';
@@ -65,70 +76,6 @@ const HARD_FILE_LIMIT = 1_048_576;
 
 /** Instructions after which the next vCPU has its turn and a time-out can be seen. */
 const TIMESLICE = 250_000;
-
-/** Kernels that can run a VM; the first is the default. */
-export const ACCELERATORS = ['softcvm', 'kvm'] as const;
-
-/** Kinds of VM; the first is the default. */
-export const VM_TYPES = ['sw-protected', 'default', 'sev-snp'] as const;
-/** Where local APICs are, the default first. */
-export const IRQCHIPS = ['off', 'split'] as const;
-
-/** For callers that no type checker watches. */
-function requireOneOf(option: string, got: unknown, want: readonly string[]): void {
-  if (got !== undefined && !want.includes(got as string))
-    throw new VmmError(`${option}: got ${String(got)}, want ${want.join(' or ')}`);
-}
-
-function requireSeed(seed: number | undefined): void {
-  if (seed !== undefined && (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32))
-    throw new VmmError(`seed: got ${seed}, want an integer from 0 to ${2 ** 32 - 1}`);
-}
-
-export interface HostOptions {
-  /**
-   * `softcvm`: the kernel and the cores of this project. `kvm`: the real Linux underneath with its /dev/kvm, as far as that one
-   * goes; it needs the package koffi, and has none of the options below but `trace`.
-   */
-  readonly accel?: (typeof ACCELERATORS)[number];
-  /** Bytes of host RAM, 1 MiB to 4 GiB, whole pages; lazily backed. Default 1 GiB. */
-  readonly memory?: number;
-  readonly kernel?: Personality;
-  readonly early?: readonly (typeof EARLY_FORMS)[number][];
-  /**
-   * With a seed, a run repeats byte for byte, and how long each turn of a vCPU is follows from it: another seed, another interleaving. Without
-   * one all turns are alike. An integer from 0 to 2^32 − 1. Time is counted in instructions, so that runs repeat without one too, unless a time-out ends them.
-   */
-  readonly seed?: number;
-  /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
-  readonly gmemFolio?: '4K' | '2M';
-  readonly trace?: Trace;
-  /** The machine's chip, with its secure processor; absent: a machine without SEV. */
-  readonly chip?: Chip;
-}
-
-export interface VmOptions {
-  /** `sw-protected`, the default: RAM is private from the start. `sev-snp`: an SNP guest, on a host with a chip. */
-  readonly type?: (typeof VM_TYPES)[number];
-  /** What an SNP guest is launched with; QEMU's names. */
-  readonly snp?: SnpMachineOptions;
-  /** Bytes of RAM, whole pages. Default 64 MiB. */
-  readonly memory?: number;
-  /** Number of vCPUs. All enter at the entry point; with `irqchip: 'split'` the first does, and starts the others by INIT and SIPI. Default 1. */
-  readonly smp?: number;
-  /** `split`: local APICs in the kernel, as QEMU's kernel-irqchip=split. Default off: there are none. */
-  readonly irqchip?: 'split' | 'off';
-  /** A static ELF64 file, or a flat binary if `imageName` ends in `.bin`; see `readImage`. */
-  readonly image: Uint8Array;
-  /** For messages. */
-  readonly imageName?: string;
-  /** Entries of each vCPU's dirty ring, a power of two, for `Vm.dirtyLog`; absent: KVM's bitmaps. */
-  readonly dirtyRingSize?: number;
-  /** Gets what the guest writes to its console, as it comes. */
-  readonly onConsole?: (text: Uint8Array) => void;
-  /** Where the shared side of RAM comes from. Default: anonymous memory. */
-  readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
-}
 
 /** Why a run ended, and what happened until then. */
 export interface RunReport {
@@ -186,12 +133,9 @@ export class Vm {
 
   /** Made by `Host.createVm`. */
   constructor(host: Host, options: VmOptions, clock: Clock) {
+    checkVmOptions(options);
     this.#host = host;
     this.#clock = clock;
-    requireOneOf('type', options.type, VM_TYPES);
-    requireOneOf('irqchip', options.irqchip, IRQCHIPS);
-    if (!(options.image instanceof Uint8Array))
-      throw new VmmError(`image: got ${typeof options.image}, want a Uint8Array`);
     const chunks: Uint8Array[] = [];
     this.#console = chunks;
     const { onConsole } = options;
@@ -226,8 +170,9 @@ export class Vm {
     return this.machine.vcpus.reduce((sum, vcpu) => sum + vcpu.instructions, 0);
   }
 
-  /** Runs the guest until it ends or time is up; never throws for what the guest does. */
+  /** Runs the guest until it ends or time is up; never throws for what the guest does. Rejects with RangeError for an option that cannot be. */
   async run(options: RunOptions = {}): Promise<RunReport> {
+    checkRunOptions(options);
     this.#launch ??= await launchReport(this.machine, this.#host.process);
     const start = this.#clock.now();
     const end = await this.machine.run(options);
@@ -365,20 +310,16 @@ export class Host {
   readonly #vms = new Set<Vm>();
   #closed = false;
 
-  /** Throws VmmError (an option that cannot be), RangeError (a size of host memory that cannot be) or RealKernelUnavailable. */
+  /** Throws RangeError (an option that cannot be) or RealKernelUnavailable. */
   constructor(options: HostOptions = {}) {
-    requireOneOf('accel', options.accel, ACCELERATORS);
-    requireOneOf('kernel', options.kernel, KERNELS);
-    for (const form of options.early ?? []) requireOneOf('early', form, EARLY_FORMS);
-    requireOneOf('gmemFolio', options.gmemFolio, ['4K', '2M']);
-    requireSeed(options.seed);
+    checkHostOptions(options);
     this.trace = options.trace ?? new Trace();
     this.seed = options.seed;
     this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);
     this.process = this.#kernel.process;
   }
 
-  /** Throws VmmError (an image or size that cannot be, or the host is closed) or LinuxError (a system call that failed); then nothing is left behind. */
+  /** Throws RangeError (an option that cannot be), VmmError (an image or size that cannot be, or the host is closed) or LinuxError (a system call that failed); then nothing is left behind. */
   createVm(options: VmOptions): Vm {
     if (this.#closed) throw new VmmError('createVm: the host is closed');
     const vm = new Vm(this, options, this.#clock);

@@ -133,6 +133,38 @@ describe('a VM', () => {
     expect(() => createHost({ accel: 'x' as never })).toThrow('accel: got x, want softcvm or kvm');
   });
 
+  it.each([
+    ['memroy', 5, 'host.memroy: got a field that is none, want accel, memory, kernel, early, seed, '],
+    ['trace', 5, 'trace: got 5, want a Trace'],
+    ['chip', {}, 'chip: got [object Object], want a Chip'],
+  ])('a host refuses option %s of %j', (option, got, refusal) => {
+    expect(() => createHost({ [option]: got } as never)).toThrow(refusal);
+  });
+
+  it('a host refuses options that are no object', () => {
+    expect(() => createHost(5 as never)).toThrow(new RangeError('host: got 5, want an object'));
+  });
+
+  it.each([
+    ['smpp', 5, 'vm.smpp: got a field that is none, want type, snp, memory, smp, irqchip, image, '],
+    ['imageName', 5, 'imageName: got 5, want a string'],
+    ['onConsole', 5, 'onConsole: got 5, want a function'],
+  ])('a VM refuses option %s of %j', (option, got, refusal) => {
+    host = createHost({ memory: 16 * MiB });
+    expect(() => host.createVm({ ...exits, memory: 2 * MiB, [option]: got } as never)).toThrow(refusal);
+  });
+
+  it.each([
+    ['timeout', 5, 'run.timeout: got a field that is none, want timeoutMs, signal, clock'],
+    ['timeoutMs', -1, 'timeoutMs: got -1, want a number from 0'],
+    ['timeoutMs', Number.NaN, 'timeoutMs: got NaN, want a number from 0'],
+    ['signal', {}, 'signal: got [object Object], want an AbortSignal'],
+  ])('a run refuses option %s of %j', async (option, got, refusal) => {
+    host = createHost({ memory: 16 * MiB });
+    const vm = host.createVm({ ...exits, memory: 2 * MiB });
+    await expect(vm.run({ [option]: got })).rejects.toThrow(refusal);
+  });
+
   it.each([-1, 1.5, 2 ** 32, Number.NaN, '7' as never])('a host refuses seed %j', (seed) => {
     const refusal = `seed: got ${seed}, want an integer from 0 to 4294967295`;
     expect(() => createHost({ memory: 16 * MiB, seed })).toThrow(refusal);

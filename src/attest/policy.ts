@@ -5,8 +5,8 @@
 import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
+import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import type { Checks } from './check.ts';
-import { requireKnownFields, requireOneOf } from './known-fields.ts';
 import type { AttestationReport } from './report.ts';
 
 /** Bytes, or the same in hex. */
@@ -106,9 +106,9 @@ const COMPONENTS: Readonly<Record<keyof TcbVersion, true>> = {
 /** RangeError: a field, component, bit or word that is none. */
 export function requireKnownPolicy(policy: ReportPolicy): void {
   const { product, signingKey, revocation, allow = [], demand = [] } = policy;
-  requireKnownFields('policy.', policy, FIELDS);
+  requireKnownFields('policy', policy, FIELDS);
   for (const field of ['minimumTcb', 'minimumLaunchTcb'] as const)
-    requireKnownFields(`policy.${field}.`, policy[field] ?? {}, COMPONENTS);
+    requireKnownFields(`policy.${field}`, policy[field] ?? {}, COMPONENTS);
   if (product !== undefined) requireOneOf('policy.product', product, PRODUCTS);
   if (signingKey !== undefined) requireOneOf('policy.signingKey', signingKey, ['VCEK', 'VLEK']);
   if (revocation !== undefined) requireOneOf('policy.revocation', revocation, ['required', 'if given']);

@@ -15,13 +15,13 @@ import { SIGNATURE_ALGO_ECDSA_P384_SHA384 } from '../abi/attestation-report.ts';
 import { DerError } from '../abi/der.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
+import { requireKnownFields } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
 import { checkChain, findCertificate } from './chain.ts';
 import { type Check, Checks } from './check.ts';
 import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
-import { requireKnownFields } from './known-fields.ts';
 import { checkPolicy, checkTcbOrder, type ReportPolicy, requireKnownPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
 import type { GivenList } from './revocation.ts';
@@ -67,7 +67,7 @@ export interface Verdict {
  * where; only malformed options, policy or roots throw (RangeError; DerError, EvidenceError).
  */
 export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
-  requireKnownFields('options.', options, OPTIONS);
+  requireKnownFields('options', options, OPTIONS);
   requireKnownPolicy(options.policy ?? {});
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;

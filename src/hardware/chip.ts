@@ -13,6 +13,7 @@ import {
   tcbComponents,
 } from '../abi/tcb-version.ts';
 import { type Entropy, platformEntropy } from '../base/entropy.ts';
+import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import { hashSticks, nistKdf, p384PrivateKey, SEED_SIZE } from './chip/key-derivation.ts';
 import { type FirmwareVersion, PERSONALITIES, type Personality } from './chip/personality.ts';
 import { type SignatureMode, SigningKey } from './chip/signing-key.ts';
@@ -44,6 +45,11 @@ export interface ChipOptions {
   readonly signatures?: SignatureMode;
 }
 
+const CHIP_OPTIONS: Record<keyof ChipOptions, true> = {
+  ...{ generation: true, entropy: true, fuses: true, tcb: true },
+  ...{ firmware: true, committed: true, signatures: true },
+};
+
 export class Chip {
   readonly personality: Personality;
   readonly fuses: Fuses;
@@ -58,9 +64,11 @@ export class Chip {
   committedFirmware: FirmwareVersion;
   readonly #vceks = new Map<bigint, { seed: Uint8Array; key: SigningKey }>();
 
-  /** Throws RangeError for fuses of the wrong length, an SVN that is no byte, or something committed that is above what runs. */
+  /** Throws RangeError for an option that is none, fuses of the wrong length, an SVN that is no byte, or something committed that is above what runs. */
   constructor(options: ChipOptions) {
+    requireKnownFields('chip', options, CHIP_OPTIONS);
     const { generation, entropy = platformEntropy() } = options;
+    requireOneOf('generation', generation, Object.keys(PERSONALITIES));
     this.personality = PERSONALITIES[generation];
     this.fuses = options.fuses ?? burn(entropy, this.personality.idSize);
     if (this.fuses.secret.length !== SEED_SIZE || this.fuses.id.length !== this.personality.idSize) {
@@ -70,6 +78,7 @@ export class Chip {
       );
     }
     this.signatures = options.signatures ?? 'random';
+    requireKnownFields('tcb', options.tcb ?? {}, this.personality.tcb);
     const tcb = { ...this.personality.tcb, ...options.tcb };
     this.currentTcb = encodeTcb(generation, tcb);
     this.committedTcb = encodeTcb(generation, { ...tcb, ...options.committed?.tcb });

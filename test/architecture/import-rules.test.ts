@@ -19,7 +19,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   authority: ['base', 'abi', 'chip'],
 };
 /** These wire everything. */
-const WIRE = ['cli', 'index.ts'];
+const WIRE = ['cli', 'index.ts', 'options.ts'];
 
 function filesBelow(folder: string): string[] {
   return readdirSync(join(root, folder), { withFileTypes: true }).flatMap((item) =>

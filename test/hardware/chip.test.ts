@@ -106,4 +106,13 @@ describe('a chip', () => {
   ])('is refused with %s', (_title, options) => {
     expect(() => chip('milan', 1, options)).toThrow(RangeError);
   });
+
+  it.each([
+    [{ generation: 'zen' }, 'generation: got zen, want milan or genoa or turin'],
+    [{ generation: 'milan', bogus: 1 }, 'chip.bogus: got a field that is none, want generation, '],
+    [{ generation: 'milan', tcb: 'x' }, 'tcb: got x, want an object'],
+    [{ generation: 'genoa', tcb: { fmc: 1 } }, 'tcb.fmc: got a field that is none, want bootLoader, '],
+  ])('%j is refused by the field’s name', (options, refusal) => {
+    expect(() => new Chip(options as never)).toThrow(refusal);
+  });
 });

@@ -1,0 +1,114 @@
+/** What the library is asked for, and the checks of it. Sizes and numbers that depend on the machine are checked where they are used. */
+import { requireKnownFields, requireOneOf } from './base/option-checks.ts';
+import { Trace } from './base/trace.ts';
+import { Chip } from './hardware/chip.ts';
+import type { EarlyForm, Personality } from './kernel/kvm/index.ts';
+import type { SnpMachineOptions } from './vmm/machine.ts';
+import type { RunOptions } from './vmm/run-loop.ts';
+
+/** Kernel versions that a host can have; the first is the default. */
+export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
+/** Interfaces that can be had in the form in which they were first proposed. */
+export const EARLY_FORMS = ['private-fault', 'certs'] as const satisfies readonly EarlyForm[];
+
+/** Kernels that can run a VM; the first is the default. */
+export const ACCELERATORS = ['softcvm', 'kvm'] as const;
+
+/** Kinds of VM; the first is the default. */
+export const VM_TYPES = ['sw-protected', 'default', 'sev-snp'] as const;
+/** Where local APICs are, the default first. */
+export const IRQCHIPS = ['off', 'split'] as const;
+
+export interface HostOptions {
+  /**
+   * `softcvm`: the kernel and the cores of this project. `kvm`: the real Linux underneath with its /dev/kvm, as far as that one
+   * goes; it needs the package koffi, and has none of the options below but `trace`.
+   */
+  readonly accel?: (typeof ACCELERATORS)[number];
+  /** Bytes of host RAM, 1 MiB to 4 GiB, whole pages; lazily backed. Default 1 GiB. */
+  readonly memory?: number;
+  readonly kernel?: Personality;
+  readonly early?: readonly (typeof EARLY_FORMS)[number][];
+  /**
+   * With a seed, a run repeats byte for byte, and how long each turn of a vCPU is follows from it: another seed, another interleaving. Without
+   * one all turns are alike. An integer from 0 to 2^32 − 1. Time is counted in instructions, so that runs repeat without one too, unless a time-out ends them.
+   */
+  readonly seed?: number;
+  /** `2M`: guest_memfd takes its memory in folios of 2 MiB. Default 4K, as Linux does. */
+  readonly gmemFolio?: '4K' | '2M';
+  readonly trace?: Trace;
+  /** The machine's chip, with its secure processor; absent: a machine without SEV. */
+  readonly chip?: Chip;
+}
+
+export interface VmOptions {
+  /** `sw-protected`, the default: RAM is private from the start. `sev-snp`: an SNP guest, on a host with a chip. */
+  readonly type?: (typeof VM_TYPES)[number];
+  /** What an SNP guest is launched with; QEMU's names. */
+  readonly snp?: SnpMachineOptions;
+  /** Bytes of RAM, whole pages. Default 64 MiB. */
+  readonly memory?: number;
+  /** Number of vCPUs. All enter at the entry point; with `irqchip: 'split'` the first does, and starts the others by INIT and SIPI. Default 1. */
+  readonly smp?: number;
+  /** `split`: local APICs in the kernel, as QEMU's kernel-irqchip=split. Default off: there are none. */
+  readonly irqchip?: 'split' | 'off';
+  /** A static ELF64 file, or a flat binary if `imageName` ends in `.bin`; see `readImage`. */
+  readonly image: Uint8Array;
+  /** For messages. */
+  readonly imageName?: string;
+  /** Entries of each vCPU's dirty ring, a power of two, for `Vm.dirtyLog`; absent: KVM's bitmaps. */
+  readonly dirtyRingSize?: number;
+  /** Gets what the guest writes to its console, as it comes. */
+  readonly onConsole?: (text: Uint8Array) => void;
+  /** Where the shared side of RAM comes from. Default: anonymous memory. */
+  readonly backend?: { kind: 'anonymous' } | { kind: 'memfd' } | { kind: 'file'; path: string };
+}
+
+const HOST_OPTIONS: Record<keyof HostOptions, true> = {
+  ...{ accel: true, memory: true, kernel: true, early: true },
+  ...{ seed: true, gmemFolio: true, trace: true, chip: true },
+};
+
+const VM_OPTIONS: Record<keyof VmOptions, true> = {
+  ...{ type: true, snp: true, memory: true, smp: true, irqchip: true },
+  ...{ image: true, imageName: true, dirtyRingSize: true, onConsole: true, backend: true },
+};
+
+const RUN_OPTIONS: Record<keyof RunOptions, true> = { timeoutMs: true, signal: true, clock: true };
+
+/** Throws RangeError: an option that is none, or cannot be what it is. */
+export function checkHostOptions(options: HostOptions): void {
+  requireKnownFields('host', options, HOST_OPTIONS);
+  const { accel, kernel, early = [], gmemFolio, seed, trace, chip } = options;
+  if (accel !== undefined) requireOneOf('accel', accel, ACCELERATORS);
+  if (kernel !== undefined) requireOneOf('kernel', kernel, KERNELS);
+  for (const form of early) requireOneOf('early', form, EARLY_FORMS);
+  if (gmemFolio !== undefined) requireOneOf('gmemFolio', gmemFolio, ['4K', '2M']);
+  if (seed !== undefined && (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32))
+    throw new RangeError(`seed: got ${seed}, want an integer from 0 to ${2 ** 32 - 1}`);
+  requireKind('trace', trace, (value) => value instanceof Trace, 'a Trace');
+  requireKind('chip', chip, (value) => value instanceof Chip, 'a Chip');
+}
+
+/** Throws RangeError: an option that is none, or cannot be what it is. */
+export function checkVmOptions(options: VmOptions): void {
+  requireKnownFields('vm', options, VM_OPTIONS);
+  const { type, irqchip, image, imageName, onConsole } = options;
+  if (type !== undefined) requireOneOf('type', type, VM_TYPES);
+  if (irqchip !== undefined) requireOneOf('irqchip', irqchip, IRQCHIPS);
+  if (!(image instanceof Uint8Array)) throw new RangeError(`image: got ${typeof image}, want a Uint8Array`);
+  requireKind('imageName', imageName, (value) => typeof value === 'string', 'a string');
+  requireKind('onConsole', onConsole, (value) => typeof value === 'function', 'a function');
+}
+
+/** Throws RangeError: an option that is none, or cannot be what it is. */
+export function checkRunOptions(options: RunOptions): void {
+  requireKnownFields('run', options, RUN_OPTIONS);
+  const { timeoutMs, signal } = options;
+  requireKind('timeoutMs', timeoutMs, (value) => typeof value === 'number' && value >= 0, 'a number from 0');
+  requireKind('signal', signal, (value) => value instanceof AbortSignal, 'an AbortSignal');
+}
+
+function requireKind(option: string, got: unknown, is: (value: unknown) => boolean, want: string): void {
+  if (got !== undefined && !is(got)) throw new RangeError(`${option}: got ${String(got)}, want ${want}`);
+}
