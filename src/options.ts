@@ -3,6 +3,8 @@ import { requireKnownFields, requireOneOf } from './base/option-checks.ts';
 import { Trace } from './base/trace.ts';
 import { Chip } from './hardware/chip.ts';
 import type { EarlyForm, Personality } from './kernel/kvm/index.ts';
+import type { CertificateOptions } from './vmm/confidential-guest/certificate-source.ts';
+import { GUEST_DATA_BYTES } from './vmm/loaders/snp-boot.ts';
 import type { SnpMachineOptions } from './vmm/machine.ts';
 import type { RunOptions } from './vmm/run-loop.ts';
 
@@ -74,6 +76,12 @@ const VM_OPTIONS: Record<keyof VmOptions, true> = {
   ...{ image: true, imageName: true, dirtyRingSize: true, onConsole: true, backend: true },
 };
 
+const SNP_OPTIONS: Record<keyof SnpMachineOptions, true> = {
+  ...{ guest: true, cBit: true, certificates: true, guestData: true, kernel: true },
+};
+
+const CERTIFICATE_OPTIONS: Record<keyof CertificateOptions, true> = { path: true, locking: true, busy: true };
+
 const RUN_OPTIONS: Record<keyof RunOptions, true> = { timeoutMs: true, signal: true, clock: true };
 
 /** Throws RangeError: an option that is none, or cannot be what it is. */
@@ -98,7 +106,24 @@ export function checkVmOptions(options: VmOptions): void {
   if (irqchip !== undefined) requireOneOf('irqchip', irqchip, IRQCHIPS);
   if (!(image instanceof Uint8Array)) throw new RangeError(`image: got ${typeof image}, want a Uint8Array`);
   requireKind('imageName', imageName, (value) => typeof value === 'string', 'a string');
+  if (options.snp !== undefined) {
+    requireKnownFields('snp', options.snp, SNP_OPTIONS);
+    checkSnpOptions(options.snp);
+  }
   requireKind('onConsole', onConsole, (value) => typeof value === 'function', 'a function');
+}
+
+function checkSnpOptions({ cBit, certificates, guestData }: SnpMachineOptions): void {
+  requireKind('snp.cBit', cBit, Number.isInteger, 'an integer');
+  requireKind('snp.guestData', guestData, (value) => value instanceof Uint8Array, 'a Uint8Array');
+  if (guestData !== undefined && guestData.length > GUEST_DATA_BYTES)
+    throw new RangeError(`snp.guestData: got ${guestData.length} bytes, want at most ${GUEST_DATA_BYTES}`);
+  if (certificates === undefined) return;
+  requireKnownFields('snp.certificates', certificates, CERTIFICATE_OPTIONS);
+  const { path, locking, busy } = certificates;
+  requireKind('snp.certificates.path', path, (value) => typeof value === 'string', 'a string');
+  if (locking !== undefined) requireOneOf('snp.certificates.locking', locking, ['shared', 'off']);
+  requireKind('snp.certificates.busy', busy, (value) => typeof value === 'function', 'a function');
 }
 
 /** Throws RangeError: an option that is none, or cannot be what it is. */

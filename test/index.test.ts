@@ -149,6 +149,19 @@ describe('a VM', () => {
     ['smpp', 5, 'vm.smpp: got a field that is none, want type, snp, memory, smp, irqchip, image, '],
     ['imageName', 5, 'imageName: got 5, want a string'],
     ['onConsole', 5, 'onConsole: got 5, want a function'],
+    ['snp', 5, 'snp: got 5, want an object'],
+    [
+      'snp',
+      { bogus: 1 },
+      'snp.bogus: got a field that is none, want guest, cBit, certificates, guestData, kernel',
+    ],
+    ['snp', { cBit: 'x' }, 'snp.cBit: got x, want an integer'],
+    ['snp', { guestData: new Uint8Array(65) }, 'snp.guestData: got 65 bytes, want at most 64'],
+    ['snp', { guestData: 5 }, 'snp.guestData: got 5, want a Uint8Array'],
+    ['snp', { certificates: { path: 5 } }, 'snp.certificates.path: got 5, want a string'],
+    ['snp', { certificates: { file: '/x' } }, 'snp.certificates.file: got a field that is none, want path, '],
+    ['snp', { certificates: { locking: 'x' } }, 'snp.certificates.locking: got x, want shared or off'],
+    ['snp', { certificates: { busy: 3 } }, 'snp.certificates.busy: got 3, want a function'],
   ])('a VM refuses option %s of %j', (option, got, refusal) => {
     host = createHost({ memory: 16 * MiB });
     expect(() => host.createVm({ ...exits, memory: 2 * MiB, [option]: got } as never)).toThrow(refusal);

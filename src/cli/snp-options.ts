@@ -5,6 +5,7 @@ import { decodeTcb } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
 import { platformEntropy, seededEntropy } from '../base/entropy.ts';
 import { Chip, type ChipGeneration, type Host, type Process, type SnpMachineOptions } from '../index.ts';
+import { GUEST_DATA_BYTES } from '../vmm/loaders/snp-boot.ts';
 import { openAuthority } from './authority.ts';
 import { readInput } from './files.ts';
 import { InputError, parseChoice } from './size.ts';
@@ -52,7 +53,6 @@ const OPTIONS = {
 } as const satisfies Partial<Record<keyof SnpCommandOptions, string>>;
 
 const HOST_DATA_BYTES = 32;
-const GUEST_DATA_BYTES = 64;
 const ID_BLOCK_BYTES = 96;
 const ID_AUTH_BYTES = 4096;
 /** Where the host has the certificates. */

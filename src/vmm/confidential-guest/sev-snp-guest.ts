@@ -30,6 +30,13 @@ export interface SevSnpGuestProperties {
   readonly 'vcek-disabled'?: boolean;
 }
 
+const PROPERTY_TYPES: Record<keyof SevSnpGuestProperties, 'bigint' | 'boolean' | 'number' | 'string'> = {
+  ...{ 'sev-device': 'string', cbitpos: 'number', 'reduced-phys-bits': 'number' },
+  ...{ 'kernel-hashes': 'boolean', policy: 'bigint', 'guest-visible-workarounds': 'string' },
+  ...{ 'id-block': 'string', 'id-auth': 'string', 'author-key-enabled': 'boolean' },
+  ...{ 'host-data': 'string', 'vcek-disabled': 'boolean' },
+};
+
 const DEFAULT_POLICY = 0x30000n;
 /** SEV_FEATURES of the VMSAs: what KVM adds to those asked for by INIT2, none. */
 const SNP_ACTIVE = 1n;
@@ -85,6 +92,7 @@ export class SevSnpGuest {
 
   /** Throws VmmError, which names the property, what it got and what it wants. */
   constructor(properties: SevSnpGuestProperties = {}) {
+    checkProperties(properties);
     const device = properties['sev-device'] ?? '/dev/sev';
     if (device !== '/dev/sev') throw bad('sev-device', device, '/dev/sev');
     this.policy = properties.policy ?? DEFAULT_POLICY;
@@ -253,6 +261,16 @@ function offersCertificateExits({ kvm }: KvmState): boolean {
   } catch (error) {
     if (error instanceof LinuxError && error.code === 'ENXIO') return false;
     throw error;
+  }
+}
+
+/** object_property_set: a property that the object has not is an error, as is a value of another type. */
+function checkProperties(properties: SevSnpGuestProperties): void {
+  for (const [name, value] of Object.entries(properties)) {
+    if (!Object.hasOwn(PROPERTY_TYPES, name))
+      throw new VmmError(`Property 'sev-snp-guest.${name}' not found`);
+    const want = PROPERTY_TYPES[name as keyof SevSnpGuestProperties];
+    if (value !== undefined && typeof value !== want) throw bad(name, String(value), `a ${want}`);
   }
 }
 

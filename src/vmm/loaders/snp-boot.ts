@@ -123,7 +123,10 @@ function imageRanges({ segments }: LoadedImage): SnpLaunchRange[] {
     }));
 }
 
-/** The host's page. `guestData`: at most 64 bytes. */
+/** What fits into the host's page. */
+export const GUEST_DATA_BYTES = 64;
+
+/** The host's page. `guestData`: at most GUEST_DATA_BYTES. */
 export function hostPage(machine: { memory: number; smp: number; guestData: Uint8Array }): Uint8Array {
   const bytes = new Uint8Array(PAGE_SIZE);
   const view = new DataView(bytes.buffer);

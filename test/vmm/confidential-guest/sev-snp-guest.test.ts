@@ -10,7 +10,7 @@ import {
 const base64 = (bytes: number): string => btoa('\0'.repeat(bytes));
 
 describe('sev-snp-guest', () => {
-  const rows: [string, SevSnpGuestProperties, string | undefined][] = [
+  const rows: [string, Record<string, unknown>, string | undefined][] = [
     ['nothing', {}, undefined],
     ['another device', { 'sev-device': '/dev/sev1' }, 'sev-device: got /dev/sev1, want /dev/sev'],
     ['policy 0', { policy: 0n }, undefined],
@@ -33,9 +33,13 @@ describe('sev-snp-guest', () => {
     ['an ID block with it', { 'id-block': base64(96), 'id-auth': base64(4096) }, undefined],
     ['authentication of a page', { 'id-auth': base64(4096) }, undefined],
     ['authentication of more', { 'id-auth': base64(4097) }, 'id-auth: got 4097 bytes, want at most 4096'],
+    ['what is no property', { polixy: 1n }, "Property 'sev-snp-guest.polixy' not found"],
+    ['a policy that is no bigint', { policy: 5 }, 'policy: got 5, want a bigint'],
+    ['a yes that is text', { 'vcek-disabled': 'on' }, 'vcek-disabled: got on, want a boolean'],
+    ['a property that is left undefined', { policy: undefined }, undefined],
   ];
   it.each(rows)('%s', (_, properties, message) => {
-    const make = () => new SevSnpGuest(properties);
+    const make = () => new SevSnpGuest(properties as SevSnpGuestProperties);
     if (message === undefined) expect(make).not.toThrow();
     else expect(make).toThrow(message);
   });
