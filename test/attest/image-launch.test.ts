@@ -90,3 +90,11 @@ describe('an ELF image', () => {
     ]);
   });
 });
+
+describe('a flat image', () => {
+  it('of no bytes is refused', () => {
+    expect(() => imageUpdates({ image: new Uint8Array(0), vcpus: 1, format: 'flat' })).toThrow(
+      'image: flat binary: got 0 bytes, want at least one',
+    );
+  });
+});

@@ -102,6 +102,16 @@ describe('several revocation lists', () => {
     expect(await failing({ crls: [lists[other], lists[one]] })).toEqual(failures);
   });
 
+  it('one that is issued this very second counts beside a stale one', async () => {
+    const at = new Date('2026-01-01T00:00:00Z');
+    const stale = issueCrl(issuer, 0, [], {
+      from: new Date('2025-01-01T00:00:00Z'),
+      to: new Date('2025-06-01T00:00:00Z'),
+    });
+    const { checks } = await verifyReport(report, { ...options, crls: [stale, lists.current], at });
+    expect(checks.find(({ name }) => name === 'CRL.validity')!.want).toMatch(/^2026-01-01/);
+  });
+
   it('of one day: the number says which is the newest', async () => {
     const crls = [lists['higher number'], lists['longer, lower number']];
     for (const given of [crls, crls.toReversed()]) {
