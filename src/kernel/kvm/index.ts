@@ -117,7 +117,6 @@ export class Kernel {
 
   /** Ends every process and gives the host's memory back; from within a KVM_RUN, when that is over. */
   close(): void {
-    if (this.#closing) return;
     this.#closing = true;
     for (const process of this.#processes) process.exit();
     this.#shutDown();

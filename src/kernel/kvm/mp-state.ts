@@ -109,9 +109,9 @@ export class MpState {
       this.#state = KVM_MP_STATE_RUNNABLE;
   }
 
-  /** The promise of a vCPU that blocks; it settles when something has happened that may be what it waits for. */
+  /** Once a KVM_RUN, which ends any earlier one first. The promise of a vCPU that blocks; it settles when something has happened that may be what it waits for. */
   block(): Promise<void> {
-    if (!this.#blocked) this.#vcpu.time.block();
+    this.#vcpu.time.block();
     this.#blocked = true;
     return new Promise((resolve) => {
       this.#wake = resolve;

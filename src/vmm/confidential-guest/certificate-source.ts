@@ -119,8 +119,7 @@ export class CertificateSource {
       return { errno: ERRNO.EIO, pages: 0 };
     }
     this.served++;
-    if (fd >= 0 && locking === 'shared') this.#held.set(vcpu, { fd });
-    else if (fd >= 0) this.#process.close(fd);
+    if (fd >= 0) this.#held.set(vcpu, { fd });
     return { errno: 0, pages: 0 };
   }
 }

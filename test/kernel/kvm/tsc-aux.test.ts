@@ -99,12 +99,18 @@ describe('an SNP guest', () => {
 });
 
 describe('a plain guest', () => {
-  const writes = (cpuid: Cpuid, high: bigint): { bench: VcpuBench; faults: boolean } => {
+  // Exit information 1 of the intercept of an MSR.
+  const ACCESS = { read: 0n, write: 1n };
+  const does = (
+    access: keyof typeof ACCESS,
+    cpuid: Cpuid,
+    high: bigint,
+  ): { bench: VcpuBench; faults: boolean } => {
     const bench = new VcpuBench();
     if (cpuid !== 'none') bench.vcpu.setCpuid2(CPUIDS[cpuid]);
     bench.vcpu.gpr[1] = BigInt(TSC_AUX);
     bench.vcpu.gpr[2] = high;
-    bench.scripted.script.push(exit(0x7c, 1n, 0n, 2), exit(0x78, 0n, 0n, 1));
+    bench.scripted.script.push(exit(0x7c, ACCESS[access], 0n, 2), exit(0x78, 0n, 0n, 1));
     expect(bench.vcpu.run()).toBe(0);
     return { bench, faults: bench.scripted.eventInjections[1] !== 0n };
   };
@@ -113,12 +119,13 @@ describe('a plain guest', () => {
     ['none', true],
     ['rdtscp', false],
     ['rdpid', false],
-  ])('with CPUID %s writes TSC_AUX, or gets #GP', (cpuid, faults) => {
-    expect(writes(cpuid, 0n).faults).toBe(faults);
+  ])('with CPUID %s reads and writes TSC_AUX, or gets #GP', (cpuid, faults) => {
+    expect(does('read', cpuid, 0n).faults).toBe(faults);
+    expect(does('write', cpuid, 0n).faults).toBe(faults);
   });
 
   it('loses what it writes above 32 bits', () => {
-    const { bench, faults } = writes('rdtscp', 1n);
+    const { bench, faults } = does('write', 'rdtscp', 1n);
     expect([faults, bench.scripted.tscAux]).toEqual([false, 0n]);
   });
 
@@ -126,6 +133,7 @@ describe('a plain guest', () => {
     const bench = new VcpuBench();
     bench.vcpu.setCpuid2([RDTSCP]);
     expect(bench.vcpu.setMsrs([{ index: TSC_AUX, data: 1n << 32n }])).toBe(0);
+    expect(bench.vcpu.setMsrs([{ index: TSC_AUX, data: 0xffff_ffffn }])).toBe(1);
     bench.vcpu.setCpuid2([AMD, RDTSCP]);
     expect(bench.vcpu.setMsrs([{ index: TSC_AUX, data: (1n << 32n) | 9n }])).toBe(1);
     expect(bench.vcpu.getMsrs([TSC_AUX])).toEqual([{ index: TSC_AUX, data: 9n }]);

@@ -161,7 +161,7 @@ describe('certificates under a lock', () => {
       const random = new Random(SEED);
       const machine = new Machine(form, 'off');
       const wrong = { nothing: 0, TCB: 0, key: 0 };
-      for (let i = 0; i < 50; i++)
+      for (let i = 0; i < 100; i++)
         wrong[
           machine.report(() => {
             if (random.oneIn(6)) machine.update(random.pick(['TCB', 'VLEK']));
