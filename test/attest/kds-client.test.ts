@@ -1,6 +1,8 @@
 /** What a key distribution server may answer: each wrong answer is an error that names its URL, at its time. */
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { type AddressInfo, createServer as createTcpServer } from 'node:net';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { fetchEvidence, KdsError, parseReport, verifyReport } from '../../src/attest/index.ts';
 import { evidenceOf, NOW, signedReport } from './evidence.ts';
@@ -143,6 +145,51 @@ describe('a server', () => {
     });
     const dripped = await errorOf(dripping, 100);
     expect(dripped.message).toContain('got a part of an answer (The operation was aborted due to timeout)');
+  });
+
+  it('that drips is left at that time whatever the platform forgets meanwhile', async () => {
+    setFlagsFromString('--expose-gc');
+    const collect: () => void = runInNewContext('gc');
+    let open = 0;
+    const dripping = await serve((_request, response) => {
+      open++;
+      const timer = setInterval(() => response.write('0'), 5);
+      response.on('close', () => {
+        open--;
+        clearInterval(timer);
+      });
+    });
+    const collecting = setInterval(collect, 20);
+    const error = await errorOf(dripping, 300).finally(() => clearInterval(collecting));
+    expect(error.message).toContain('got a part of an answer (');
+    await expect.poll(() => open).toBe(0);
+  });
+
+  it('that drips a page of error is left at once', async () => {
+    let left = 0;
+    const dripping = await serve((_request, response) => {
+      response.writeHead(503);
+      const timer = setInterval(() => response.write('0'), 5);
+      response.on('close', () => {
+        left++;
+        clearInterval(timer);
+      });
+    });
+    expect((await errorOf(dripping)).message).toContain('got status 503, want 200');
+    await expect.poll(() => left).toBe(1);
+  });
+
+  it.each([-1, 1.5, Number.NaN, 2 ** 31, '1'])('is not waited for %s milliseconds', async (timeoutMs) => {
+    const options = { timeoutMs: timeoutMs as number, url: 'http://127.0.0.1:1' };
+    await expect(fetchEvidence(report, options)).rejects.toThrow(
+      new RangeError(`timeoutMs: got ${timeoutMs}, want an integer from 0 to 2147483647`),
+    );
+  });
+
+  it('is asked with no option that is none', async () => {
+    await expect(fetchEvidence(report, { timeout: 1 } as object)).rejects.toThrow(
+      new RangeError('options.timeout: got a field that is none, want url, product, timeoutMs, fetch'),
+    );
   });
 
   it('that sends without an end is left once it has sent too much', async () => {
