@@ -330,10 +330,24 @@ describe('RMPADJUST', () => {
     expect(bench.vmsaLong(0x240)).toBe(BigInt(DATA));
   });
 
-  it('says that the sizes differ before #VC: of several failures the ownership stage comes first', () => {
-    bench.mapRegion('large', 'large', 'large');
-    const spoil = (): void => bench.setRegion('large', { validated: false });
-    expect(adjust(0x0101, spoil, LARGE)).toBe(RMP | FINAL | ENC | SIZEM);
+  // Of one page that is not validated: the nested fault of 4 KiB in a 2 MiB entry comes before #VC, the answer that 2 MiB do not fit comes after.
+  it.each<[Size, number, Outcome]>([
+    ['large', 0, RMP | FINAL | ENC | SIZEM],
+    ['small', 1, [VC, 0x404n]],
+    ['small', 0, [VC, 0x404n]],
+    ['large', 1, [VC, 0x404n]],
+  ])(
+    'of a page that is not validated, with %s RMP entries, asked for size %d, is %s',
+    (table, size, want) => {
+      bench.mapRegion('large', table, table);
+      const spoil = (): void => bench.setRegion(table, { validated: false });
+      expect(adjust(0x0101, spoil, LARGE, size)).toEqual(want);
+    },
+  );
+
+  it('says that 2 MiB do not fit before it compares the masks', () => {
+    bench.mapRegion('large', 'small', 'small');
+    expect(adjust(0x2001, undefined, LARGE, 1)).toBe(6);
   });
 
   // The VMPL of the guest, the mark before, RDX; the mark after.

@@ -2,6 +2,10 @@
  * The instructions by which an SNP guest manages its pages: PVALIDATE, RMPADJUST, RMPQUERY (APM volume 3; order of the checks: reference svm.md, section 6). The host's
  * RMPUPDATE and PSMASH are #UD in a guest.
  *
+ * Sizes that differ come at two places. 4 KiB of a 2 MiB page is a nested fault (SIZEM), of the stage of RMP checks that precedes Validated (APM volume 2, 15.36.10: a page
+ * that fails both is #VMEXIT(NPF), not #VC). 2 MiB of 4 KiB pages is an answer in EAX: PVALIDATE gives it before it looks at Validated, RMPADJUST after its #VC for a page
+ * that is not validated and before it compares the masks (so in svm.md's steps 4 to 6, and in VeriSMo's model of both instructions).
+ *
  * Left out: VMSA pages in use by another core (FAIL_INUSE): cores run one at a time.
  */
 import { NPF } from '../../../abi/vmcb.ts';
@@ -34,7 +38,7 @@ export function pageValidate(i: SystemInstruction): number {
   if (!i.privileged || guest.vmpl !== 0) return i.generalProtection();
   const rmp = memory.rmp!;
   const size = registers.gprWord(GPR.RCX);
-  const reason = checkForm(i, size) || locateOwn(i) || checkSizes(i, rmp, size);
+  const reason = checkForm(i, size) || locateOwn(i) || checkSmall(i, rmp, size) || checkLarge(i, rmp, size);
   if (reason !== 0) return reason === DONE ? i.resume() : reason;
   const { frame } = i.parts.nested;
   const wanted = (registers.gprWord(GPR.RDX) & 1) !== 0;
@@ -70,8 +74,9 @@ export function adjustPermissions(i: SystemInstruction): number {
   const reason =
     (reserved ? finish(i, RMP_RESULT.FAIL_INPUT) : checkForm(i, size)) ||
     (target <= guest.vmpl ? finish(i, RMP_RESULT.FAIL_PERMISSION) : locateOwn(i)) ||
-    checkSizes(i, rmp, size) ||
-    checkValidated(i, rmp);
+    checkSmall(i, rmp, size) ||
+    checkValidated(i, rmp) ||
+    checkLarge(i, rmp, size);
   if (reason !== 0) return reason === DONE ? i.resume() : reason;
   const { frame } = nested;
   const own = rmp.words[rmp.indexOf(frame) + 2]! >>> (8 * guest.vmpl);
@@ -142,13 +147,18 @@ function locateOwn(i: SystemInstruction): number {
 /** The high word of RAX in the state block. */
 const RAX_HIGH = 4;
 
-/** Whether the page that was located is one of `size`, in the guest's tables, the nested ones and the RMP. 0, DONE, or a LEAVE code. */
-function checkSizes(i: SystemInstruction, rmp: Rmp, size: number): number {
+/** Whether 4 KiB were asked for where the nested tables and the RMP have no larger page. 0, or a LEAVE code. */
+function checkSmall(i: SystemInstruction, rmp: Rmp, size: number): number {
   const { walker, nested, rmp: check } = i.parts;
-  const rmpLarge = rmp.isLarge(nested.frame as Pfn);
-  const nestedLarge = (nested.rights & NESTED_LARGE) !== 0;
-  if (size === SMALL) return rmpLarge || nestedLarge ? check.sizeMismatch(walker.gfn, 0, ACCESS.READ) : 0;
-  return rmpLarge && nestedLarge && walker.large ? 0 : finish(i, FAIL_SIZEMISMATCH);
+  const isSmall = !rmp.isLarge(nested.frame as Pfn) && (nested.rights & NESTED_LARGE) === 0;
+  return size === LARGE || isSmall ? 0 : check.sizeMismatch(walker.gfn, 0, ACCESS.READ);
+}
+
+/** Whether 2 MiB were asked for where the guest's tables, the nested ones and the RMP have a page of 2 MiB. 0 or DONE. */
+function checkLarge(i: SystemInstruction, rmp: Rmp, size: number): number {
+  const { walker, nested } = i.parts;
+  const isLarge = rmp.isLarge(nested.frame as Pfn) && (nested.rights & NESTED_LARGE) !== 0 && walker.large;
+  return size === SMALL || isLarge ? 0 : finish(i, FAIL_SIZEMISMATCH);
 }
 
 /** Whether the page that was located is validated. 0, or a LEAVE code with #VC pending. */
