@@ -129,13 +129,15 @@ export class Vm {
   readonly #host: Host;
   readonly #clock: Clock;
   readonly #console: Uint8Array[];
+  readonly #onClose: (vm: Vm) => void;
   #launch: LaunchReport | undefined;
 
   /** Made by `Host.createVm`. */
-  constructor(host: Host, options: VmOptions, clock: Clock) {
+  constructor(host: Host, options: VmOptions, from: { clock: Clock; onClose: (vm: Vm) => void }) {
     checkVmOptions(options);
     this.#host = host;
-    this.#clock = clock;
+    this.#clock = from.clock;
+    this.#onClose = from.onClose;
     const chunks: Uint8Array[] = [];
     this.#console = chunks;
     const { onConsole } = options;
@@ -144,6 +146,7 @@ export class Vm {
       memory: options.memory ?? 64 * MiB,
       smp: options.smp ?? 1,
       irqchip: options.irqchip ?? 'off',
+      ...(options.vcpuSignature === undefined ? {} : { vcpuSignature: options.vcpuSignature }),
       image: options.image,
       imageName: options.imageName ?? 'image',
       bootStub: readFileSync(prebuilt('boot.bin')),
@@ -205,6 +208,7 @@ export class Vm {
   }
 
   close(): void {
+    this.#onClose(this);
     if (!this.#host.processIsGone) this.machine.close();
   }
   [Symbol.dispose](): void {
@@ -307,6 +311,7 @@ export class Host {
   readonly #clock: Clock = platformClock();
   /** HostOptions.seed */
   readonly seed: number | undefined;
+  /** Those that are not closed. */
   readonly #vms = new Set<Vm>();
   #closed = false;
 
@@ -322,7 +327,7 @@ export class Host {
   /** Throws RangeError (an option that cannot be), VmmError (an image or size that cannot be, or the host is closed) or LinuxError (a system call that failed); then nothing is left behind. */
   createVm(options: VmOptions): Vm {
     if (this.#closed) throw new VmmError('createVm: the host is closed');
-    const vm = new Vm(this, options, this.#clock);
+    const vm = new Vm(this, options, { clock: this.#clock, onClose: (closed) => this.#vms.delete(closed) });
     this.#vms.add(vm);
     return vm;
   }

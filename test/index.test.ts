@@ -1,3 +1,6 @@
+import { setImmediate } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { afterEach, describe, expect, it } from 'vitest';
 import { createHost, type Host, LinuxError, MiB, readImage, VmmError } from '../src/index.ts';
 import { exitWith, print, tinyElf } from './cli/tiny-elf.ts';
@@ -42,6 +45,26 @@ describe('a host', () => {
     expect([...host.usage()].filter(([, frames]) => frames > 0)).toEqual(
       before.filter(([, frames]) => frames > 0),
     );
+  });
+
+  it('lets go of a VM that is closed, one that has run too', async () => {
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    host = createHost({ memory: 64 * MiB });
+    const use = async (ran: boolean): Promise<WeakRef<object>[]> => {
+      const vm = host.createVm({ ...exits, memory: 4 * MiB, smp: 2, irqchip: 'split' });
+      if (ran) await vm.run();
+      vm.close();
+      return [vm, vm.machine, vm.machine.vcpus[1]!, vm.machine.kvm.vm].map((held) => new WeakRef(held));
+    };
+    const gone = [...(await use(false)), ...(await use(true))];
+    // The last VM may still be on the stack.
+    await use(true);
+    for (let round = 0; round < 3; round++) {
+      await setImmediate();
+      collect();
+    }
+    expect(gone.map((held) => held.deref()?.constructor.name)).toEqual(gone.map(() => undefined));
   });
 
   it('keeps nothing of a VM that could not be made', () => {
