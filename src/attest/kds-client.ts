@@ -4,8 +4,10 @@
  */
 import { AMD_KDS, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { chainPath, crlPath, vcekPath, vlekPath } from '../abi/kds-url.ts';
+import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import { readCertificates } from './certificate.ts';
 import { parseCrl } from './crl.ts';
+import { Deadline } from './deadline.ts';
 import { EvidenceError } from './evidence-error.ts';
 import type { AttestationReport } from './report.ts';
 
@@ -35,24 +37,34 @@ export interface KdsOptions {
   readonly fetch?: typeof fetch;
 }
 
+const OPTIONS: Record<keyof KdsOptions, true> = { url: true, product: true, timeoutMs: true, fetch: true };
+
 /** Files for `VerifyOptions`. */
 export interface KdsEvidence {
   readonly certificates: Uint8Array[];
   readonly crls: Uint8Array[];
 }
 
+const TIMEOUT_MS = 10_000;
+/** What a timer takes. */
+const LONGEST_MS = 2 ** 31 - 1;
+
 /** Largest answer that is read: AMD's are some 5 KiB. */
 const MOST_BYTES = 1 << 20;
 
 /**
- * Certificates and revocation list for `report`. Throws KdsError, EvidenceError where the report does not say what to ask for, or RangeError for a URL that is none.
+ * Certificates and revocation list for `report`. Throws KdsError, EvidenceError where the report does not say what to ask for, or RangeError for an option that cannot be what it is.
  */
 export async function fetchEvidence(
   report: AttestationReport,
   options: KdsOptions = {},
 ): Promise<KdsEvidence> {
+  requireKnownFields('options', options, OPTIONS);
   const { signingKey, isChipIdMasked } = report;
-  const { url = AMD_KDS } = options;
+  const { url = AMD_KDS, product: expected, timeoutMs = TIMEOUT_MS } = options;
+  if (expected !== undefined) requireOneOf('product', expected, PRODUCTS);
+  if (!Number.isInteger(timeoutMs) || timeoutMs < 0 || timeoutMs > LONGEST_MS)
+    throw new RangeError(`timeoutMs: got ${timeoutMs}, want an integer from 0 to ${LONGEST_MS}`);
   if (!/^https?:$/.test(protocolOf(url))) {
     throw new RangeError(`url: got ${url}, want an address such as ${AMD_KDS}`);
   }
@@ -111,50 +123,69 @@ function protocolOf(text: string): string {
 async function get(
   path: string,
   read: (bytes: Uint8Array, name: string) => unknown,
-  { url = AMD_KDS, timeoutMs = 10_000, fetch: send = fetch }: KdsOptions,
+  { url = AMD_KDS, timeoutMs = TIMEOUT_MS, fetch: send = fetch }: KdsOptions,
 ): Promise<Uint8Array> {
   const address = `${url.replace(/\/$/, '')}${path}`;
+  const deadline = new Deadline(timeoutMs);
+  try {
+    const response = await ask(address, send, deadline);
+    const bytes = await bodyOf(response, address, deadline);
+    try {
+      read(bytes, 'answer');
+    } catch (error) {
+      const type = response.headers.get('content-type') ?? 'no content type';
+      throw new KdsError(
+        `${address}: got ${bytes.length} bytes of ${type}, want certificates or a revocation list (${(error as Error).message})`,
+        200,
+      );
+    }
+    return bytes;
+  } finally {
+    deadline.end();
+  }
+}
+
+/** The beginning of an answer with status 200. */
+async function ask(address: string, send: typeof fetch, deadline: Deadline): Promise<Response> {
   let response: Response;
   try {
-    response = await send(address, { signal: AbortSignal.timeout(timeoutMs), redirect: 'error' });
+    response = await deadline.of(send(address, { signal: deadline.signal, redirect: 'error' }));
   } catch (error) {
     throw new KdsError(`${address}: no answer (${reasonOf(error)})`);
   }
-  if (response.status !== 200) {
-    const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
-    const retryAfter = Number.isFinite(seconds) ? seconds : undefined;
-    const wait = retryAfter === undefined ? '' : `, wait ${retryAfter} s`;
-    throw new KdsError(
-      `${address}: got status ${response.status}${wait}, want 200`,
-      response.status,
-      retryAfter,
-    );
-  }
-  const bytes = await bodyOf(response, address);
-  try {
-    read(bytes, 'answer');
-  } catch (error) {
-    const type = response.headers.get('content-type') ?? 'no content type';
-    throw new KdsError(
-      `${address}: got ${bytes.length} bytes of ${type}, want certificates or a revocation list (${(error as Error).message})`,
-      200,
-    );
-  }
-  return bytes;
+  if (response.status === 200) return response;
+  leave(response.body);
+  const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
+  const retryAfter = Number.isFinite(seconds) ? seconds : undefined;
+  const wait = retryAfter === undefined ? '' : `, wait ${retryAfter} s`;
+  throw new KdsError(
+    `${address}: got status ${response.status}${wait}, want 200`,
+    response.status,
+    retryAfter,
+  );
+}
+
+/** Takes no more of an answer: its connection would stay for as long as the server likes. */
+function leave(body: { cancel(): Promise<void> } | null | undefined): void {
+  body?.cancel().catch(() => undefined);
 }
 
 /** The answer's body. No more is taken of one that is too long than shows that it is. */
-async function bodyOf(response: Response, address: string): Promise<Uint8Array> {
+async function bodyOf(response: Response, address: string, deadline: Deadline): Promise<Uint8Array> {
   const parts: Uint8Array[] = [];
   let length = 0;
+  const reader = response.body?.getReader();
   try {
-    for await (const part of response.body ?? []) {
-      parts.push(part);
-      length += part.length;
-      if (length > MOST_BYTES) break;
+    while (reader !== undefined && length <= MOST_BYTES) {
+      const { done, value } = await deadline.of(reader.read());
+      if (done) break;
+      parts.push(value);
+      length += value.length;
     }
   } catch (error) {
     throw new KdsError(`${address}: got a part of an answer (${reasonOf(error)})`, 200);
+  } finally {
+    leave(reader);
   }
   if (length === 0 || length > MOST_BYTES) {
     const got = length === 0 ? 'nothing' : `more than ${MOST_BYTES} bytes`;
