@@ -52,6 +52,8 @@ export interface VmOptions {
   readonly memory?: number;
   /** Number of vCPUs. All enter at the entry point; with `irqchip: 'split'` the first does, and starts the others by INIT and SIPI. Default 1. */
   readonly smp?: number;
+  /** CPUID 1 EAX of the vCPUs, which the measurement of firmware holds. Default: the chip's own. `VCPU_TYPES` of `softcvm/attest` has those of QEMU's types. */
+  readonly vcpuSignature?: number;
   /** `split`: local APICs in the kernel, as QEMU's kernel-irqchip=split. Default off: there are none. */
   readonly irqchip?: 'split' | 'off';
   /** A static ELF64 file, or a flat binary if `imageName` ends in `.bin`; see `readImage`. */
@@ -72,7 +74,7 @@ const HOST_OPTIONS: Record<keyof HostOptions, true> = {
 };
 
 const VM_OPTIONS: Record<keyof VmOptions, true> = {
-  ...{ type: true, snp: true, memory: true, smp: true, irqchip: true },
+  ...{ type: true, snp: true, memory: true, smp: true, vcpuSignature: true, irqchip: true },
   ...{ image: true, imageName: true, dirtyRingSize: true, onConsole: true, backend: true },
 };
 
@@ -105,6 +107,8 @@ export function checkVmOptions(options: VmOptions): void {
   if (type !== undefined) requireOneOf('type', type, VM_TYPES);
   if (irqchip !== undefined) requireOneOf('irqchip', irqchip, IRQCHIPS);
   if (!(image instanceof Uint8Array)) throw new RangeError(`image: got ${typeof image}, want a Uint8Array`);
+  const isU32 = (value: unknown): boolean => Number.isInteger(value) && (value as number) >>> 0 === value;
+  requireKind('vcpuSignature', options.vcpuSignature, isU32, 'an integer from 0 to 4294967295');
   requireKind('imageName', imageName, (value) => typeof value === 'string', 'a string');
   if (options.snp !== undefined) {
     requireKnownFields('snp', options.snp, SNP_OPTIONS);

@@ -169,7 +169,7 @@ describe('a VM', () => {
   });
 
   it.each([
-    ['smpp', 5, 'vm.smpp: got a field that is none, want type, snp, memory, smp, irqchip, image, '],
+    ['smpp', 5, 'vm.smpp: got a field that is none, want type, snp, memory, smp, vcpuSignature, irqchip, '],
     ['imageName', 5, 'imageName: got 5, want a string'],
     ['onConsole', 5, 'onConsole: got 5, want a function'],
     ['snp', 5, 'snp: got 5, want an object'],

@@ -38,6 +38,12 @@ program
   .addOption(new Option('--smp <n>', 'number of vCPUs').default('1'))
   .addOption(
     new Option(
+      '--vcpu-type <type>',
+      "signature of the vCPUs by QEMU's name: EPYC-Milan, EPYC-Genoa-v1, ...; measured where firmware starts",
+    ).default(undefined, "the chip's own"),
+  )
+  .addOption(
+    new Option(
       '--irqchip <where>',
       'local APICs: split (in the kernel; the guest starts its other vCPUs itself) or off',
     ).default('off'),

@@ -1,4 +1,6 @@
 /** `softcvm run`: one VM on one host, from the entry of its image to the end of its run. */
+
+import { VCPU_TYPES } from '../attest/vmsa.ts';
 import {
   ACCELERATORS,
   createHost,
@@ -29,6 +31,7 @@ export interface RunCommandOptions extends SnpCommandOptions {
   readonly type: string;
   readonly memory: string;
   readonly smp: string;
+  readonly vcpuType?: string;
   readonly irqchip?: string;
   readonly accel?: string;
   readonly kernel: string;
@@ -67,6 +70,10 @@ export async function run(
     throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
   }
   const smp = parseInteger(options.smp, '--smp', 1, MAX_VCPUS);
+  const vcpuSignature =
+    options.vcpuType === undefined
+      ? undefined
+      : VCPU_TYPES[parseChoice(options.vcpuType, '--vcpu-type', Object.keys(VCPU_TYPES))]!;
   const irqchip = parseChoice(options.irqchip ?? IRQCHIPS[0], '--irqchip', IRQCHIPS);
   const kernel = parseChoice(options.kernel, '--kernel', KERNELS);
   const early = (options.early?.split(',') ?? []).map((form) =>
@@ -111,6 +118,7 @@ export async function run(
       type,
       memory,
       smp,
+      ...(vcpuSignature === undefined ? {} : { vcpuSignature }),
       irqchip,
       ...loaded,
       ...(snp === undefined ? {} : { snp: snp.machine }),

@@ -7,6 +7,12 @@ import type { CpuidEntry } from '../kernel/interface.ts';
 export const signatureOf = (entries: readonly CpuidEntry[]): number =>
   entries.find((entry) => entry.function === 1)?.eax ?? 0;
 
+/** The CPUID of a processor with this signature (family, model and stepping) and all else as it is. Leaves 1 and 8000_0001h EAX. */
+export const withSignature = (entries: readonly CpuidEntry[], signature: number): CpuidEntry[] =>
+  entries.map((entry) =>
+    entry.function === 1 || entry.function === 0x8000_0001 ? { ...entry, eax: signature } : entry,
+  );
+
 /** CPUID 8000_0001h EDX bit 26: Page1GB. */
 export const hasGigabytePages = (entries: readonly CpuidEntry[]): boolean =>
   entries.some((entry) => entry.function === 0x8000_0001 && (entry.edx & (1 << 26)) !== 0);

@@ -35,7 +35,7 @@ import { RESET_CONTROL_PORT, RESET_CONTROL_PORTS, ResetControl } from './devices
 import { SERIAL_PORT, SERIAL_PORTS, Serial16550 } from './devices/serial-16550.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { VmmError } from './error.ts';
-import { cpuidOf, snpCpuid } from './guest-cpuid.ts';
+import { cpuidOf, snpCpuid, withSignature } from './guest-cpuid.ts';
 import { KvmState } from './kvm-state.ts';
 import type { KernelFiles } from './loaders/kernel-hashes.ts';
 import { hostPage, SNP_BOOT, snpCpuidTable } from './loaders/snp-boot.ts';
@@ -71,6 +71,8 @@ export interface MachineOptions {
   readonly memory: number;
   /** Number of vCPUs. */
   readonly smp: number;
+  /** CPUID 1 EAX of the vCPUs (QEMU's -cpu, as far as the signature goes); absent: the host's (-cpu host). */
+  readonly vcpuSignature?: number;
   readonly image: Uint8Array;
   /** For messages; a name that ends in `.bin` says that the image is a flat binary, one in `.fd` that it is firmware. */
   readonly imageName: string;
@@ -201,7 +203,9 @@ export class Machine {
         }),
       );
       this.dirtyLog = new DirtyLog({ topology: this.topology, ram: this.ram, pages: dirtyPages });
-      const cpuid = this.kvm.kvm.getSupportedCpuid();
+      const supported = this.kvm.kvm.getSupportedCpuid();
+      const cpuid =
+        options.vcpuSignature === undefined ? supported : withSignature(supported, options.vcpuSignature);
       const board: Board = {
         process,
         topology: this.topology,

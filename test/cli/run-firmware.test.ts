@@ -29,7 +29,7 @@ const DEFAULTS: RunCommandOptions = {
 
 describe('softcvm run of firmware', () => {
   it.each([
-    ['a plain launch', {}, {}],
+    ['a plain launch', {}, { vcpuSig: '0xa00f11' }],
     [
       'a kernel',
       { guestKernel: file('kernel'), initrd: file('disk'), append: 'console=ttyS0', smp: '2', chip: 'genoa' },
@@ -38,12 +38,17 @@ describe('softcvm run of firmware', () => {
         vcpuSig: '0xa10f11',
       },
     ],
+    [
+      'vCPUs of a type on a newer chip',
+      { chip: 'turin', vcpuType: 'EPYC-Genoa' },
+      { vcpuType: 'EPYC-Genoa' },
+    ],
   ])('measures what softcvm measure says: %s', async (_, options, expected) => {
     const output = await printed(() => run('attester.fd', { ...DEFAULTS, ...options }));
     const { launch, report } = JSON.parse(output) as { launch: { measurement: string }; report: string };
     const digest = await printed(() =>
       measure(undefined, {
-        ...{ mode: 'snp', ovmf: FIRMWARE, vcpus: '1', vcpuSig: '0xa00f11', vmmType: 'QEMU' },
+        ...{ mode: 'snp', ovmf: FIRMWARE, vcpus: '1', vmmType: 'QEMU' },
         ...{ guestFeatures: '0x1', outputFormat: 'hex', ...expected },
       }),
     );
@@ -52,6 +57,7 @@ describe('softcvm run of firmware', () => {
   });
 
   it.each<[Partial<RunCommandOptions>, string]>([
+    [{ vcpuType: 'EPYC-Zen' }, '--vcpu-type: got EPYC-Zen, want EPYC or EPYC-v1'],
     [{ initrd: '/disk' }, '--initrd: got it without --guest-kernel, want both'],
     [{ append: 'quiet' }, '--append: got it without --guest-kernel, want both'],
     [
