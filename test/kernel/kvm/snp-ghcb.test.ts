@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Personality } from '../../../src/kernel/kvm/index.ts';
 import { BUFFER, GhcbBench, type Request } from './ghcb-bench.ts';
-import { FRESH, GHCB } from './snp-bench.ts';
+import { FRESH, GHCB, type SnpVm } from './snp-bench.ts';
 
 const KERNELS: readonly Personality[] = ['6.12', '7.2'];
 const HLT = 5;
@@ -289,6 +289,41 @@ describe('a GHCB page', () => {
         if (bench.exitReason === 6) bench.snp.vcpu.run();
         while (bench.exitReason === 6) bench.snp.vcpu.run();
         expect([bench.exitReason, ...bench.answer]).toEqual([HLT, ...(kernel === '6.12' ? old : late)]);
+      });
+
+  // The vCPU's CPUID: physical address bits (0x80000008 EAX), the C-bit's number (0x8000001F EBX, where there is the leaf); the VMSA's address, the answer.
+  const ADDRESSES: readonly (readonly [number, number | undefined, bigint, readonly bigint[]])[] = [
+    [36, undefined, 0x1000n, [0n, 0n]],
+    [36, undefined, 0xf_ffff_f000n, [0n, 0n]],
+    [36, undefined, 0x10_0000_1000n, [2n, 5n]],
+    [36, undefined, 0x20_0000_1000n, [2n, 5n]],
+    [48, undefined, 0xffff_ffff_f000n, [0n, 0n]],
+    [48, undefined, 0x1_0000_0000_1000n, [2n, 5n]],
+    [52, undefined, 0x2_0000_0000_1000n, [0n, 0n]],
+    [52, undefined, 0xf_ffff_ffff_f000n, [0n, 0n]],
+    [52, undefined, 0x10_0000_0000_1000n, [2n, 5n]],
+    [48, 51, 0x8_0000_0000_1000n, [0n, 0n]],
+    [48, 51, 0x4_0000_0000_1000n, [2n, 5n]],
+    [48, 50, 0x8_0000_0000_1000n, [2n, 5n]],
+  ];
+  for (const kernel of KERNELS)
+    for (const [bits, cBit, info2, answer] of ADDRESSES)
+      it(`${kernel}: AP creation by a vCPU of ${bits} bits, C-bit ${cBit}, of a VMSA at 0x${info2.toString(16)}`, () => {
+        const leaf = (number: number, eax: number, ebx: number) => ({
+          function: number,
+          index: 0,
+          flags: 0,
+          eax,
+          ebx,
+          ecx: 0,
+          edx: 0,
+        });
+        const leaves = [leaf(0x8000_0008, bits, 0)];
+        if (cBit !== undefined) leaves.push(leaf(0x8000_001f, 0, cBit));
+        const launch = (snp: SnpVm): void => snp.vcpu.setCpuid2(leaves);
+        const bench = new GhcbBench({ kernel, others: [1], launch }).register();
+        bench.request({ ...EVENT, code: 0x8000_0013n, info1: 1n << 32n, info2, rax: 1n });
+        expect(bench.answer).toEqual(answer);
       });
 
   // Events that need no field but the code and the two numbers: none of them is refused for what is missing, or unknown.

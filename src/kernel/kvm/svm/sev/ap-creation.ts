@@ -7,7 +7,6 @@ import type { VcpuSev } from './vcpu-sev.ts';
 
 const REQUEST = { CREATE_ON_INIT: 0, CREATE: 1, DESTROY: 2 } as const;
 const LARGE_PAGE = 0x20_0000n;
-const GPA_LIMIT = 1n << 48n;
 
 /** False: the request makes no sense. */
 export function createAp(sev: VcpuSev, request: GhcbRequest): boolean {
@@ -35,8 +34,8 @@ export function createAp(sev: VcpuSev, request: GhcbRequest): boolean {
 }
 
 /** 2 MiB-aligned VMSAs are refused for the sake of an erratum of real parts. */
-const isVmsaValid = ({ sev }: VcpuSev, { rax, info2 }: GhcbRequest): boolean =>
+const isVmsaValid = ({ sev, vcpu }: VcpuSev, { rax, info2 }: GhcbRequest): boolean =>
   ((rax ^ sev.vmsaFeatures) & sev.vm.policy.apFeaturesCompared) === 0n &&
   info2 % 4096n === 0n &&
-  info2 < GPA_LIMIT &&
+  vcpu.cpuid.isLegalSevGpa(info2) &&
   info2 % LARGE_PAGE !== 0n;
