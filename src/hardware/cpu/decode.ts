@@ -161,7 +161,7 @@ export class LineDecoder {
 
   /** Ends a line that does not end in a jump: control goes to `offset`. */
   #goOn(line: Line, page: CodePage, offset: number): void {
-    line.add(this.#handler(offset < PAGE ? 'jmp.64' : 'jmpOutOfPage.64')!);
+    line.add(this.#handler(offset < PAGE ? 'jmp.64' : 'nextPage.64')!);
     line.through(line.instructions, line.instructions);
     this.#setTarget(line, page, offset);
   }

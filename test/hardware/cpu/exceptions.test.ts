@@ -4,6 +4,7 @@ import { Code, hlt, load, nop, onRegister, op, push, Register, set, two, withNum
 import {
   CODE,
   CR2,
+  DATA,
   EXITINFO1,
   EXITINFO2,
   GDT,
@@ -11,6 +12,11 @@ import {
   HANDLERS,
   IST1,
   NEXT_RIP,
+  PD,
+  PDPT,
+  PML4,
+  PT,
+  RAX,
   RFLAGS,
   RIP,
   RSP,
@@ -108,6 +114,99 @@ describe('which exception', () => {
     expect(handlerOf()).toBe(vector);
     if (error !== undefined) expect(stack(1)[0]).toBe(error);
   });
+});
+
+describe('a near branch to an address that is not canonical is #GP(0) at the branch, with nothing pushed or popped', () => {
+  const LIMIT = 0x8000_0000_0000n;
+  const rows: [string, bigint, number[]][] = [
+    ['JMP RAX to 2^63', 1n << 63n, [0xff, 0xe0]],
+    ['JMP RAX to 2^47', LIMIT, [0xff, 0xe0]],
+    ['JMP RAX below the upper half', 0xffff_7fff_ffff_ffffn, [0xff, 0xe0]],
+    ['CALL RAX', 1n << 63n, [0xff, 0xd0]],
+    ['CALL RAX to 2^47', LIMIT, [0xff, 0xd0]],
+    ['JMP [RBX]', LIMIT, [0xff, 0x23]],
+    ['CALL [RBX]', LIMIT, [0xff, 0x13]],
+    ['RET', LIMIT, [0xc3]],
+    ['RET 16', LIMIT, [0xc2, 16, 0]],
+    ['IRETQ', LIMIT, [0x48, 0xcf]],
+    ['RETFQ', LIMIT, [0x48, 0xcb]],
+  ];
+  describe.each([
+    ['in the hot loop', 0x02n],
+    ['stepped', 0x102n],
+  ])('%s', (_, flags) => {
+    it.each(rows)('%s', (_name, target, bytes) => {
+      bench.interceptException(13);
+      bench.write(STACK - 8, 0x7777n);
+      for (const [n, value] of [target, 8n, 2n, BigInt(STACK), 0x10n].entries())
+        bench.write(STACK + 8 * n, value);
+      bench.write(DATA, target);
+      bench.core.gpr[3] = BigInt(DATA);
+      bench.setLong(RAX, target);
+      bench.setLong(RFLAGS, flags);
+      expect(bench.runBytes(...bytes)).toBe(0x4d);
+      expect(bench.long(EXITINFO1)).toBe(0n);
+      expect(bench.long(RIP)).toBe(BigInt(CODE));
+      expect(bench.long(RSP)).toBe(BigInt(STACK));
+      expect(bench.read(STACK - 8)).toBe(0x7777n);
+    });
+  });
+
+  const last: [string, number[], number, bigint?][] = [
+    ['JMP rel32', [0xe9, 0x0b, 0, 0, 0], 0],
+    ['CALL rel32', [0xe8, 0x0b, 0, 0, 0], 0],
+    ['JZ rel32', [0x31, 0xc0, 0x0f, 0x84, 0x08, 0, 0, 0], 2],
+    ['JRCXZ', [0xe3, 0x10], 0, 0n],
+    ['LOOP', [0xe2, 0x10], 0, 2n],
+  ];
+  it.each(last)('%s over the end of the lower half', (_name, bytes, at, rcx = 0n) => {
+    bench.interceptException(13);
+    bench.write(STACK - 8, 0x7777n);
+    bench.core.gpr[1] = rcx;
+    const end = lastLowerPage();
+    bench.memory.write(bench.spa(CODE + 0xff0), Uint8Array.from(bytes));
+    bench.setLong(RIP, end + 0xff0n);
+    expect(bench.run()).toBe(0x4d);
+    expect(bench.long(RIP)).toBe(end + 0xff0n + BigInt(at));
+    expect(bench.long(RSP)).toBe(BigInt(STACK));
+    expect(bench.core.gpr[1]).toBe(rcx);
+    expect(bench.read(STACK - 8)).toBe(0x7777n);
+  });
+  it('but code that goes on there without a branch faults at the address itself', () => {
+    bench.interceptException(13);
+    const end = lastLowerPage();
+    bench.memory.write(bench.spa(CODE + 0xfff), Uint8Array.of(0x90));
+    bench.setLong(RIP, end + 0xfffn);
+    expect(bench.run()).toBe(0x4d);
+    expect(bench.long(RIP)).toBe(LIMIT);
+  });
+  it('and a CALL whose push faults is that fault first', () => {
+    bench.interceptException(14);
+    bench.setLong(RAX, LIMIT);
+    bench.setLong(RSP, 0x400000n);
+    expect(bench.runBytes(0xff, 0xd0)).toBe(0x4e);
+    expect(bench.long(EXITINFO1)).toBe(2n);
+    expect(bench.long(EXITINFO2)).toBe(0x3ffff8n);
+    expect(bench.long(RIP)).toBe(BigInt(CODE));
+  });
+  it('nor is it done when the budget ends with it', () => {
+    bench.interceptException(13);
+    bench.setLong(RAX, LIMIT);
+    bench.memory.write(bench.spa(CODE), Uint8Array.of(0xff, 0xe0));
+    bench.setLong(RIP, BigInt(CODE));
+    // One for the way to the decoder, one for the jump.
+    expect(bench.run(undefined, 2)).toBe(0x4d);
+    expect(bench.long(RIP)).toBe(BigInt(CODE));
+  });
+
+  /** Maps CODE's page at the last page of the lower half, too; its linear address. */
+  function lastLowerPage(): bigint {
+    bench.write(PML4 + 255 * 8, PDPT | 7);
+    bench.write(PDPT + 511 * 8, PD | 7);
+    bench.write(PD + 511 * 8, PT | 7);
+    bench.write(PT + 511 * 8, CODE | 3);
+    return 0x7fff_ffff_f000n;
+  }
 });
 
 describe('an interrupt gate', () => {

@@ -17,7 +17,7 @@ import type { ModuleBuilder } from '../wasm/module.ts';
 import { type I32, type I64, i32, i64 } from '../wasm/value.ts';
 import type { Handler } from './catalog.ts';
 import { LAYER, saveProgress } from './layers.ts';
-import { tlbBase, tlbEntry } from './memory-access.ts';
+import { isNotCanonical, tlbBase, tlbEntry } from './memory-access.ts';
 import { type Place, RecordContext } from './record-context.ts';
 
 export function defineHot(module: ModuleBuilder, handlers: readonly Handler[]): FunctionHandle {
@@ -54,7 +54,7 @@ class HotLoop {
     code.set(this.#target, i64.load(this.#state, STATE.RIP));
     code.block((cold) => {
       this.#cold = cold;
-      code.if(i32.eqz(this.#record), () => this.#lookUpTarget());
+      code.if(i32.eqz(this.#record), () => this.#lookUpTarget(() => {}));
       code.loop((next) => {
         this.#next = next;
         code.block((jumped) => {
@@ -66,31 +66,41 @@ class HotLoop {
           this.#take();
         });
         this.#countThrough();
-        code.set(this.#record, i32.const(0));
-        this.#lookUpTarget();
+        this.#lookUpTarget(() => this.#backFromNowhere());
         code.br(next);
       });
     });
     this.#leaveWith(i32.const(LAYER.COLD));
   }
 
-  /** From `target` to a record. */
-  #lookUpTarget(): void {
+  /** From `target` to a record, or out; `beforeLeaving` first. */
+  #lookUpTarget(beforeLeaving: () => void): void {
     const code = this.#code;
     code.scope(() => {
       const page = code.let(i64.and(this.#target, -4096));
       const entry = code.let(tlbEntry(this.#tlb, this.#target));
-      const leaveAtTarget = (reason: number) => {
+      const spent = i32.leS(this.#budget, 0);
+      code.if(i32.or(spent, i64.ne(page, i64.load(entry, STATE.FETCH_TLB + TLB.TAG))), () => {
+        beforeLeaving();
+        code.set(this.#record, i32.const(0));
         code.store64(this.#state, STATE.RIP, this.#target);
         code.store64(this.#state, STATE.PAGE_BASE, page);
-        this.#leaveWith(i32.const(LAYER.AT_RIP + reason));
-      };
-      code.if(i32.leS(this.#budget, 0), () => leaveAtTarget(LEAVE.BUDGET));
-      code.if(i64.ne(page, i64.load(entry, STATE.FETCH_TLB + TLB.TAG)), () => leaveAtTarget(LEAVE.FETCH));
+        code.if(spent, () => this.#leaveWith(i32.const(LAYER.AT_RIP + LEAVE.BUDGET)));
+        this.#leaveWith(i32.const(LAYER.AT_RIP + LEAVE.FETCH));
+      });
       code.store64(this.#state, STATE.PAGE_BASE, page);
       const offset = i32.and(i32.wrap(this.#target), 0xfff);
       code.set(this.#slot, i32.add(i32.load(entry, STATE.FETCH_TLB + TLB.ADDEND), i32.shl(offset, 2)));
       this.#enterSlot();
+    });
+  }
+
+  /** A branch to an address that is not canonical: its cold handler faults. Such an address is never in the TLB. */
+  #backFromNowhere(): void {
+    const code = this.#code;
+    code.if(isNotCanonical(this.#target), () => {
+      code.set(this.#budget, i32.add(this.#budget, i32.load16U(this.#record, RECORD.THROUGH)));
+      code.br(this.#cold);
     });
   }
 

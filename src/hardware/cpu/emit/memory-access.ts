@@ -37,6 +37,9 @@ export function importSlowPath(module: ModuleBuilder): SlowPath {
   };
 }
 
+/** 1 unless bits 63:47 are all alike. */
+export const isNotCanonical = (linear: I64): I32 => i64.gtU(i64.add(i64.shrS(linear, 47), 1), 1);
+
 /** Address of the TLB entry for `linear`, without the TLB's own offset. */
 export const tlbEntry = (tlb: I32, linear: I64): I32 =>
   i32.add(tlb, i32.and(i32.wrap(i64.shrU(linear, 8)), INDEX_MASK));

@@ -2,6 +2,7 @@
  * `OperandContext` for the interpreter: operands are found through the record that is being executed. The same class serves
  * handlers inline in `run` and those that are functions of their own; `Place` says how either leaves or branches.
  */
+import { VECTOR } from '../../../abi/x86.ts';
 import { RECORD } from '../record.ts';
 import { zeroExtend } from '../semantics/flags.ts';
 import type { OperandContext, OperandIndex, Operation, Size } from '../semantics/operation.ts';
@@ -14,6 +15,7 @@ import {
   type AccessPlace,
   addressInPage,
   finishUpdate,
+  isNotCanonical,
   loadSigned,
   loadUnsigned,
   loadVector,
@@ -181,11 +183,33 @@ export class RecordContext implements OperandContext {
   }
 
   branchOutOfPage(): void {
-    this.jump(i64.add(this.state(STATE.PAGE_BASE), this.immediate()));
+    this.jump(this.targetOutOfPage());
+  }
+
+  targetOutOfPage(): I64 {
+    return this.code.let(i64.add(this.state(STATE.PAGE_BASE), this.immediate()));
+  }
+
+  goOnInNextPage(): void {
+    this.#place.jump(this.targetOutOfPage());
   }
 
   jump(address: I64): void {
-    this.#place.jump(address);
+    const target = this.code.let(address);
+    // The hot loop sees it when it looks the target up.
+    if (!this.inHotLoop) this.checkTarget(target);
+    this.#place.jump(target);
+  }
+
+  checkTarget(address: I64, before?: () => void): void {
+    this.code.if(isNotCanonical(address), () => {
+      if (this.inHotLoop) {
+        this.#place.goCold();
+        return;
+      }
+      before?.();
+      this.raise(VECTOR.GP, 0);
+    });
   }
 
   #operandAddress(operand: OperandIndex): I32 {

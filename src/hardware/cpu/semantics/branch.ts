@@ -87,16 +87,18 @@ function countAndJump(operation: Operation, equal: boolean): Operation {
 
 const COUNTING = ['add', 'sub', 'inc', 'dec'] as const;
 
-/** LOOP: rCX counts down without touching flags; the size is that of the address. */
+/** LOOP: rCX counts down without touching flags; the size is that of the address. One out of its page is rare, and cold. */
 function loop(holds: (c: OperandContext) => I32, far: boolean): Operation {
   return {
     sizes: [32, 64],
-    hot: [32, 64],
+    hot: far ? [] : [32, 64],
     emit: (c) => {
       const count = c.code.let(i64.sub(c.readRegisterUnsigned(GPR.RCX), 1));
+      const left = i64.ne(c.size === 32 ? i64.and(count, 0xffffffff) : count, 0);
+      const taken = c.code.let(i32.and(left, holds(c)));
+      if (far) c.code.if(taken, () => c.checkTarget(c.targetOutOfPage()));
       c.writeRegister(GPR.RCX, count);
-      const left = i32.eqz(i64.eqz(c.readRegisterUnsigned(GPR.RCX)));
-      c.code.if(i32.and(left, holds(c)), () => (far ? c.branchOutOfPage() : c.branchInPage()));
+      c.code.if(taken, () => (far ? c.branchOutOfPage() : c.branchInPage()));
     },
   };
 }

@@ -63,10 +63,19 @@ export interface OperandContext {
   /** Hands the instruction to the slow path, as the `float` of its table row says; nothing of it may be committed yet. */
   leaveToSystem(): void;
 
-  /** Goes to the instruction's branch target (inside its page, or anywhere), or to a linear address. Ends the operation. */
+  /**
+   * Goes to the instruction's branch target (inside its page, or anywhere), or to a linear address; #GP(0) at the instruction where that is not
+   * canonical. Ends the operation.
+   */
   branchInPage(): void;
   branchOutOfPage(): void;
   jump(address: I64): void;
+  /** The same fault, for what commits something before it jumps. `before` are checks whose faults come first. */
+  checkTarget(address: I64, before?: () => void): void;
+  /** The linear address of the branch target, where it is not inside the page. */
+  targetOutOfPage(): I64;
+  /** Goes where the line goes on without a branch: there is nothing to check. */
+  goOnInNextPage(): void;
 }
 
 /**

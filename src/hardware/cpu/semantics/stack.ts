@@ -71,20 +71,21 @@ function enter(c: OperandContext): void {
   c.writeRegister(GPR.RBP, frame);
 }
 
-/** The return address is an i64 immediate, as offset from the page's start. */
-function call(c: OperandContext, go: () => void): void {
+function call(c: OperandContext): void {
   push(c, c.nextAddress(), 64);
-  go();
+  c.branchInPage();
 }
 
-function callIndirect(c: OperandContext): void {
-  const target = c.read(0, 64);
+/** A push that faults comes before a target that is not canonical, as on AMD's cores. */
+function callTo(c: OperandContext, target: I64): void {
+  c.checkTarget(target, () => c.checkStore(i64.sub(c.state(RSP), 8), 64));
   push(c, c.nextAddress(), 64);
   c.jump(target);
 }
 
 function returnNear(c: OperandContext, released: I64): void {
   const target = c.load(c.state(RSP), 64);
+  c.checkTarget(target);
   c.setState(RSP, i64.add(i64.add(c.state(RSP), 8), released));
   c.jump(target);
 }
@@ -108,13 +109,14 @@ export const stack: Group = {
     pushFlags: { sizes: PUSH_SIZES, emit: (c) => push(c, i64.and(composeFlags(c), ~0x30000), c.size) },
     leave: { sizes: PUSH_SIZES, hot: [64], emit: leave },
     enter: { sizes: PUSH_SIZES, emit: enter },
-    call: { ...IN_LINE, emit: (c) => call(c, () => c.branchInPage()) },
-    callOutOfPage: { ...IN_LINE, emit: (c) => call(c, () => c.branchOutOfPage()) },
-    callIndirect: { ...JUMP, emit: callIndirect },
+    call: { ...IN_LINE, emit: call },
+    callOutOfPage: { ...IN_LINE, emit: (c) => callTo(c, c.targetOutOfPage()) },
+    callIndirect: { ...JUMP, emit: (c) => callTo(c, c.read(0, 64)) },
     ret: { ...IN_LINE, emit: (c) => returnNear(c, i64.const(0)) },
     retReleasing: { ...IN_LINE, emit: (c) => returnNear(c, c.readUnsigned(0, 16)) },
     jmp: { ...IN_LINE, emit: (c) => c.branchInPage() },
     jmpOutOfPage: { ...IN_LINE, emit: (c) => c.branchOutOfPage() },
+    nextPage: { ...IN_LINE, emit: (c) => c.goOnInNextPage() },
     jmpIndirect: { ...JUMP, emit: (c) => c.jump(c.read(0, 64)) },
   },
   instructions: {
