@@ -180,7 +180,8 @@ export class Rmp {
 
   /** Firmware's write of an entry; with `large`, of a 2 MiB page. */
   setEntry(frame: Pfn, entry: RmpEntry): void {
-    this.#write(frame, entry, entry);
+    const marks = (entry.vmsa ? RMP_WORD1.VMSA : 0) | (entry.validated ? RMP_WORD1.VALIDATED : 0);
+    this.#write(frame, entry, marks, entry.permissions);
   }
 
   /** Firmware takes a Pre-Guest page into its guest: Guest-Valid. VMPL0's permissions stay. No translation to the page can exist. `at`: index of its entry. */
@@ -206,14 +207,14 @@ export class Rmp {
     const insideLarge = (low & 3) === 3;
     if (insideLarge && !next.large) return RMP_RESULT.FAIL_OVERLAP;
     if (next.large && !insideLarge && this.regionAssigned(frame)) return RMP_RESULT.FAIL_OVERLAP;
-    const old = this.entry(frame as Pfn);
-    const same =
-      old.assigned === next.assigned &&
-      old.asid === next.asid &&
-      old.gpa === next.gpa &&
-      old.large === next.large;
-    const kept = same && next.asid !== 0 ? old : { vmsa: false, validated: false, permissions: VMPL0_ALL };
-    this.#write(frame as Pfn, next, kept);
+    const high = words[at + 1]!;
+    const isSame =
+      ((low & RMP_WORD0.ASSIGNED) !== 0) === next.assigned &&
+      ((high >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID) === next.asid &&
+      gpaOf(low, high) === next.gpa &&
+      ((low & RMP_WORD0.LARGE) !== 0) === next.large;
+    if (isSame && next.asid !== 0) this.#write(frame, next, high, words[at + 2]!);
+    else this.#write(frame, next, 0, VMPL0_ALL);
     return RMP_RESULT.SUCCESS;
   }
 
@@ -268,7 +269,8 @@ export class Rmp {
     else this.#memory.forgetTranslations(frame, 1);
   }
 
-  #write(frame: Pfn, state: RmpState, rest: Pick<RmpEntry, 'vmsa' | 'validated' | 'permissions'>): void {
+  /** `marks`: VMSA and VALIDATED, as word 1 has them. */
+  #write(frame: number, state: RmpState, marks: number, permissions: number): void {
     const { words } = this;
     const at = this.#entries + frame * 4;
     const wasLarge = (words[at]! & 3) === 3;
@@ -291,9 +293,8 @@ export class Rmp {
     words[at + 1] =
       Math.floor(page / 0x100000) |
       (state.asid << RMP_WORD1.ASID_SHIFT) |
-      (rest.vmsa ? RMP_WORD1.VMSA : 0) |
-      (rest.validated ? RMP_WORD1.VALIDATED : 0);
-    words[at + 2] = state.assigned ? rest.permissions : 0;
+      (marks & (RMP_WORD1.VMSA | RMP_WORD1.VALIDATED));
+    words[at + 2] = state.assigned ? permissions : 0;
     words[at + 3] = 0;
     for (let i = 0; i < frames; i++) this.#memory.noteAssigned(frame + i, state.assigned);
     this.#memory.forgetTranslations(frame, frames);

@@ -206,6 +206,19 @@ export class AddressSpace implements ProcessMemory {
     if (failure !== 0) throw this.#userFault('copy_from_user', failure);
   }
 
+  /** The same straight into host memory at `to`, as get_user_pages and a copy between pages do. */
+  copyFromUserTo(at: Hva, to: Spa, length: number): void {
+    for (let done = 0; done < length; ) {
+      const from = at + done;
+      const offset = from % PAGE_SIZE;
+      const frame = this.#frameToRead((from - offset) / PAGE_SIZE);
+      if (frame < 0) throw this.#userFault('copy_from_user', frame);
+      const count = Math.min(length - done, PAGE_SIZE - offset);
+      this.#memory.copy((to + done) as Spa, (frame * PAGE_SIZE + offset) as Spa, count);
+      done += count;
+    }
+  }
+
   /** The kernel writes memory of the process. Throws EFAULT (EAGAIN when a page is on its way). */
   copyToUser(at: Hva, from: Uint8Array): void {
     const failure = this.#write(at, from);

@@ -15,11 +15,21 @@ import {
   snpLaunchUpdate,
 } from '../../../../abi/sev-firmware.ts';
 import { SEV_STATUS } from '../../../../abi/sev-status.ts';
-import { type Gfn, gfn, gpa, gpaOf, type Hva, hva, type Pfn, spaOf } from '../../../../base/address.ts';
+import {
+  type Gfn,
+  gfn,
+  gpa,
+  gpaOf,
+  type Hva,
+  hva,
+  PAGE_SIZE,
+  type Pfn,
+  spaOf,
+} from '../../../../base/address.ts';
 import { ERRNO, LinuxError } from '../../../../base/errors.ts';
 import { commandFailure } from '../../../ccp/psp.ts';
 import { isSevDevice } from '../../../ccp/sev-device.ts';
-import { lookup, makePrivate } from '../../../host-rmp.ts';
+import { makePrivate } from '../../../host-rmp.ts';
 import type {
   ProcessMemory,
   SnpLaunchFinishCommand,
@@ -143,18 +153,21 @@ export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void 
     throw new LinuxError('EINVAL', `${call}: no guest_memfd at gfn 0x${data.gfnStart.toString(16)}`);
   const wanted = Number(data.len / PAGE);
   const count = Math.min(wanted, slot.npages - (first - slot.baseGfn));
-  const page = new Page();
-  const bytes = new Uint8Array(4096);
-  const firmware = { sevFd: command.sevFd, type: data.type, error: 0 };
+  const buffer = snpLaunchUpdate.encode({ context: BigInt(spaOf(sev.context)), flags: data.type << 1 });
+  const update: Update = {
+    ...{ slot, type: data.type, sevFd: command.sevFd, error: 0, page: new Page(), buffer },
+    address: new DataView(buffer.buffer, snpLaunchUpdate.offsets.address, 8),
+  };
+  const uaddr = Number(data.uaddr);
   let done = 0;
   let failure: LinuxError | undefined;
   for (; done < count; done++) {
-    const source = isZero ? undefined : hva(Number(data.uaddr) + done * 4096);
-    failure = addPage(sev, firmware, { slot, gfn: (first + done) as Gfn, source, page, bytes });
+    const source = isZero ? undefined : hva(uaddr + done * PAGE_SIZE);
+    failure = addPage(sev, update, (first + done) as Gfn, source);
     if (failure !== undefined) break;
   }
   if (done === 0) {
-    command.error = firmware.error;
+    command.error = update.error;
     throw failure ?? new LinuxError('EIO', `${call}: no page was added`);
   }
   data.gfnStart += BigInt(done);
@@ -162,49 +175,56 @@ export function launchUpdate(sev: SevVm, command: SnpLaunchUpdateCommand): void 
   if (!isZero) data.uaddr += BigInt(done) * PAGE;
 }
 
+/** What the pages of a LAUNCH_UPDATE have in common. */
+interface Update {
+  readonly slot: FaultSlot;
+  /** SNP_PAGE_TYPE */
+  readonly type: number;
+  readonly sevFd: number;
+  /** Firmware's status for the last page. */
+  error: number;
+  readonly page: Page;
+  /** Firmware's command, and where the page's address goes in it. */
+  readonly buffer: Uint8Array;
+  readonly address: DataView;
+}
+
 /** One page from the VMM into the guest, measured and encrypted. Returns why not. */
-function addPage(
-  sev: SevVm,
-  command: { readonly sevFd: number; readonly type: number; error: number },
-  request: { slot: FaultSlot; gfn: Gfn; source: Hva | undefined; page: Page; bytes: Uint8Array },
-): LinuxError | undefined {
-  const { slot, source, page, bytes } = request;
+function addPage(sev: SevVm, update: Update, at: Gfn, source: Hva | undefined): LinuxError | undefined {
+  const { page, type } = update;
   const { vm, host } = sev;
   const { memory } = vm;
-  const at = `gfn 0x${request.gfn.toString(16)}`;
-  const why = (reason: string): LinuxError =>
-    new LinuxError('EIO', `KVM_SEV_SNP_LAUNCH_UPDATE: ${at}: ${reason}`);
-  const got = vm.gmemGetUnprepared(slot, request.gfn, page);
-  if (got !== 0) return why(`no page, errno ${-got}`);
-  if (!vm.attributes.isPrivate(request.gfn)) return why('its attribute is not PRIVATE');
-  if (lookup(memory, page.pfn).assigned) return why('it is the guest’s already');
+  const got = vm.gmemGetUnprepared(update.slot, at, page);
+  if (got !== 0) return notAdded(at, `no page, errno ${-got}`);
+  const frame = page.pfn;
+  if (!vm.attributes.isPrivate(at)) return notAdded(at, 'its attribute is not PRIVATE');
+  if (memory.rmp!.assigned(frame)) return notAdded(at, 'it is the guest’s already');
   if (source !== undefined) {
     try {
-      vm.process.memory.read(source, bytes);
+      vm.process.memory.copyFromUserTo(source, spaOf(frame), PAGE_SIZE);
     } catch (error) {
-      if (error instanceof LinuxError) return why(`source 0x${source.toString(16)} cannot be read`);
+      if (error instanceof LinuxError) return notAdded(at, `source 0x${source.toString(16)} cannot be read`);
       throw error;
     }
-    memory.write(spaOf(page.pfn), bytes);
   }
-  const frame = page.pfn;
-  const state = { gpa: gpaOf(request.gfn), level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' as const };
-  if (makePrivate(memory, frame, state) !== 0) return why('RMPUPDATE failed');
-  const { type } = command;
-  const update = snpLaunchUpdate.encode({
-    context: BigInt(spaOf(sev.context!)),
-    flags: type << 1,
-    address: BigInt(spaOf(frame)),
-  });
-  const status = issue(sev, command.sevFd, command, SEV_CMD.SNP_LAUNCH_UPDATE, update);
+  if (
+    makePrivate(memory, frame, { gpa: gpaOf(at), level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' }) !== 0
+  )
+    return notAdded(at, 'RMPUPDATE failed');
+  update.address.setUint32(0, spaOf(frame), true);
+  const status = issue(sev, update.sevFd, update, SEV_CMD.SNP_LAUNCH_UPDATE, update.buffer);
   if (status === SEV_STATUS.SUCCESS) return undefined;
   if (host.psp.reclaim(frame) && type === SNP_PAGE_TYPE.CPUID && status === SEV_STATUS.INVALID_PARAM) {
     // The page holds what firmware would accept.
+    const bytes = new Uint8Array(PAGE_SIZE);
     memory.read(spaOf(frame), bytes);
     if (source !== undefined) copyToUser(vm.process.memory, source, bytes);
   }
-  return why(commandFailure('SNP_LAUNCH_UPDATE', status).message);
+  return notAdded(at, commandFailure('SNP_LAUNCH_UPDATE', status).message);
 }
+
+const notAdded = (at: Gfn, reason: string): LinuxError =>
+  new LinuxError('EIO', `KVM_SEV_SNP_LAUNCH_UPDATE: gfn 0x${at.toString(16)}: ${reason}`);
 
 /** Linux says nothing where this fails. */
 function copyToUser(memory: ProcessMemory, to: Hva, bytes: Uint8Array): void {
