@@ -14,12 +14,13 @@ import {
 import { fingerprint, sameBytes } from './bytes.ts';
 import { type Certificate, KEY_CERT_SIGN, keyUsageText } from './certificate.ts';
 import type { Checks, Outcome } from './check.ts';
+import type { Path } from './path.ts';
 import { checkRevocation, type GivenList } from './revocation.ts';
 import type { SignatureChecks } from './signatures.ts';
 import { attributesText, type Signed, sameAttributes } from './x509.ts';
 
-export interface ChainInput {
-  /** The chain's certificates, in any order, and others. */
+export interface ChainInput extends Path {
+  /** All that the evidence has, for messages. */
   readonly certificates: readonly Certificate[];
   /** Roots that the caller trusts. */
   readonly roots: readonly Certificate[];
@@ -29,39 +30,18 @@ export interface ChainInput {
   readonly at: Date;
   /** Which kind of key the report says. */
   readonly leafKind: 'VCEK' | 'VLEK';
-  /** The certificate of that key. */
-  readonly leaf: Certificate | undefined;
   readonly signatures: SignatureChecks;
   /** The generation, where the report tells. */
   readonly product: Product | undefined;
 }
 
-/** The certificate of that kind, of `product` where there is one. */
-export const findCertificate = (
-  certificates: readonly Certificate[],
-  kind: CertificateKind,
-  product: Product | undefined,
-): Certificate | undefined =>
-  certificates.find((one) => one.kind === kind && one.product === product) ??
-  certificates.find((one) => one.kind === kind);
-
 const PSS = `RSASSA-PSS, SHA-384, MGF1 with SHA-384, salt 48, trailer 1`;
 
-/** Checks the chain up to the given roots; the outcomes of its signatures come later. */
+/** Checks the chain that was found (path.ts) up to the given roots; the outcomes of its signatures come later. */
 export function checkChain(checks: Checks, input: ChainInput): void {
-  const { certificates, roots, leafKind, leaf, at } = input;
+  const { certificates, roots, leafKind, leaf, middle, root, at } = input;
   const product = leaf?.product ?? input.product;
-  const now = at.toISOString();
-  const ofKind = (kind: CertificateKind): Certificate | undefined =>
-    findCertificate(certificates, kind, product);
   const middleKind = leafKind === 'VCEK' ? 'ASK' : 'ASVK';
-  const middle = ofKind(middleKind);
-  const presented = ofKind('ARK');
-  // Where the evidence brings no ARK, or another than the one given, the given one judges it.
-  const trusted =
-    roots.find((root) => presented !== undefined && sameBytes(root.bytes, presented.bytes)) ??
-    roots.find((root) => middle !== undefined && sameBytes(root.subject.bytes, middle.issuer.bytes));
-  const root = presented ?? trusted;
 
   const present = (kind: string, certificate: Certificate | undefined): void => {
     const got = certificate === undefined ? listed(certificates) : certificate.subject.text;
@@ -76,7 +56,7 @@ export function checkChain(checks: Checks, input: ChainInput): void {
   present(middleKind, middle);
 
   const verified = (name: string, issuer: Certificate | undefined, signed: Signed): void => {
-    checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
+    checkAlgorithm(checks, name, signed);
     if (issuer === undefined) {
       checks.add(`${name}.signature`, false, 'no issuer', `a certificate of ${signed.issuer.text}`);
       return;
@@ -90,7 +70,7 @@ export function checkChain(checks: Checks, input: ChainInput): void {
     );
   };
 
-  if (trusted !== undefined && root !== undefined && sameBytes(trusted.bytes, root.bytes)) {
+  if (root !== undefined && roots.some(({ bytes }) => sameBytes(bytes, root.bytes))) {
     const text = `${root.subject.commonName}, serial ${root.serial}`;
     checks.add('ARK.trusted', true, text, text);
   } else checks.addOutcome('ARK.trusted', untrustedRoot(root, roots));
@@ -101,7 +81,7 @@ export function checkChain(checks: Checks, input: ChainInput): void {
     [leaf, middle, leafKind],
   ] as const) {
     if (certificate === undefined) continue;
-    checkCertificate(checks, kind, certificate, product, at, now);
+    checkCertificate(checks, kind, certificate, product, at);
     if (issuer !== undefined) {
       const isIssuer = sameBytes(certificate.issuer.bytes, issuer.subject.bytes);
       checks.add(`${kind}.issuer`, isIssuer, certificate.issuer.text, issuer.subject.text);
@@ -121,6 +101,11 @@ async function untrustedRoot(root: Certificate | undefined, roots: readonly Cert
     got: root === undefined ? 'no ARK' : await fingerprint(root.bytes),
     want: wanted.length === 0 ? 'a root: none was given' : wanted.join(' or '),
   };
+}
+
+/** The algorithm of AMD's certificates and lists. */
+export function checkAlgorithm(checks: Checks, name: string, signed: Signed): void {
+  checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);
 }
 
 const listed = (certificates: readonly Certificate[]): string =>
@@ -153,13 +138,13 @@ const UNDERSTOOD: readonly string[] = [
   MARK_OID,
 ];
 
-function checkCertificate(
+/** What a certificate of that kind must say by itself. */
+export function checkCertificate(
   checks: Checks,
   kind: CertificateKind,
   certificate: Certificate,
   product: Product | undefined,
   at: Date,
-  now: string,
 ): void {
   const isCa = kind === 'ARK' || kind === 'ASK' || kind === 'ASVK';
   checks.equal(`${kind}.version`, certificate.version, 3);
@@ -195,7 +180,7 @@ function checkCertificate(
   checks.add(
     `${kind}.validity`,
     at >= notBefore && at <= notAfter,
-    now,
+    at.toISOString(),
     `${notBefore.toISOString()} to ${notAfter.toISOString()}`,
   );
 }

@@ -18,17 +18,18 @@ import { toHex } from '../base/hex.ts';
 import { requireKnownFields } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
-import { checkChain, findCertificate } from './chain.ts';
+import { checkChain } from './chain.ts';
 import { type Check, Checks } from './check.ts';
 import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
+import { findPath } from './path.ts';
 import { checkPolicy, checkTcbOrder, type ReportPolicy, requireKnownPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
 import type { GivenList } from './revocation.ts';
 import { SignatureChecks } from './signatures.ts';
 
 export interface VerifyOptions {
-  /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one; what else lies among them does not count. */
+  /** Files of certificates, DER or PEM: VCEK or VLEK, its ASK or ASVK, the ARK if there is one, in any order; what else lies among them does not count. */
   readonly certificates: readonly Uint8Array[];
   /** The ARKs that the caller trusts, DER or PEM. Without one nothing verifies. */
   readonly roots: readonly Uint8Array[];
@@ -78,6 +79,7 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   for (const [index, file] of options.certificates.entries()) {
     const name = labelOf('certificates', options.certificates, index);
     for (const certificate of read(checks, name, () => readCertificates(file, name)) ?? []) {
+      if (find(certificates, certificate.bytes) !== undefined) continue;
       certificates.push(certificate);
       checkKind(checks, name, certificate);
       if (signed?.mayBeMadeBy(certificate)) await signed.begin(certificate);
@@ -89,10 +91,12 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     const list = read(checks, name, () => parseCrl(file, name));
     return list === undefined ? [] : [{ name, list }];
   });
-  const roots = options.roots.flatMap((file, index) => {
-    const known = certificates.find((certificate) => sameBytes(certificate.bytes, file));
-    return known === undefined ? readCertificates(file, `root ${index}`) : [known];
-  });
+  const roots: Certificate[] = [];
+  for (const [index, file] of options.roots.entries()) {
+    const known = find(certificates, file);
+    for (const root of known === undefined ? readCertificates(file, `root ${index}`) : [known])
+      if (find(roots, root.bytes) === undefined) roots.push(root);
+  }
   const verdict = (): Verdict => ({
     ok: checks.list.every(({ ok }) => ok),
     checks: checks.list,
@@ -104,19 +108,17 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const { report, leafKind } = signed;
 
   checkForm(checks, report);
-  const leaf = findCertificate(certificates, leafKind, report.product);
-  const product = leaf?.product ?? report.product;
-  checkChain(checks, {
-    certificates,
-    roots,
-    crls,
-    revocation: policy.revocation ?? 'if given',
-    at,
-    leafKind,
-    leaf,
-    signatures,
-    product: report.product,
-  });
+  const leafFaults = async (leaf: Certificate): Promise<number> => {
+    const bound = new Checks();
+    checkBinding(bound, report, leaf, leaf.product);
+    return bound.list.filter(({ ok }) => !ok).length + ((await signed.isMadeBy(leaf)) ? 0 : 1);
+  };
+  const { product: reported } = report;
+  const input = { certificates, roots, crls, at, leafKind, product: reported, signatures };
+  const path = await findPath({ ...input, leafFaults });
+  const { leaf } = path;
+  const product = leaf?.product ?? reported;
+  checkChain(checks, { ...input, ...path, revocation: policy.revocation ?? 'if given' });
   checkSignature(checks, report, leaf, signed);
   if (leaf !== undefined) checkBinding(checks, report, leaf, product);
   checkTcbOrder(checks, report, product);
@@ -124,6 +126,9 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   await checks.settled();
   return verdict();
 }
+
+const find = (certificates: readonly Certificate[], bytes: Uint8Array): Certificate | undefined =>
+  certificates.find((one) => sameBytes(one.bytes, bytes));
 
 const labelOf = (name: string, files: readonly Uint8Array[], index: number): string =>
   files.length === 1 ? name : `${name}[${index}]`;

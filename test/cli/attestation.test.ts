@@ -157,6 +157,26 @@ describe('softcvm verify', () => {
     ]);
   });
 
+  it('takes the certificate that fits, though --certs brings one of another TCB and the server the right one', async () => {
+    const stale = file(
+      'stale.pem',
+      writePem('CERTIFICATE', await authority.vcek(chip, chip.reportedTcb - 1n)),
+    );
+    const roots = [paths.ark];
+    for (const certs of [
+      [stale, paths.vcek, paths.ask],
+      [paths.ask, paths.vcek, stale],
+    ])
+      expect(await run({ certs, roots })).toBe(0);
+    expect(await run({ certs: [stale, paths.ask], roots })).toBe(1);
+    const server = new KeyServer(authority);
+    try {
+      expect(await run({ certs: [stale], roots, kds: await server.listen(), requireCrl: true })).toBe(0);
+    } finally {
+      await server.close();
+    }
+  });
+
   it('counts age from the file’s time', async () => {
     const path = file('old.bin', report);
     utimesSync(path, new Date('2026-05-31T23:59:00Z'), new Date('2026-05-31T23:59:00Z'));

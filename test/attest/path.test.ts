@@ -1,0 +1,182 @@
+/** Evidence that brings several certificates of a kind: the one that fits counts, wherever it stands. */
+import { describe, expect, it } from 'vitest';
+import { type VerifyOptions, verifyReport } from '../../src/attest/index.ts';
+import {
+  issueArk,
+  issueCrl,
+  issueIntermediate,
+  issueVcek,
+  issueVlek,
+  type Validity,
+} from '../../src/authority/issue.ts';
+import { vlekSigningKey } from '../../src/hardware/chip.ts';
+import { evidenceOf, signedReport } from './evidence.ts';
+import { forged, signerOf } from './forged-certificate.ts';
+
+const years = (from: number, to: number): Validity => ({
+  from: new Date(Date.UTC(from, 0, 1)),
+  to: new Date(Date.UTC(to, 0, 1)),
+});
+const LATER = years(2025, 2040);
+const GONE = years(2020, 2025);
+
+const { report, options, chip, authority } = await evidenceOf('milan');
+const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8Array];
+const own = { kind: 'ARK', product: 'Milan', signer: await signerOf('Milan', 'ARK') } as const;
+const ownAsk = { kind: 'ASK', product: 'Milan', signer: await signerOf('Milan', 'ASK') } as const;
+const ownAsvk = { kind: 'ASVK', product: 'Milan', signer: await signerOf('Milan', 'ASVK') } as const;
+/** Milan's names with another's keys. */
+const other = { kind: 'ARK', product: 'Milan', signer: await signerOf('Genoa', 'ARK') } as const;
+const otherAsk = { kind: 'ASK', product: 'Milan', signer: await signerOf('Genoa', 'ASK') } as const;
+const otherAsvk = { kind: 'ASVK', product: 'Milan', signer: await signerOf('Genoa', 'ASVK') } as const;
+
+const request = {
+  productName: 'Milan',
+  tcb: chip.reportedTcb,
+  hwid: chip.chipId,
+  spki: chip.vcek(chip.reportedTcb).spki,
+};
+const otherArk = issueArk(other, LATER);
+
+const failing = async (more: Partial<VerifyOptions>, bytes = report): Promise<string[]> =>
+  (await verifyReport(bytes, { ...options, ...more })).failures.map(({ name }) => name);
+
+/** Both orders, and that the one alone does not do. */
+async function holdsBothWays(
+  right: Uint8Array,
+  wrong: Uint8Array,
+  others: readonly Uint8Array[],
+  more: Partial<VerifyOptions> = {},
+  bytes = report,
+): Promise<void> {
+  expect(await failing({ ...more, certificates: [right, wrong, ...others] }, bytes)).toEqual([]);
+  expect(await failing({ ...more, certificates: [wrong, right, ...others] }, bytes)).toEqual([]);
+  expect(await failing({ ...more, certificates: [...others, wrong, right] }, bytes)).toEqual([]);
+  expect(await failing({ ...more, certificates: [wrong, ...others] }, bytes)).not.toEqual([]);
+}
+
+describe('of several VCEKs', async () => {
+  const stale = chip.reportedTcb - 1n;
+  const otherChip = (await evidenceOf('milan', {}, 8)).options.certificates[0]!;
+  it.each<[what: string, wrong: Uint8Array]>([
+    ['of another TCB', await authority.vcek(chip, stale)],
+    ['of another chip', otherChip],
+    ['that has expired', issueVcek(ownAsk, request, GONE)],
+    ['by another’s ASK', issueVcek(otherAsk, request, LATER)],
+    [
+      'that are the right one but for a changed product name',
+      forged(vcek, ownAsk.signer, [
+        { from: Buffer.from('Milan-').toString('hex'), to: Buffer.from('Genoa-').toString('hex') },
+      ]),
+    ],
+    ['of a Genoa', (await evidenceOf('genoa')).options.certificates[0]!],
+  ])('the right one counts beside one %s', async (_what, wrong) => {
+    await holdsBothWays(vcek, wrong, [ask, ark]);
+  });
+
+  it('the right one counts also for a report that does not say its generation', async () => {
+    const older = signedReport(chip, { version: 2, cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 });
+    const genoa = (await evidenceOf('genoa')).options.certificates;
+    await holdsBothWays(vcek, genoa[0]!, [genoa[1]!, ask, genoa[2]!, ark], {}, older);
+  });
+
+  it('copies of one are one', async () => {
+    const stale = await authority.vcek(chip, chip.reportedTcb - 1n);
+    const certificates = [vcek, ask, ark];
+    const { checks } = await verifyReport(report, { ...options, certificates });
+    const again = await verifyReport(report, {
+      ...options,
+      certificates: [...certificates, ...certificates.map((bytes) => bytes.slice())],
+      roots: [ark.slice(), ark],
+    });
+    expect(again.checks).toEqual(checks);
+    expect(await failing({ certificates: [vcek, stale, vcek, stale, ask] })).toEqual([]);
+  });
+
+  it('the first is named of those that fit alike, none of them well', async () => {
+    const certificates = [await authority.vcek(chip, stale), await authority.vcek(chip, stale - 1n), ask];
+    expect(await failing({ certificates })).toEqual(['report.signature', 'VCEK.tcb.bootLoader']);
+    const { failures } = await verifyReport(report, { ...options, certificates });
+    expect(failures[1]!.got).toBe('3');
+  });
+});
+
+describe('of several ASKs', () => {
+  it.each<[what: string, wrong: Uint8Array]>([
+    ['of another root', issueIntermediate(other, 'ASK', otherAsk.signer.spki, LATER)],
+    ['of another root for the same key', issueIntermediate(other, 'ASK', ownAsk.signer.spki, LATER)],
+    ['of another key', issueIntermediate(own, 'ASK', otherAsk.signer.spki, LATER)],
+    ['that has expired', issueIntermediate(own, 'ASK', ownAsk.signer.spki, GONE)],
+    [
+      'with another algorithm',
+      forged(ask, own.signer, [{ from: 'a303020101', to: 'a303020102', where: 'both' }]),
+    ],
+  ])('the right one counts beside one %s, with a root or without among them', async (_what, wrong) => {
+    await holdsBothWays(ask, wrong, [vcek, ark]);
+    await holdsBothWays(ask, wrong, [vcek]);
+  });
+
+  it('the one that is not revoked counts', async () => {
+    const renewed = forged(ask, own.signer, [{ from: '020301000130', to: '020301010130' }]);
+    const crls = [issueCrl(own, 1, [{ serial: 0x010001, at: LATER.from }], LATER)];
+    expect(await failing({ certificates: [vcek, ask, ark], crls })).toEqual(['ASK.revocation']);
+    await holdsBothWays(renewed, ask, [vcek, ark], { crls });
+  });
+});
+
+describe('of several VLEKs and ASVKs', async () => {
+  const { chain } = await authority.loadedKey(chip);
+  const key = vlekSigningKey(authority.providerKey('Milan', chip.reportedTcb), 'rfc6979');
+  const vlekReport = signedReport(chip, { keyInfo: 1 << 2, chipId: new Uint8Array(64) }, key);
+  const vlek = { spki: key.spki, tcb: chip.reportedTcb, cspId: 'SoftCVM' };
+
+  it('the right VLEK counts', async () => {
+    const others = [chain.intermediate, ark];
+    const stale = await authority.vlek('Milan', chip.reportedTcb - 1n);
+    const expired = issueVlek(ownAsvk, vlek, GONE);
+    const anothers = issueVlek(otherAsvk, vlek, LATER);
+    for (const wrong of [stale, expired, anothers])
+      await holdsBothWays(chain.leaf, wrong, others, {}, vlekReport);
+  });
+
+  it('the right ASVK counts', async () => {
+    const anothers = issueIntermediate(other, 'ASVK', otherAsvk.signer.spki, LATER);
+    await holdsBothWays(chain.intermediate, anothers, [chain.leaf, ark], {}, vlekReport);
+    await holdsBothWays(chain.intermediate, anothers, [chain.leaf], {}, vlekReport);
+  });
+});
+
+describe('of several ARKs', () => {
+  it('the one that is among the roots counts', async () => {
+    await holdsBothWays(ark, otherArk, [vcek, ask]);
+  });
+
+  it('the one that signed the chain counts of several roots, whichever the evidence brings', async () => {
+    for (const roots of [
+      [ark, otherArk],
+      [otherArk, ark],
+    ]) {
+      expect(await failing({ certificates: [vcek, ask], roots })).toEqual([]);
+      expect(await failing({ certificates: [vcek, ask, otherArk], roots })).toEqual([]);
+      expect(await failing({ certificates: [otherArk, ark, vcek, ask], roots })).toEqual([]);
+    }
+  });
+
+  it('the one that has not expired counts of two roots with one key', async () => {
+    const expired = issueArk(own, GONE);
+    expect(await failing({ certificates: [vcek, ask], roots: [expired] })).toEqual(['ARK.validity']);
+    expect(await failing({ certificates: [vcek, ask], roots: [expired, ark] })).toEqual([]);
+    expect(await failing({ certificates: [vcek, ask, expired], roots: [expired, ark] })).toEqual([]);
+  });
+
+  it('none counts that is not among the roots, though it signed all', async () => {
+    const certificates = [
+      issueVcek(otherAsk, request, LATER),
+      issueIntermediate(other, 'ASK', otherAsk.signer.spki, LATER),
+      otherArk,
+    ];
+    expect(await failing({ certificates, crls: [] })).toEqual(['ARK.trusted']);
+    expect(await failing({ certificates: [...certificates, ark], crls: [] })).toContain('ASK.signature');
+    expect(await failing({ certificates: [...certificates, vcek, ask, ark], crls: [] })).toEqual([]);
+  });
+});
