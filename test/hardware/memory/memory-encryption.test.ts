@@ -54,6 +54,32 @@ describe('memory encryption', () => {
     expect(seen).toEqual(plain);
   });
 
+  it('reads without a key what DRAM holds, as firmware does where the host says, and leaves the guest its page', () => {
+    const { encryption } = memory;
+    const id = encryption.addKey(KEY);
+    const plain = pageOf(13);
+    encryption.writeUnder(id, at, plain);
+    const dram = new Uint8Array(createCipheriv('aes-128-xts', KEY, tweak(frame)).update(plain));
+    const seen = new Uint8Array(4096);
+    encryption.readUnder(0, at, seen);
+    expect(seen).toEqual(dram);
+    encryption.readUnder(0, (at + 1000) as Spa, seen.subarray(0, 40));
+    expect(seen.slice(0, 40)).toEqual(dram.slice(1000, 1040));
+    expect(encryption.keyOfFrame(frame)).toBe(id);
+    encryption.readUnder(id, at, seen);
+    expect(seen).toEqual(plain);
+  });
+
+  it('reads under another guest’s key what that key makes of the ciphertext', () => {
+    const { encryption } = memory;
+    const plain = pageOf(13);
+    encryption.writeUnder(encryption.addKey(KEY), at, plain);
+    const dram = createCipheriv('aes-128-xts', KEY, tweak(frame)).update(plain);
+    const seen = new Uint8Array(4096);
+    encryption.readUnder(encryption.addKey(OTHER), at, seen);
+    expect(seen).toEqual(new Uint8Array(createDecipheriv('aes-256-xts', OTHER, tweak(frame)).update(dram)));
+  });
+
   it('encrypts the same plaintext differently in another frame', () => {
     const id = memory.encryption.addKey(KEY);
     const second = memory.allocate(0, memory.owner('guest')) as Pfn;

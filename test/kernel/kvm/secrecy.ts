@@ -11,6 +11,7 @@ import type { Vm } from '../../../src/kernel/kvm/vm.ts';
 import { Random } from '../../oracle/random.ts';
 import { BUFFER, GhcbBench } from './ghcb-bench.ts';
 import { GuestMessages } from './guest-messages.ts';
+import { PuppetGuest } from './puppet-guest.ts';
 import { RecordedKeys } from './recorded-keys.ts';
 import { SecretSearch } from './secrecy-search.ts';
 import { FRESH, SECRETS, SHARED, type SnpVm } from './snp-bench.ts';
@@ -44,6 +45,9 @@ export const KINDS = [
   'vCPU read',
   'platform read',
   'debugging by firmware',
+  'DBG_ENCRYPT from a page of the guest',
+  'LAUNCH_UPDATE of a page of the guest',
+  'commands that read a page of the guest',
   'GCTX_CREATE fails',
   'LAUNCH_START fails',
   'ACTIVATE fails',
@@ -169,6 +173,21 @@ export class SecretMachine {
         this.search.answers.push(into);
         return status !== 0;
       }
+      case 'DBG_ENCRYPT from a page of the guest':
+        return this.#havePuppet((puppet) => {
+          const victim = this.#ownPage(page) && this.#random.below(2) === 0 ? page : SECRETS;
+          this.search.answers.push(puppet.encryptedFrom(this.#frameOf(snp.vm, victim)!));
+          return true;
+        });
+      case 'LAUNCH_UPDATE of a page of the guest':
+        return this.#havePuppet((puppet) => {
+          if (!this.#ownPage(page)) return false;
+          const frame = this.#frameOf(snp.vm, page)!;
+          this.search.answers.push(puppet.launchedWith(frame));
+          return memory.rmp!.rmpupdate((frame * 4096) as Spa, this.#unvalidated(page)) === 0;
+        });
+      case 'commands that read a page of the guest':
+        return this.#havePuppet((puppet) => this.#ownPage(page) && this.#judge(puppet, page));
       case 'GCTX_CREATE fails':
         return whileFailing(0x93, () => this.#launchAnother());
       case 'LAUNCH_START fails':
@@ -307,8 +326,34 @@ export class SecretMachine {
     memory.read(at, bytes);
     this.search.answers.push(bytes);
     if (this.#random.below(2) === 0) memory.write((at + 8 * this.#random.below(500)) as Spa, this.#bytes(8));
-    const back = { ...SHARED_STATE, assigned: true, asid: snp.vm.sev!.asid, gpa: page };
-    return memory.rmp!.rmpupdate(at, back) === 0 && memory.rmp!.state(frame) === 'guest-invalid';
+    return (
+      memory.rmp!.rmpupdate(at, this.#unvalidated(page)) === 0 && memory.rmp!.state(frame) === 'guest-invalid'
+    );
+  }
+
+  /** What RMPUPDATE makes of a page that goes to the guest. */
+  #unvalidated(page: number) {
+    return { ...SHARED_STATE, assigned: true, asid: this.snp.vm.sev!.asid, gpa: page };
+  }
+
+  #havePuppet(action: (puppet: PuppetGuest) => boolean): boolean {
+    const puppet = new PuppetGuest(this.snp);
+    try {
+      return action(puppet);
+    } finally {
+      puppet.close();
+    }
+  }
+
+  /** Firmware's verdict on a page where the guest keeps a message, or zeros. */
+  #judge(puppet: PuppetGuest, page: number): boolean {
+    const { encryption } = this.snp.kernel.memory;
+    const { asid, context, responsePage } = this.snp.vm.sev!;
+    const frame = this.#frameOf(this.snp.vm, page)!;
+    const kept = this.#random.below(2) === 0 ? this.#reportRequest() : new Uint8Array(4096);
+    encryption.writeUnder(encryption.keyOf(asid), (frame * 4096) as Spa, kept);
+    puppet.judge(frame, { context: context!, response: responsePage });
+    return true;
   }
 
   /** What /dev/sev tells anybody. */
