@@ -41,6 +41,7 @@ export async function sectionUpdates({
   vmm = 'qemu',
   kernel,
 }: FirmwareLaunch): Promise<LaunchUpdate[]> {
+  checkOverlaps(firmware);
   const updates: LaunchUpdate[] = [];
   const cpuids: LaunchUpdate[] = [];
   for (const section of firmware.sections) {
@@ -50,9 +51,11 @@ export async function sectionUpdates({
         updates.push({ type: vmm === 'gce' ? 'unmeasured' : 'zero', gpa, size, label: 'SEC memory' });
         break;
       case SECTION_TYPE.secrets:
-        updates.push({ type: 'secrets', gpa, size: 4096, label: 'secrets' });
+        updates.push({ type: 'secrets', gpa, size: vmm === 'qemu' ? size : 4096, label: 'secrets' });
         break;
       case SECTION_TYPE.cpuid:
+        if (size !== 4096)
+          throw new EvidenceError(`SEV metadata, CPUID section: got ${size} bytes, want 4096`);
         // Amazon adds it last.
         (vmm === 'ec2' ? cpuids : updates).push({ type: 'cpuid', gpa, size: 4096, label: 'CPUID' });
         break;
@@ -78,6 +81,25 @@ export async function sectionUpdates({
   }
   return [...updates, ...cpuids];
 }
+
+/** A page that was launched cannot be launched again: RMPUPDATE finds it assigned. */
+function checkOverlaps({ gpa, bytes, sections }: Firmware): void {
+  const image = { index: -1, gpa, size: bytes.length };
+  const ranges = [image, ...sections.map((section, index) => ({ ...section, index }))];
+  ranges.sort((a, b) => a.gpa - b.gpa);
+  for (const [at, next] of ranges.entries()) {
+    const before = ranges[at - 1];
+    if (before === undefined || before.gpa + before.size <= next.gpa) continue;
+    const [first, second] = before.index < next.index ? [before, next] : [next, before];
+    const name = first.index < 0 ? 'the image' : `section ${first.index}`;
+    throw new EvidenceError(
+      `SEV metadata, section ${second.index}: got ${placeOf(second)}, which overlaps ${name}, ${placeOf(first)}, want each page once`,
+    );
+  }
+}
+
+const placeOf = ({ gpa, size }: { readonly gpa: number; readonly size: number }): string =>
+  `0x${gpa.toString(16)} + 0x${size.toString(16)}`;
 
 async function kernelHashes(
   { hashTableGpa }: Firmware,

@@ -206,6 +206,62 @@ describe('the launch of a firmware image', () => {
     await expect(launch(image, { kernel: { kernel: new Uint8Array(1) } })).rejects.toThrow(message);
   });
 
+  it.each<[what: string, sections: [number, number, number][], message: string]>([
+    [
+      'overlap',
+      [
+        [0x5000, 0x1000, 1],
+        [0x1000, 0x2000, 2],
+        [0x2000, 0x1000, 4],
+      ],
+      'section 2: got 0x2000 + 0x1000, which overlaps section 1, 0x1000 + 0x2000, want each page once',
+    ],
+    [
+      'stand twice',
+      [
+        [0x1000, 0x1000, 1],
+        [0x1000, 0x1000, 1],
+      ],
+      'section 1: got 0x1000 + 0x1000, which overlaps section 0, 0x1000 + 0x1000, want each page once',
+    ],
+    [
+      'hold another that comes before',
+      [
+        [0x3000, 0x1000, 1],
+        [0x1000, 0x8000, 1],
+      ],
+      'section 1: got 0x1000 + 0x8000, which overlaps section 0, 0x3000 + 0x1000, want each page once',
+    ],
+    [
+      'reach into the image',
+      [[0xffff_d000, 0x2000, 1]],
+      'section 0: got 0xffffd000 + 0x2000, which overlaps the image, 0xffffe000 + 0x2000, want each page once',
+    ],
+    [
+      'are 4 GiB, five times',
+      Array.from({ length: 5 }, () => [0, 0xffff_f000, 1]),
+      'section 1: got 0x0 + 0xfffff000, which overlaps section 0',
+    ],
+    ['are two pages for CPUID', [[0x1000, 0x2000, 3]], 'CPUID section: got 8192 bytes, want 4096'],
+  ])('refuses sections that %s', async (_what, sections, message) => {
+    for (const vmm of ['qemu', 'ec2', 'gce'] as const)
+      await expect(launch(firmwareImage({ sections }), { vmm })).rejects.toThrow(`SEV metadata, ${message}`);
+  });
+
+  it('takes sections that touch', async () => {
+    const sections = [
+      [0xffff_d000, 0x1000, 1],
+      [0x2000, 0x1000, 1],
+      [0x1000, 0x1000, 1],
+    ] as const;
+    expect(await shape(firmwareImage({ sections }))).toHaveLength(5);
+  });
+
+  it('adds each page of secrets with QEMU, as that does', async () => {
+    const image = firmwareImage({ sections: [[0x1000, 0x2000, 2]] });
+    expect((await shape(image))[1]).toEqual(['secrets', 0x1000, 0x2000]);
+  });
+
   it('needs to know where more vCPUs start', async () => {
     await expect(launch(firmwareImage({ apEip: 0 }), { vcpus: 2 })).rejects.toThrow(
       'SEV-ES reset block: got 0',

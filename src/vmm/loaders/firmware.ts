@@ -119,6 +119,7 @@ export function addSnpFirmware(firmware: Firmware, launch: SnpFirmwareLaunch): v
   const hashes = kernel === undefined ? undefined : kernelHashes(kernel, metadata.hashTable);
   const { sections } = metadata;
   if (sections === undefined) throw new VmmError(`${name}: Failed to locate SEV metadata header`);
+  checkOverlaps(firmware, sections);
   if (hashes !== undefined && !sections.some(({ type }) => type === SEV_SECTION.KERNEL_HASHES))
     throw imageError(name, 'SEV metadata', 'no section for kernel hashes', 'one with kernel-hashes on');
   add(firmware.address, image, bytes.length, SNP_PAGE_TYPE.NORMAL);
@@ -132,6 +133,28 @@ export function addSnpFirmware(firmware: Firmware, launch: SnpFirmwareLaunch): v
     add(gpa, address, size, type);
   }
 }
+
+/** QEMU leaves it to KVM, which refuses to launch a page twice, with EIO and without a name. */
+function checkOverlaps({ name, address, bytes }: Firmware, sections: readonly SevSection[]): void {
+  const image = { index: -1, gpa: address, size: bytes.length };
+  const ranges = [image, ...sections.map(({ gpa, size }, index) => ({ index, gpa, size }))];
+  ranges.sort((a, b) => a.gpa - b.gpa);
+  for (const [at, next] of ranges.entries()) {
+    const before = ranges[at - 1];
+    if (before === undefined || before.gpa + before.size <= next.gpa) continue;
+    const [first, second] = before.index < next.index ? [before, next] : [next, before];
+    const other = first.index < 0 ? 'the image' : `section ${first.index}`;
+    throw imageError(
+      name,
+      `SEV metadata, section ${second.index}`,
+      `${placeOf(second)}, which overlaps ${other}, ${placeOf(first)}`,
+      'each page once',
+    );
+  }
+}
+
+const placeOf = ({ gpa, size }: { readonly gpa: number; readonly size: number }): string =>
+  `${hex(gpa)} + ${hex(size)}`;
 
 /** snp_metadata_desc_to_page_type: sections of types that are not known are launched as zeros. */
 function launched(

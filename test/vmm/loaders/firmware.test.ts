@@ -154,6 +154,46 @@ describe('the launch of firmware', () => {
       'x.fd: SEV metadata, CPUID section: got 8192 bytes, want 4096',
     ],
     [
+      'sections that overlap',
+      {
+        sections: [
+          [0x5000, 0x1000, 1],
+          [0x1000, 0x2000, 2],
+          [0x2000, 0x1000, 4],
+        ],
+      },
+      {},
+      'x.fd: SEV metadata, section 2: got 0x2000 + 0x1000, which overlaps section 1, 0x1000 + 0x2000, want each page once',
+    ],
+    [
+      'a section that stands twice',
+      {
+        sections: [
+          [0x1000, 0x1000, 1],
+          [0x1000, 0x1000, 1],
+        ],
+      },
+      {},
+      'x.fd: SEV metadata, section 1: got 0x1000 + 0x1000, which overlaps section 0, 0x1000 + 0x1000, want each page once',
+    ],
+    [
+      'a section that holds one before it',
+      {
+        sections: [
+          [0x3000, 0x1000, 1],
+          [0x1000, 0x8000, 1],
+        ],
+      },
+      {},
+      'x.fd: SEV metadata, section 1: got 0x1000 + 0x8000, which overlaps section 0, 0x3000 + 0x1000, want each page once',
+    ],
+    [
+      'a section in the image',
+      { sections: [[0xffff_f000, 0x1000, 1]] },
+      {},
+      'x.fd: SEV metadata, section 0: got 0xfffff000 + 0x1000, which overlaps the image, 0xffff0000 + 0x10000, want each page once',
+    ],
+    [
       'no section for the kernel',
       { sections: [[0x1000, 0x1000, 1]] },
       { kernel: { kernel: new Uint8Array(1) } },
