@@ -121,8 +121,6 @@ function isInputRefused(request: GhcbRequest, code: number, late: boolean): bool
     case GHCB_EVENT.MMIO_READ:
     case GHCB_EVENT.MMIO_WRITE:
       return late && info2 > MAX_MMIO;
-    case GHCB_EVENT.AP_JUMP_TABLE:
-      return late && info1 > 1n;
     default:
       return false;
   }
