@@ -4,6 +4,7 @@
  * SOFTCVM_SNIPPETS sets the number per group; a quarter as many lie at the edges of pages.
  */
 import { describe, expect, it } from 'vitest';
+import { fixedSnippets } from '../oracle/fixed-snippets.ts';
 import { formsOf, ZEN3_ONLY } from '../oracle/forms.ts';
 import { FLOAT_GROUPS, GROUPS } from '../oracle/groups.ts';
 import { hostIsZen3, hostUnfit, hostVendor, runOnHost } from '../oracle/host-cpu.ts';
@@ -75,6 +76,10 @@ describe.skipIf(unfit !== undefined)('the host CPU agrees with ours', () => {
       .map(forms)
       .filter((group) => group.length > 0);
     compare('mixed', new SnippetGenerator(seed, groups, { longest: 8, floats: true }));
+  });
+
+  it('on branches to addresses that are not canonical, and on the longest instructions', () => {
+    expect(judge(fixedSnippets()).join('\n')).toBe('');
   });
 
   it('on jumps, calls, loops and code that changes itself', () => {

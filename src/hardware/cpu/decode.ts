@@ -5,6 +5,7 @@
 import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
 import { Line } from './decode/line.ts';
+import { isTooLong, LONGEST } from './decode/longest.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand } from './decode/operands.ts';
 import { planDescribed, planUnavailable } from './decode/plan.ts';
 import { planString } from './decode/string.ts';
@@ -18,7 +19,6 @@ const PAGE = 4096;
 /** Instructions of a line at most; records of an instruction at most, the guard and the line's end included. */
 const LINE_INSTRUCTIONS = 64;
 const INSTRUCTION_RECORDS = 8;
-const LONGEST = 15;
 
 /** The frame of the page that follows, or −1 when it cannot be fetched. Asked only when an instruction to be run goes on there. */
 export type NextFrame = () => number;
@@ -92,7 +92,7 @@ export class LineDecoder {
       try {
         const instruction = reader.next(offset);
         line.beginInstruction(offset, instruction.length);
-        this.#plan(line, page, instruction);
+        this.#planRead(line, page, reader, instruction);
         line.beginInstruction(offset + instruction.length, 0);
         line.add(this.#handler('stop')!);
         return 'decoded';
@@ -138,7 +138,7 @@ export class LineDecoder {
       const end = offset + instruction.length;
       this.#enter(page, offset, line.beginInstruction(offset, instruction.length));
       const before = line.count;
-      const name = this.#plan(line, page, instruction);
+      const name = this.#planRead(line, page, reader, instruction);
       this.#deadFlags.note(line.record, line.count - before);
       markDecoded(page, offset, end);
       if (ENDS.has(name)) return;
@@ -178,7 +178,7 @@ export class LineDecoder {
       const record = line.beginInstruction(offset, instruction.length);
       line.add(this.#handler('guard')!);
       line.immediate(BigInt(frame * PAGE));
-      const name = this.#plan(line, page, instruction);
+      const name = this.#planRead(line, page, reader, instruction);
       const end = offset + instruction.length;
       this.#enter(page, offset, record);
       markDecoded(page, offset, PAGE);
@@ -220,6 +220,13 @@ export class LineDecoder {
   #enter(page: CodePage, offset: number, record: number): void {
     this.#memory.words[(page.map >>> 2) + offset] = record;
     page.first.push(record);
+  }
+
+  /** The same of an instruction just read, which may be too long to be one. */
+  #planRead(line: Line, page: CodePage, reader: Reader, instruction: Instruction): string {
+    if (!reader.tooLong) return this.#plan(line, page, instruction);
+    addSystem(line, this.#handler, 'TOO_LONG', 0);
+    return 'INVALID';
   }
 
   /** Writes the records of one instruction; returns its mnemonic's name. */
@@ -327,12 +334,14 @@ function isX87(instruction: Instruction): boolean {
 
 /** iced's decoder over a copy of some bytes, whose first one has offset `start` in its page. */
 class Reader {
+  readonly #bytes: Uint8Array;
   readonly #decoder: Decoder;
   readonly #instruction: Instruction;
   readonly #start: number;
 
   constructor(bytes: Uint8Array, start: number) {
     const { Decoder, DecoderOptions, Instruction } = iced();
+    this.#bytes = bytes;
     this.#decoder = new Decoder(64, bytes, DecoderOptions.None);
     this.#instruction = new Instruction();
     this.#start = start;
@@ -344,6 +353,13 @@ class Reader {
     this.#decoder.ip = BigInt(offset);
     this.#decoder.decodeOut(this.#instruction);
     return this.#instruction;
+  }
+
+  /** The instruction goes on beyond the limit. */
+  get tooLong(): boolean {
+    const from = Number(this.#instruction.ip) - this.#start;
+    const { DecoderOptions } = iced();
+    return isTooLong(this.#instruction, this.#bytes.subarray(from, from + LONGEST), 64, DecoderOptions.None);
   }
 
   /** The bytes ended before the instruction did. */

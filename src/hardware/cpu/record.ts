@@ -173,6 +173,8 @@ export const SYSTEM = {
   /** LSS, LFS, LGS, LDS, LES: segment register NUMBER from the selector at A0. */
   LOAD_FAR_POINTER: 110,
   INTO: 111,
+  /** #GP(0): an instruction of more than 15 bytes. */
+  TOO_LONG: 112,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

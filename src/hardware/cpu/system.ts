@@ -67,6 +67,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
   return {
     UNDEFINED: undefinedOpcode,
     UD: undefinedOpcode,
+    TOO_LONG: (i) => i.generalProtection(),
     NM: (i) => i.parts.events.raise(VECTOR.NM),
     CPUID: processor.cpuid,
     RDMSR: processor.readMsr(msrs),

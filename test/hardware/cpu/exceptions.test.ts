@@ -209,6 +209,36 @@ describe('a near branch to an address that is not canonical is #GP(0) at the bra
   }
 });
 
+describe('an instruction of more than 15 bytes is #GP(0)', () => {
+  const prefixes = (count: number): number[] => new Array<number>(count).fill(0x66);
+  const rows: [string, number[], number][] = [
+    ['15 prefixes and a NOP', [...prefixes(15), 0x90], 13],
+    ['15 prefixes and UD2', [...prefixes(15), 0x0f, 0x0b], 13],
+    ['14 prefixes and UD2', [...prefixes(14), 0x0f, 0x0b], 13],
+    ['12 prefixes and ADD with displacement and immediate', [...prefixes(11), 0x48, 0x81, 0x05], 13],
+    ['F3, 12 prefixes and POPCNT', [0xf3, ...prefixes(12), 0x0f, 0xb8, 0xc0], 13],
+    ['but 13 prefixes and UD2 are #UD', [...prefixes(13), 0x0f, 0x0b], 6],
+    ['but 14 prefixes and an opcode that nobody has are #UD', [...prefixes(14), 0x06], 6],
+  ];
+  it.each(rows)('%s', (_, bytes, vector) => {
+    for (const one of [6, 13, 14]) bench.interceptException(one);
+    expect(bench.runBytes(...bytes)).toBe(0x40 + vector);
+    expect(bench.long(EXITINFO1)).toBe(0n);
+    expect(bench.long(RIP)).toBe(BigInt(CODE));
+  });
+  it.each([
+    ['15 prefixes', 15, 13, 0x10ff1n],
+    ['but 14 prefixes fault on the page', 14, 14, 0x10ff2n],
+  ])('%s, and the page behind them is not there', (_, count, vector, rip) => {
+    for (const one of [6, 13, 14]) bench.interceptException(one);
+    bench.write(PT + 8 * 0x11, 0n);
+    bench.memory.write(bench.spa(Number(rip)), Uint8Array.from(prefixes(count)));
+    bench.setLong(RIP, rip);
+    expect(bench.run()).toBe(0x40 + vector);
+    expect(bench.long(RIP)).toBe(rip);
+  });
+});
+
 describe('an interrupt gate', () => {
   it('pushes SS, RSP, RFLAGS with RF, CS, RIP and the error code on an aligned stack, and clears IF, TF, NT', () => {
     bench.setLong(RSP, BigInt(STACK - 3));

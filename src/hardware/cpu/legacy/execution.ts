@@ -10,6 +10,7 @@ import { SAVE } from '../../../abi/vmcb.ts';
 import { VECTOR } from '../../../abi/x86.ts';
 import { NotImplementedError } from '../../../base/errors.ts';
 import { type Instruction, iced } from '../decode/iced.ts';
+import { isTooLong, LONGEST } from '../decode/longest.ts';
 import { registers as places } from '../decode/registers.ts';
 import type { Interpreter } from '../interpreter.ts';
 import { codeBits, hasRealSegments, modeOf } from '../mode.ts';
@@ -22,7 +23,6 @@ import { INSTRUCTIONS, type LegacyInstruction } from './instructions.ts';
 import { Operands } from './operands.ts';
 import { asString, executeString, type StringInstruction } from './strings.ts';
 
-const LONGEST = 15;
 const PAGE = 4096;
 /** Instructions that are kept decoded at most. */
 const REMEMBERED = 4096;
@@ -44,6 +44,7 @@ interface Decoded {
   readonly rip: bigint;
   readonly instruction: Instruction;
   readonly name: string;
+  readonly tooLong: boolean;
   readonly own: LegacyInstruction | undefined;
   readonly string: StringInstruction | undefined;
   /** What the interpreter's handlers do: the instruction with its memory operand at STATE.LINEAR, and how that is found. */
@@ -87,6 +88,7 @@ export class LegacyExecution {
     if (rip > limit) return events.raiseWith(VECTOR.GP, 0);
     const decoded = this.#decode(codeBits(registers) as 16 | 32);
     if (typeof decoded === 'number') return decoded;
+    if (decoded.tooLong) return events.raiseWith(VECTOR.GP, 0);
     const length = BigInt(decoded.instruction.length);
     if (rip + length - 1n > limit) return events.raiseWith(VECTOR.GP, 0);
     if (decoded.string !== undefined) {
@@ -170,7 +172,8 @@ export class LegacyExecution {
     const string = asString(name, instruction);
     const own = INSTRUCTIONS[name];
     bytes = bytes.slice(0, instruction.length);
-    const decoded: Decoded = { bits, bytes, rip, instruction, name, own, string, shared: undefined };
+    const tooLong = isTooLong(instruction, bytes, bits, iced().DecoderOptions.AMD);
+    const decoded = { bits, bytes, rip, instruction, name, tooLong, own, string, shared: undefined };
     this.#remember(linear, decoded);
     return decoded;
   }

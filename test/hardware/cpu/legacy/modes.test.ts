@@ -89,6 +89,20 @@ const gate = (vector: number, handler: number, dpl: number, type = 0xe): void =>
       (BigInt(handler >>> 16) << 48n),
   );
 
+it.each([
+  ['real mode', () => realMode(), 0],
+  ['protected mode', () => protectedMode(0), CODE],
+  ['compatibility mode', () => bench.segment(CS, CODE32, 0xc9b), CODE],
+])('%s refuses an instruction of more than 15 bytes with #GP(0)', (_, enter, rip) => {
+  enter();
+  for (const vector of [6, 13]) bench.interceptException(vector);
+  const prefixes = new Array<number>(14).fill(0x66);
+  expect(run([...prefixes, 0x66, 0x90], rip)).toBe(0x4d);
+  expect(bench.long(EXITINFO1)).toBe(0n);
+  expect(run([...prefixes, 0x0f, 0x0b], rip)).toBe(0x4d);
+  expect(run([...prefixes.slice(1), 0x0f, 0x0b], rip)).toBe(0x46);
+});
+
 describe('real mode', () => {
   beforeEach(realMode);
 
