@@ -1,6 +1,6 @@
 /** KVM_MEMORY_ENCRYPT_OP for SNP as tables of rules (reference facts 2.1 to 2.6): each row an input and its errno, on both kernels. */
 import { describe, expect, it } from 'vitest';
-import type { Hva } from '../../../src/base/address.ts';
+import type { Hva, Spa } from '../../../src/base/address.ts';
 import type { SevCommand } from '../../../src/kernel/interface.ts';
 import type { Personality } from '../../../src/kernel/kvm/index.ts';
 import { hlt } from '../../hardware/cpu/assembler.ts';
@@ -442,6 +442,29 @@ describe('SNP_LAUNCH_UPDATE', () => {
     expect(corrected.getUint32(48, true)).not.toBe(0xffff_ffff);
     expect(errnoOf(() => snp.vm.memoryEncryptOp(update))).toBe(0);
     expect(data.len).toBe(0n);
+  });
+
+  // Page type, firmware's status; whether the VMM has what firmware left in the page.
+  it.each([
+    ['a CPUID page with INVALID_PARAM', 6, 0x16, true],
+    ['a CPUID page with INVALID_PAGE_STATE', 6, 0x1a, false],
+    ['a CPUID page with RESOURCE_LIMIT', 6, 0x17, false],
+    ['a normal page with INVALID_PARAM', 1, 0x16, false],
+    ['a secrets page with INVALID_PARAM', 5, 0x16, false],
+  ])('firmware refuses %s', (_, type, status, isCopied) => {
+    const snp = new SnpVm().init().start();
+    const psp = snp.kernel.psp!;
+    const { command } = psp;
+    Object.assign(psp, {
+      command: (id: number, buffer?: Uint8Array): number => {
+        if (id !== 0xa1) return command.call(psp, id, buffer);
+        const address = new DataView(buffer!.buffer, buffer!.byteOffset).getBigUint64(16, true);
+        snp.kernel.memory.encryption.writeUnder(0, Number(address) as Spa, Uint8Array.of(1, 2, 3, 4));
+        return status;
+      },
+    });
+    expect(errnoOf(() => snp.update(type, DATA, 4096))).toBe(EIO);
+    expect([...snp.read(DATA, 4)]).toEqual(isCopied ? [1, 2, 3, 4] : [0, 0, 0, 0]);
   });
 
   it('after the end of the launch is firmware’s business: INVALID_GUEST_STATE', () => {
