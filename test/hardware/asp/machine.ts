@@ -48,17 +48,18 @@ export class Machine {
 
   constructor(options: Partial<ChipOptions> & { bytes?: number; smt?: boolean; sockets?: number } = {}) {
     const entropy = seededEntropy(7);
-    this.memory = HostMemory.create({ bytes: options.bytes ?? 16 << 20, trace: this.trace, rmp: true });
+    const { bytes, smt, sockets, ...ofChip } = options;
+    this.memory = HostMemory.create({ bytes: bytes ?? 16 << 20, trace: this.trace, rmp: true });
     this.rmp = this.memory.rmp!;
-    this.chip = new Chip({ generation: 'milan', entropy, ...options });
+    this.chip = new Chip({ generation: 'milan', entropy, ...ofChip });
     const { memory, chip, trace } = this;
     this.asp = new SecureProcessor({
       memory,
       chip,
       trace,
       entropy,
-      ...(options.smt !== undefined && { smt: options.smt }),
-      ...(options.sockets !== undefined && { sockets: options.sockets }),
+      ...(smt !== undefined && { smt }),
+      ...(sockets !== undefined && { sockets }),
     });
     this.#owner = memory.owner('test');
     this.buffer = this.page();
