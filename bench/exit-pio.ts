@@ -6,6 +6,7 @@ import type { Hva } from '../src/base/address.ts';
 import type { Process } from '../src/kernel/interface.ts';
 import { createKernel } from '../src/kernel/kvm/index.ts';
 import { LinuxProcess } from '../src/linux/process.ts';
+import { enterLongMode } from './measure/long-mode.ts';
 
 const WANTED = 2e6;
 const ROUNDS = 24;
@@ -33,15 +34,8 @@ function rate(process: Process): number {
   process.memory.write((ram + CODE) as Hva, Uint8Array.of(0xee, 0xeb, 0xfd));
 
   const vcpu = vm.createVcpu(0);
-  const flat = { base: 0n, limit: 0xffff_ffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
-  const data = { ...flat, selector: 0x10, type: 3, db: 1, l: 0 };
   vcpu.setCpuid2(kvm.getSupportedCpuid());
-  vcpu.setSregs({
-    ...vcpu.getSregs(),
-    ...{ cs: { ...flat, selector: 8, type: 11, db: 0, l: 1 }, ds: data, es: data, ss: data },
-    ...{ cr0: 0x8005_0033n, cr3: 0x1000n, cr4: 0x620n, efer: 0xd00n },
-  });
-  vcpu.setRegs({ ...vcpu.getRegs(), rip: BigInt(CODE), rflags: 2n, rdx: 0x80n });
+  enterLongMode(vcpu, 0x1000, { rip: BigInt(CODE), rdx: 0x80n });
 
   let best = 0;
   for (let round = 0; round < ROUNDS; round++) {

@@ -3,6 +3,7 @@
  * attributes, discard of the side that is no longer used, re-entry, fault. Against 100 k conversions a second.
  */
 import { createKernel } from '../src/kernel/kvm/index.ts';
+import { enterLongMode } from './measure/long-mode.ts';
 import { privateVm } from './measure/private-vm.ts';
 
 const ROUNDS = 8;
@@ -27,19 +28,7 @@ export async function bench() {
   put(TABLES + 0x1000, new Uint8Array(BigUint64Array.of(0xe7n).buffer));
   put(CODE, Uint8Array.from(PROGRAM));
   const vcpu = vm.createVcpu(0);
-  const flat = { base: 0n, limit: 0xffffffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
-  const data = { ...flat, selector: 0x10, type: 3, db: 1, l: 0 };
-  vcpu.setSregs({
-    ...vcpu.getSregs(),
-    cs: { ...flat, selector: 8, type: 11, db: 0, l: 1 },
-    ...{ ds: data, es: data, ss: data },
-    cr0: 0x80010033n,
-    cr3: BigInt(TABLES),
-    cr4: 0x20n,
-    efer: 0x500n,
-  });
-  const registers = { rip: BigInt(CODE), rflags: 2n, rbx: BigInt(PAGE), rcx: 1n, rdx: ENCRYPTED };
-  vcpu.setRegs({ ...vcpu.getRegs(), ...registers });
+  enterLongMode(vcpu, TABLES, { rip: BigInt(CODE), rbx: BigInt(PAGE), rcx: 1n, rdx: ENCRYPTED });
 
   const { kvmRun } = vcpu;
   const convert = (): void => {

@@ -6,6 +6,7 @@
 import { platformEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
 import { createKernel, type Vm } from '../src/kernel/kvm/index.ts';
+import { enterLongMode } from './measure/long-mode.ts';
 import { privateVm } from './measure/private-vm.ts';
 
 const WANTED = 100_000;
@@ -105,21 +106,8 @@ function measure(entries: readonly bigint[]): number {
 }
 
 function setRegisters(vcpu: ReturnType<Vm['createVcpu']>): void {
-  const flat = { base: 0n, limit: 0xffffffff, present: 1, dpl: 0, s: 1, g: 1, avl: 0, unusable: 0 };
-  const data = { ...flat, selector: 0x10, type: 3, db: 1, l: 0 };
-  vcpu.setSregs({
-    ...vcpu.getSregs(),
-    cs: { ...flat, selector: 8, type: 11, db: 0, l: 1 },
-    ...{ ds: data, es: data, ss: data },
-    cr0: 0x80010033n,
-    cr3: BigInt(TABLES),
-    cr4: 0x20n,
-    efer: 0x500n,
-  });
-  vcpu.setRegs({
-    ...vcpu.getRegs(),
+  enterLongMode(vcpu, TABLES, {
     rip: BigInt(CODE),
-    rflags: 2n,
     rbx: BigInt(GHCB),
     r8: BigInt(TEMPLATES[0]),
     r9: BigInt(TEMPLATES[1]),
