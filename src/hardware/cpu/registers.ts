@@ -115,6 +115,10 @@ export class Registers {
   base(segment: number): bigint {
     return this.save(segment + SEGMENT.BASE);
   }
+  /** Leaves the hidden part. */
+  setSelector(segment: number, selector: number): void {
+    this.setSaveWord(segment, (this.saveWord(segment) & ~0xffff) | selector);
+  }
   setSegment(segment: number, selector: number, attributes: number, limit: number, base: bigint): void {
     this.setSaveWord(segment, selector | (attributes << 16));
     this.setSaveWord(segment + SEGMENT.LIMIT, limit);

@@ -343,6 +343,38 @@ describe('transfers', () => {
     expect(bench.long(RSP)).toBe(BigInt(USER_STACK));
   });
 
+  it('SYSRET sets the selector of SS and nothing else of it, as AMD does; SYSCALL sets all', () => {
+    const ss = () => [bench.word(0x420), bench.word(0x424), bench.long(0x428)];
+    bench.setLong(0x600, (0x10n << 48n) | (0x08n << 32n));
+    bench.setLong(0x608, BigInt(HANDLERS));
+    bench.load([hlt()], HANDLERS);
+    bench.becomeUser();
+    bench.segment(0x10, 0x08, 0xa9b);
+    bench.segment(0x20, 0, 0, 0x1234, 0x5678n);
+    bench.setWord(0x4c8, 0);
+    bench.core.gpr[1] = BigInt(DATA);
+    bench.core.gpr[11] = 2n;
+    bench.load([op(Code.Ud2)], DATA);
+    bench.interceptException(6);
+    expect(bench.run([op(Code.Sysretq)])).toBe(0x46);
+    expect([bench.cpl, bench.long(RIP)]).toEqual([3, BigInt(DATA)]);
+    expect(ss()).toEqual([0x1b, 0x1234, 0x5678n]);
+    expect(bench.run([op(Code.Syscall)])).toBe(0x78);
+    expect(bench.cpl).toBe(0);
+    expect(ss()).toEqual([0x0c93_0010, -1, 0n]);
+  });
+
+  it.each([
+    ['DR6', Register.DR6, 1n << 32n, 0x4d],
+    ['DR7', Register.DR7, 1n << 63n, 0x4d],
+    ['DR6', Register.DR6, 0xffff_ffffn, 0x78],
+    ['DR7', Register.DR7, 0xffff_0000n, 0x78],
+    ['DR3', Register.DR3, 1n << 63n, 0x78],
+  ])('MOV to %s with bits that it has not above the low half is #GP', (_, register, value, exit) => {
+    bench.interceptException(13);
+    expect(bench.run([set('rax', value), two(Code.Mov_dr_r64, register, Register.RAX), hlt()])).toBe(exit);
+  });
+
   it('POPF changes IF and IOPL by privilege', () => {
     const program = [set('rax', 0x3ad7 & ~0x100), push('rax'), op(Code.Popfq), hlt()];
     bench.run(program);

@@ -132,7 +132,8 @@ export function systemReturn(i: SystemInstruction): number {
   const selector = long ? base + 16 : base;
   const code = long ? FLAT_CODE_64 : FLAT_CODE_32;
   registers.setSegment(SAVE.CS, (selector & 0xffff) | 3, code | ATTRIBUTE.DPL, FLAT_LIMIT, 0n);
-  registers.setSegment(SAVE.SS, ((base + 8) & 0xffff) | 3, FLAT_DATA | ATTRIBUTE.DPL, FLAT_LIMIT, 0n);
+  // AMD's cores leave the hidden part of SS (Linux's X86_BUG_SYSRET_SS_ATTRS).
+  registers.setSelector(SAVE.SS, ((base + 8) & 0xffff) | 3);
   registers.cpl = 3;
   const flags = registers.gprWord(11) & ~(RFLAGS.RF | RFLAGS.VM);
   registers.rflags = flags;
