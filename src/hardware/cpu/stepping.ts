@@ -12,6 +12,8 @@ import { GPR, LEAVE, STATE } from './state.ts';
 
 const LONGEST = 15;
 const ADDRESS_SIZE = 0x67;
+/** Counts right before the opcode alone; earlier ones do nothing. */
+const REX = 0x40;
 const REPNE = 0xf2;
 const REPE = 0xf3;
 const PREFIXES = new Set([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, ADDRESS_SIZE, 0xf0, REPNE, REPE]);
@@ -71,7 +73,7 @@ export class Stepping {
     const left = BigInt.asUintN(found.countBits, count);
     if (left <= 1n) return this.#execute();
     const resumed = registers.rflags & RFLAGS.RF;
-    registers.setGpr(GPR.RCX, above | 1n);
+    registers.setGpr(GPR.RCX, 1n);
     const reason = this.#execute();
     if (reason !== LEAVE.STOP && reason !== LEAVE.RESUME) {
       registers.setGpr(GPR.RCX, count);
@@ -94,12 +96,12 @@ export class Stepping {
     let prefix = 0;
     let countBits: number = mode;
     let at = 0;
-    for (; at < length && PREFIXES.has(code[at]!); at++) {
+    const isPrefix = (byte: number) => PREFIXES.has(byte) || (mode === 64 && (byte & 0xf0) === REX);
+    for (; at < length && isPrefix(code[at]!); at++) {
       if (code[at] === REPE || code[at] === REPNE) prefix = code[at]!;
       if (code[at] === ADDRESS_SIZE) countBits = mode === 32 ? 16 : 32;
     }
     if (prefix === 0) return undefined;
-    if (mode === 64 && (code[at]! & 0xf0) === 0x40) at++;
     const opcode = at < length ? code[at]! : 0;
     const moves = opcode === 0xa4 || opcode === 0xa5 || (opcode >= 0xaa && opcode <= 0xad);
     const compares = opcode === 0xa6 || opcode === 0xa7 || opcode === 0xae || opcode === 0xaf;

@@ -159,21 +159,25 @@ describe('RFLAGS.TF', () => {
     expect(bench.read(Number(bench.long(RSP)) + 16) & 0x100n).toBe(0x100n);
   });
 
-  it('traps behind each element of a repeated string instruction, with RIP on it until the last', () => {
+  it.each([
+    ['REP MOVSB', [0xf3, 0xa4]],
+    ['REX.W REP MOVSB', [0x48, 0xf3, 0xa4]],
+    ['REP REX MOVSB', [0xf3, 0x40, 0xa4]],
+    ['REX.W REP REX MOVSB', [0x48, 0xf3, 0x40, 0xa4]],
+  ])('traps behind each element of %s, with RIP on it until the last', (_, code) => {
     step();
     bench.core.gpr[1] = 3n;
     bench.core.gpr[6] = BigInt(DATA);
     bench.core.gpr[7] = BigInt(DATA + 0x100);
     bench.write(DATA, 0x332211n);
-    // rep movsb; hlt
-    bench.memory.write(bench.spa(CODE), Uint8Array.of(0xf3, 0xa4, 0xf4));
+    bench.memory.write(bench.spa(CODE), Uint8Array.from([...code, 0xf4]));
     bench.setLong(RIP, BigInt(CODE));
     const seen: [number, bigint, bigint][] = [];
     while (bench.run() === DB_EXIT) seen.push([rip(), bench.core.gpr[1]!, bench.read(DATA + 0x100)]);
     expect(seen).toEqual([
       [0, 2n, 0x11n],
       [0, 1n, 0x2211n],
-      [2, 0n, 0x332211n],
+      [code.length, 0n, 0x332211n],
     ]);
   });
 
