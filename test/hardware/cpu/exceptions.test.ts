@@ -332,6 +332,13 @@ describe('an exception inside another', () => {
     expect(handlerOf()).toBe(8);
     expect(bench.long(CR2)).toBe(0x4ffff8n);
   });
+  it('a contributory one while a page fault is delivered makes one, too', () => {
+    bench.gate(14, HANDLERS, { present: 0 });
+    bench.run([set('rbx', 0x400000), load('rax', 'rbx')]);
+    expect(handlerOf()).toBe(8);
+    expect(stack(2)).toEqual([0n, BigInt(CODE + 10)]);
+    expect(bench.long(CR2)).toBe(0x400000n);
+  });
   it('a page fault while #UD is delivered is just a page fault', () => {
     bench.setLong(RSP, 0x500000n);
     bench.gate(14, HANDLERS + 14 * 64, { ist: 1 });

@@ -220,6 +220,12 @@ describe('the interrupt shadow at an exit', () => {
     expect(shadow()).toBe(0);
   });
 
+  it('is none of STI with IF set already', () => {
+    bench.setLong(RFLAGS, 0x202n);
+    expect(bench.run([op(Code.Sti), hlt()])).toBe(0x78);
+    expect(shadow()).toBe(0);
+  });
+
   it('of MOV SS too', () => {
     expect(bench.run([set('rax', 0x10), toSs, hlt()])).toBe(0x78);
     expect(shadow()).toBe(1);

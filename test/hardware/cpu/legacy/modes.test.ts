@@ -134,6 +134,21 @@ describe('real mode', () => {
     expect(bench.long(RIP)).toBe(0x1006dn);
   });
 
+  it('steps a repeated string instruction by the element, and keeps what is above CX', () => {
+    bench.interceptException(1);
+    bench.setLong(RFLAGS, 0x102n);
+    bench.core.gpr[RCX] = 0x1122_3344_5566_0003n;
+    const seen: [bigint, bigint][] = [];
+    put(CODE, [0xf3, 0xaa, 0xf4]); // rep stosb; hlt
+    bench.setLong(RIP, 0n);
+    while (bench.run() === 0x41) seen.push([bench.long(RIP), bench.core.gpr[RCX]!]);
+    expect(seen).toEqual([
+      [0n, 0x1122_3344_5566_0002n],
+      [0n, 0x1122_3344_5566_0001n],
+      [2n, 0x1122_3344_5566_0000n],
+    ]);
+  });
+
   it('decodes anew what changed when it keeps as many instructions as it can', () => {
     bench.memory.write(bench.spa(CODE), new Uint8Array(4096).fill(0x90));
     bench.setLong(RIP, 0n);

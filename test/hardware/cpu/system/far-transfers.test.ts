@@ -202,6 +202,37 @@ describe('a call gate', () => {
   });
 });
 
+describe('RETF to an outer level', () => {
+  const [ES, DS, FS, GS] = [0x00, 0x30, 0x40, 0x50] as const;
+  /** At CPL 0, with a way back to CPL 3. */
+  function fromInner(): void {
+    bench.becomeUser();
+    bench.segment(0x10, KERNEL_CODE, 0xa9b);
+    bench.segment(0x20, 0x10, 0xc93);
+    bench.memory.write((bench.vmcb + 0x4cb) as never, Uint8Array.of(0));
+    bench.setLong(RSP, BigInt(STACK));
+    for (const [n, value] of [TARGET, USER_CODE, USER_STACK, USER_DATA].entries())
+      bench.write(STACK + 8 * n, value);
+    put(TARGET, [0xcc]);
+  }
+  // The attributes of a VMCB: type, S, DPL and P in the low byte.
+  it.each([
+    ['data of DPL 0 becomes null', 0xc93, 0],
+    ['data of DPL 2 becomes null', 0xcd3, 0],
+    ['data of DPL 3 stays', 0xcf3, 0x38],
+    ['code of DPL 0 becomes null', 0xa9b, 0],
+    ['code of DPL 0 that is conforming stays', 0xa9f, 0x38],
+    ['data of DPL 0 that grows down becomes null', 0xc97, 0],
+  ])('%s', (_, attributes, selector) => {
+    fromInner();
+    for (const segment of [ES, DS, FS, GS]) bench.segment(segment, 0x38, attributes);
+    expect(run([0x48, 0xcb])).toBe(BP);
+    expect(bench.cpl).toBe(3);
+    expect(bench.long(RSP)).toBe(BigInt(USER_STACK));
+    for (const segment of [ES, DS, FS, GS]) expect(bench.word(0x400 + segment) & 0xffff).toBe(selector);
+  });
+});
+
 describe('each memory access of a far transfer may fault, and then nothing has changed', () => {
   const stack = 0x8ffc;
   /** A page that is not there. */
