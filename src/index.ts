@@ -209,7 +209,13 @@ export class Vm {
 
   close(): void {
     this.#onClose(this);
-    if (!this.#host.processIsGone) this.machine.close();
+    if (this.#host.processIsGone) return;
+    try {
+      this.machine.close();
+    } catch (error) {
+      // A listener ended the process meanwhile, and with it what was still to be closed.
+      if (!this.#host.processIsGone) throw error;
+    }
   }
   [Symbol.dispose](): void {
     this.close();

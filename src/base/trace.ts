@@ -33,6 +33,11 @@ export class Trace {
   on = false;
   #listeners: readonly TraceListener[] = [];
   #failureListeners: readonly TraceListener[] = [];
+  /** Whoever is amid a change of state. */
+  #holders = 0;
+  /** What was emitted meanwhile, and how much of it was told since. */
+  readonly #kept: TraceEvent[] = [];
+  #told = 0;
   /** A listener threw, and nobody has heard of it yet. */
   failed = false;
   #failure: unknown;
@@ -52,7 +57,34 @@ export class Trace {
   }
 
   emit(event: TraceEvent): void {
-    this.#tell(this.#listeners, event);
+    if (this.#holders === 0 && this.#kept.length === 0) {
+      this.#tell(this.#listeners, event);
+      return;
+    }
+    this.#kept.push(event);
+    this.#tellKept();
+  }
+
+  /**
+   * Listeners hear nothing until `letGo`, and then of all in its order. For a change that must not be met halfway: a listener may close,
+   * unmap or exit. Calls nest.
+   */
+  hold(): void {
+    this.#holders++;
+  }
+  /** Carries out `act`; listeners hear of it afterwards. */
+  tellAfter<Result>(act: () => Result): Result {
+    this.hold();
+    try {
+      return act();
+    } finally {
+      this.letGo();
+    }
+  }
+  /** Ends `hold`. What was looked up before may be gone when it returns. */
+  letGo(): void {
+    this.#holders--;
+    if (this.#kept.length > 0) this.#tellKept();
   }
 
   /** Calls `listener` for each event until the returned function is called. */
@@ -72,6 +104,14 @@ export class Trace {
     this.failed = false;
     this.#failure = undefined;
     throw failure;
+  }
+
+  #tellKept(): void {
+    while (this.#holders === 0 && this.#told < this.#kept.length)
+      this.#tell(this.#listeners, this.#kept[this.#told++]!);
+    if (this.#told < this.#kept.length) return;
+    this.#kept.length = 0;
+    this.#told = 0;
   }
 
   /** Who emits is amid a change of state: what a listener throws comes out of KVM_RUN, or is an uncaught exception soon after, as with an EventTarget. */

@@ -42,7 +42,7 @@ export class Process implements ProcessInterface {
   readonly #psp: Psp | undefined;
   readonly #onEnd: ((process: Process) => void) | undefined;
   #ended = false;
-  /** System calls under way that hold what an exit frees: KVM_RUN, from which listeners of the trace call. */
+  /** System calls under way that hold what an exit frees: those from which listeners of the trace call. */
   #inKernel = 0;
   /** It was killed, and ends when they are over. */
   exiting = false;
@@ -126,7 +126,15 @@ export class Process implements ProcessInterface {
 
   /** Errors in order: EBADF, EINVAL (range), EOPNOTSUPP (mode), EBADF (not open for writing), EFBIG, the file's own. */
   fallocate(fd: number, mode: number, offset: bigint, length: bigint): void {
-    this.files.get(fd).fallocate(mode, offset, length);
+    const file = this.files.get(fd);
+    file.hold();
+    this.enterKernel();
+    try {
+      file.fallocate(mode, offset, length);
+    } finally {
+      file.drop();
+      this.leaveKernel();
+    }
   }
 
   /** Errors: EBADF, EINVAL. */
@@ -147,8 +155,8 @@ export class Process implements ProcessInterface {
   }
 
   /**
-   * Ends the process: memory first (so notifiers hear of it while devices are open), then every descriptor. From within a KVM_RUN of its
-   * own, when that is over: a killed thread dies on its way back to user space.
+   * Ends the process: memory first (so notifiers hear of it while devices are open), then every descriptor. From within a system call of
+   * its own, when that is over: a killed thread dies on its way back to user space.
    */
   exit(): void {
     this.exiting = this.#inKernel > 0;

@@ -65,7 +65,7 @@ export class HostMemory {
   readonly #bulk: BulkOperations;
   readonly #buddy: BuddyAllocator;
   readonly #owners = new FrameOwners();
-  readonly #trace: Trace;
+  readonly trace: Trace;
   /** 1: the frame was handed out since the memory was last all zero. */
   readonly #touched: Uint8Array;
   readonly #guard: FrameGuard;
@@ -74,7 +74,7 @@ export class HostMemory {
   #closed = false;
 
   private constructor(bytes: number, trace: Trace, pool: MemoryPool, withRmp: boolean) {
-    this.#trace = trace;
+    this.trace = trace;
     this.#pool = pool;
     this.#pooled = pool.take(Math.ceil(bytes / WASM_PAGE));
     this.#bulk = this.#pooled.bulk;
@@ -161,7 +161,7 @@ export class HostMemory {
     if (frame === NO_FRAME) return NO_FRAME;
     this.#zero(frame, 1 << order);
     owner.frames += 1 << order;
-    if (this.#trace.on) this.#traceFrames('allocate', frame, order, owner);
+    if (this.trace.on) this.#traceFrames('allocate', frame, order, owner);
     return frame as Pfn;
   }
 
@@ -181,7 +181,7 @@ export class HostMemory {
     const owner = this.#owners.byId(this.#buddy.free(frame, order));
     owner.frames -= 1 << order;
     this.#forgetCode(frame, 1 << order);
-    if (this.#trace.on) this.#traceFrames('free', frame, order, owner);
+    if (this.trace.on) this.#traceFrames('free', frame, order, owner);
   }
 
   /** Counts changes of decoded code from outside of a core: host-side writes to CODE frames, and such frames set free. */
@@ -390,7 +390,7 @@ export class HostMemory {
   }
 
   #traceFrames(what: string, frame: number, order: number, owner: FrameOwner): void {
-    this.#trace.emit({
+    this.trace.emit({
       kind: 'page',
       who: 'kernel',
       what,

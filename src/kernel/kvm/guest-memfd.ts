@@ -75,6 +75,8 @@ export class GuestMemfd implements FileOperations {
   readonly #bindings = new GmemBindings();
   #filler: PageFiller | undefined = undefined;
   #hugeFolios = 0;
+  /** A filler may have closed the file. */
+  #released = false;
   /** What the last page that was PENDING waits for. */
   #pending: Promise<void> | undefined = undefined;
 
@@ -116,7 +118,7 @@ export class GuestMemfd implements FileOperations {
     const end = first + length / PAGE_SIZE;
     if ((mode & FALLOC_FL_PUNCH_HOLE) !== 0)
       this.#punch(first, Math.min(end, this.#pageCount()), 'punch hole');
-    else this.#allocate(first, end);
+    else this.vm.trace.tellAfter(() => this.#allocate(first, end));
   }
 
   mmap(request: { shared: boolean }): PageSource {
@@ -134,12 +136,15 @@ export class GuestMemfd implements FileOperations {
 
   release(): void {
     const why = 'guest_memfd closed';
-    this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount()), why, () => {
-      for (const slot of this.#bindings.clear()) slot.gmem = undefined;
-      this.#freePages(0, this.#pageCount(), why);
+    this.#released = true;
+    this.vm.trace.tellAfter(() => {
+      this.vm.invalidateGmem(this.#boundRanges(0, this.#pageCount()), why, () => {
+        for (const slot of this.#bindings.clear()) slot.gmem = undefined;
+        this.#freePages(0, this.#pageCount(), why);
+      });
+      this.#traceFile('gmem-close');
+      this.vm.release();
     });
-    this.#traceFile('gmem-close');
-    this.vm.release();
   }
 
   /** kvm_gmem_bind of whole pages. `overlap` is the errno for pages that another slot binds. */
@@ -172,12 +177,23 @@ export class GuestMemfd implements FileOperations {
   getPfn(slot: MemorySlot, gfn: Gfn, into: BackingPage): number {
     const index = gfn - slot.baseGfn + slot.gmemPgoff;
     if (this.#bindings.at(index) !== slot) return -ERRNO.EIO;
+    const { trace } = this.vm;
+    trace.hold();
+    try {
+      return this.#getPfn(index, into);
+    } finally {
+      trace.letGo();
+    }
+  }
+
+  #getPfn(index: number, into: BackingPage): number {
     const result = this.#getPage(index);
     if (result === PAGE_FAULT.PENDING) {
       into.pending = this.#pending;
       return BACKING_PENDING;
     }
     if (result === PAGE_FAULT.HWPOISON) return -ERRNO.EHWPOISON;
+    if (result === PAGE_FAULT.SIGBUS) return -ERRNO.EIO;
     if (result < 0) return -ERRNO.ENOMEM;
     into.pfn = pfn(result & ~FOLIO);
     into.order = (result & FOLIO) === 0 ? 0 : HUGE_ORDER;
@@ -225,6 +241,11 @@ export class GuestMemfd implements FileOperations {
     const frame = this.#memory.allocate(0, this.#owner);
     if (frame === NO_FRAME) return PAGE_FAULT.NO_MEMORY;
     const content = filler(index);
+    if (this.#released) {
+      if (content instanceof Promise) content.catch(() => {});
+      this.#free(frame, 0);
+      return PAGE_FAULT.SIGBUS;
+    }
     if (content instanceof Promise) {
       this.#pending = this.#await(index, frame, content);
       return PAGE_FAULT.PENDING;

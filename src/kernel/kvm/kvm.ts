@@ -63,7 +63,7 @@ export class Kvm implements KvmInterface {
 
   createVm(type: number): Vm {
     this.#descriptor.check();
-    return new Vm(this.#host, this.#process, type);
+    return this.#host.trace.tellAfter(() => new Vm(this.#host, this.#process, type));
   }
 
   /** Errors: ENXIO. */

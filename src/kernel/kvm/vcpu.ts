@@ -114,7 +114,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   readonly #frames: VcpuFrames;
   #core: GuestCore | undefined;
   #closed = false;
-  /** In KVM_RUN: holds vcpu->mutex and a reference to the file. */
+  /** In KVM_RUN or KVM_PRE_FAULT_MEMORY: holds vcpu->mutex and a reference to the file. */
   #running = false;
 
   /** `checks`: see PageFaultHandler. Errors: ENOMEM. */
@@ -175,6 +175,8 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   get core(): GuestCore {
     const core = this.#core ?? this.#tryCore();
     if (core === undefined) throw new LinuxError('ENOMEM', `vCPU ${this.id}: no host memory for its core`);
+    // A listener of the trace may have closed the vCPU when it heard of the core.
+    if (this.#closed && !this.#running) throw new LinuxError('EBADF', `vCPU ${this.id}: closed`);
     return core;
   }
 
@@ -191,16 +193,13 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   run(): number {
     if (this.#closed) return -ERRNO.EBADF;
     if (this.#running) return -ERRNO.EINTR;
-    const { process, trace } = this.vm;
-    this.#running = true;
-    process.enterKernel();
+    const { trace } = this.vm;
+    this.#enter();
     try {
       const core = this.#core ?? this.#tryCore();
       return core === undefined ? -ERRNO.ENOMEM : this.cycle.run(core);
     } finally {
-      this.#running = false;
-      if (this.#closed) this.#release();
-      process.leaveKernel();
+      this.#leave();
       if (trace.failed) trace.throwFailure();
     }
   }
@@ -288,7 +287,12 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   }
   preFaultMemory(range: PreFaultRange & { flags: bigint }): PreFaultRange {
     this.checkOpen();
-    return preFaultMemory(this, range);
+    this.#enter();
+    try {
+      return preFaultMemory(this, range);
+    } finally {
+      this.#leave();
+    }
   }
 
   /**
@@ -368,6 +372,16 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     this.vmcb.setSave(SAVE.RIP, 0n);
   }
 
+  #enter(): void {
+    this.#running = true;
+    this.vm.process.enterKernel();
+  }
+  #leave(): void {
+    this.#running = false;
+    if (this.#closed) this.#release();
+    this.vm.process.leaveKernel();
+  }
+
   #inKernelApic(call: string): VcpuApic {
     if (this.apic === undefined) throw new LinuxError('EINVAL', `${call}: no local APIC in the kernel`);
     return this.apic;
@@ -398,29 +412,33 @@ export class Vcpu extends VcpuState implements KvmVcpu {
 
   /** The last reference to the file is gone (kvm_vcpu_release). */
   #release(): void {
-    this.mp.endBlock();
-    this.apic?.lapic.timer.cancel();
-    this.cycle.emulated = this.instructions;
-    this.#core?.close();
-    this.#core = undefined;
-    this.sev?.free();
-    this.#frames.free();
-    this.vm.vcpuClosed(this);
+    this.vm.trace.tellAfter(() => {
+      this.mp.endBlock();
+      this.apic?.lapic.timer.cancel();
+      this.cycle.emulated = this.instructions;
+      this.#core?.close();
+      this.#core = undefined;
+      this.sev?.free();
+      this.#frames.free();
+      this.vm.vcpuClosed(this);
+    });
   }
 
   /** Makes the core; undefined when the host has no memory for it. */
   #tryCore(): GuestCore | undefined {
-    let core: GuestCore;
-    try {
-      core = this.vm.createCore(this.id);
-    } catch (error) {
-      if (error instanceof RangeError) return undefined;
-      throw error;
-    }
-    this.#core = core;
-    core.gpr.set(this.gpr);
-    this.gpr = core.gpr;
-    this.gprWords = core.gprWords;
-    return core;
+    return this.vm.trace.tellAfter(() => {
+      let core: GuestCore;
+      try {
+        core = this.vm.createCore(this.id);
+      } catch (error) {
+        if (error instanceof RangeError) return undefined;
+        throw error;
+      }
+      this.#core = core;
+      core.gpr.set(this.gpr);
+      this.gpr = core.gpr;
+      this.gprWords = core.gprWords;
+      return core;
+    });
   }
 }

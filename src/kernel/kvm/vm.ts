@@ -231,8 +231,9 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
       throw new LinuxError('ENOTTY', 'KVM_MEMORY_ENCRYPT_OP: KVM has no SEV on this machine');
     if (command === undefined) return;
     checkSevCommand(command);
-    if (this.sev === undefined) refuseSevCommand(command.id, this.type);
-    else this.sev.memoryEncryptOp(command);
+    const { sev } = this;
+    if (sev === undefined) refuseSevCommand(command.id, this.type);
+    else this.trace.tellAfter(() => sev.memoryEncryptOp(command));
   }
 
   /** vCPUs that were ever created. */
@@ -245,12 +246,12 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   setUserMemoryRegion(region: UserMemoryRegion): void {
     this.#descriptor.check();
-    setUserMemoryRegion(this, region);
+    this.#whileHeld(() => setUserMemoryRegion(this, region));
   }
 
   setUserMemoryRegion2(region: UserMemoryRegion2): void {
     this.#descriptor.check();
-    setUserMemoryRegion2(this, region);
+    this.#whileHeld(() => setUserMemoryRegion2(this, region));
   }
 
   setMsrFilter(filter: MsrFilter): void {
@@ -262,7 +263,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
 
   setMemoryAttributes(request: MemoryAttributesRequest): void {
     this.#descriptor.check();
-    this.attributes.set(this, request);
+    this.#whileHeld(() => this.attributes.set(this, request));
   }
 
   getDirtyLog(request: DirtyLogRequest): void {
@@ -292,13 +293,15 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     if (size % 4096n !== 0n)
       throw new LinuxError('EINVAL', `KVM_CREATE_GUEST_MEMFD: size ${size} is not whole pages`);
     this.process.files.reserve();
-    const file = new GuestMemfd(this, {
-      size: Number(size),
-      mayMmap: (flags & GUEST_MEMFD_FLAG_MMAP) !== 0n,
-      initShared: (flags & GUEST_MEMFD_FLAG_INIT_SHARED) !== 0n,
+    return this.trace.tellAfter(() => {
+      const file = new GuestMemfd(this, {
+        size: Number(size),
+        mayMmap: (flags & GUEST_MEMFD_FLAG_MMAP) !== 0n,
+        initShared: (flags & GUEST_MEMFD_FLAG_INIT_SHARED) !== 0n,
+      });
+      this.#references++;
+      return this.process.files.install(new OpenFile(file));
     });
-    this.#references++;
-    return this.process.files.install(new OpenFile(file));
   }
 
   /** Errors in order: EINVAL (id, number of vCPUs), EEXIST, EMFILE, ENOMEM. */
@@ -311,12 +314,14 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
       throw new LinuxError('EINVAL', `vCPU id ${id}: the VM has ${MAX_VCPUS} vCPUs`);
     if (this.#vcpus.has(id)) throw new LinuxError('EEXIST', `vCPU id ${id}: exists`);
     this.process.files.reserve();
-    const vcpu = new Vcpu(this, id);
-    const descriptor = new Descriptor(this.process.files, `anon_inode:kvm-vcpu:${id}`, () => vcpu.close());
-    this.#references++;
-    this.#vcpus.set(id, descriptor);
-    this.#open.add(vcpu);
-    return vcpu;
+    return this.trace.tellAfter(() => {
+      const vcpu = new Vcpu(this, id);
+      const descriptor = new Descriptor(this.process.files, `anon_inode:kvm-vcpu:${id}`, () => vcpu.close());
+      this.#references++;
+      this.#vcpus.set(id, descriptor);
+      this.#open.add(vcpu);
+      return vcpu;
+    });
   }
 
   vcpuClosed(vcpu: Vcpu): void {
@@ -335,14 +340,28 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     this.#descriptor.close();
   }
 
-  /** One holder less: the descriptor, a vCPU, a file. */
+  /** An ioctl that tells the trace of what it does holds the file (fdget): a listener that closes the VM or ends the process does so after it. */
+  #whileHeld(ioctl: () => void): void {
+    this.#references++;
+    this.process.enterKernel();
+    try {
+      ioctl();
+    } finally {
+      this.release();
+      this.process.leaveKernel();
+    }
+  }
+
+  /** One holder less: the descriptor, a vCPU, a file, an ioctl. */
   release(): void {
     this.#references--;
     if (this.#references > 0) return;
-    this.process.memory.notifiers.unregister(this.#unmapper);
-    this.mmu.destroy();
-    this.sev?.destroy();
-    if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-destroy', type: this.type });
+    this.trace.tellAfter(() => {
+      this.process.memory.notifiers.unregister(this.#unmapper);
+      this.mmu.destroy();
+      this.sev?.destroy();
+      if (this.trace.on) this.trace.emit({ kind: 'vm', who: 'kernel', what: 'vm-destroy', type: this.type });
+    });
   }
 
   openFile(fd: number): OpenFile {
@@ -350,9 +369,12 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
   }
 
   gmemGetPfn(slot: FaultSlot, gfn: Gfn, into: BackingPage): number {
-    const result = this.gmemGetUnprepared(slot, gfn, into);
-    if (result !== 0 || this.sev === undefined) return result;
-    return preparePage(this.sev, gfn, into.pfn, into.order);
+    const { sev } = this;
+    if (sev === undefined) return this.gmemGetUnprepared(slot, gfn, into);
+    return this.trace.tellAfter(() => {
+      const result = this.gmemGetUnprepared(slot, gfn, into);
+      return result === 0 ? preparePage(sev, gfn, into.pfn, into.order) : result;
+    });
   }
 
   /** The same without the RMP's part (__kvm_gmem_get_pfn). */

@@ -267,9 +267,11 @@ export class AddressSpace implements ProcessMemory {
   }
 
   #zap(start: Hva, end: Hva): void {
-    this.notifiers.begin(start, end);
-    this.unmap(start, end, { cowed: 'drop' });
-    this.notifiers.end(start, end);
+    this.#memory.trace.tellAfter(() => {
+      this.notifiers.begin(start, end);
+      this.unmap(start, end, { cowed: 'drop' });
+      this.notifiers.end(start, end);
+    });
   }
 
   #unmapRange(start: Hva, end: Hva): void {
@@ -277,8 +279,10 @@ export class AddressSpace implements ProcessMemory {
     if (hit.length === 0) return;
     const first = hva(Math.max(start, hit[0]!.start));
     const last = hva(Math.min(end, hit.at(-1)!.end));
-    this.#zap(first, last);
-    this.#mappings.remove(first, last);
+    this.#memory.trace.tellAfter(() => {
+      this.#zap(first, last);
+      this.#mappings.remove(first, last);
+    });
   }
 
   #populate(mapping: Mapping): void {
@@ -288,8 +292,18 @@ export class AddressSpace implements ProcessMemory {
     }
   }
 
-  /** Makes the entry of a page and returns it, or a negative code. */
+  /** Makes the entry of a page and returns it, or a negative code. A listener of the trace may have taken it away again by then. */
   #fault(page: number, write: boolean): number {
+    const { trace } = this.#memory;
+    trace.hold();
+    try {
+      return this.#makeEntry(page, write);
+    } finally {
+      trace.letGo();
+    }
+  }
+
+  #makeEntry(page: number, write: boolean): number {
     const mapping = this.#mappings.find(page * PAGE_SIZE);
     if (mapping === undefined) return SEGV;
     const { protection, shared, backing } = mapping.content;
@@ -357,7 +371,7 @@ export class AddressSpace implements ProcessMemory {
     if (mapping !== undefined && mapping.content.backing === undefined && mapping.content.protection !== 0)
       return 0;
     entry = this.#fault(page, false);
-    return entry < 0 ? entry : entry >> PFN_SHIFT;
+    return entry < 0 ? entry : this.#frameToRead(page);
   }
 
   /** 0, or a negative code. */
@@ -370,6 +384,7 @@ export class AddressSpace implements ProcessMemory {
       if ((entry & WRITABLE) === 0) {
         entry = this.#fault(page, true);
         if (entry < 0) return entry;
+        continue;
       }
       const count = this.#inOnePiece(page, offset, from.length - done);
       const part = count === from.length ? from : from.subarray(done, done + count);

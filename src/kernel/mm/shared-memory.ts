@@ -70,6 +70,10 @@ export class SharedMemory implements FileOperations, PageSource {
 
   /** Grows the file. Fewer bytes than asked, or ENOMEM for none, when the host is out of frames. */
   write(from: Uint8Array, offset: number): number {
+    return this.#memory.trace.tellAfter(() => this.#write(from, offset));
+  }
+
+  #write(from: Uint8Array, offset: number): number {
     let done = 0;
     while (done < from.length) {
       const inPage = (offset + done) % PAGE_SIZE;
@@ -105,7 +109,7 @@ export class SharedMemory implements FileOperations, PageSource {
       return;
     }
     if (end > MAX_FILE_BYTES) throw new LinuxError('EFBIG', `fallocate of ${this.name}: ends at ${end}`);
-    this.#populate(Math.floor(offset / PAGE_SIZE), pagesIn(end));
+    this.#memory.trace.tellAfter(() => this.#populate(Math.floor(offset / PAGE_SIZE), pagesIn(end)));
     if ((mode & FALLOC_FL_KEEP_SIZE) === 0) this.#size = Math.max(this.#size, end);
   }
 
@@ -169,11 +173,13 @@ export class SharedMemory implements FileOperations, PageSource {
 
   #dropPages(first: number, end: number, options: { cowed: 'keep' | 'drop' }): void {
     if (end <= first) return;
-    this.mappings.unmap(first, end, options, () => {
-      this.#pages.forEachIn(first, end, (index, frame) => {
-        this.#pages.set(index, 0);
-        this.#memory.free(frame as Pfn, 0);
-      });
-    });
+    this.#memory.trace.tellAfter(() =>
+      this.mappings.unmap(first, end, options, () => {
+        this.#pages.forEachIn(first, end, (index, frame) => {
+          this.#pages.set(index, 0);
+          this.#memory.free(frame as Pfn, 0);
+        });
+      }),
+    );
   }
 }

@@ -86,13 +86,16 @@ export class Mmu {
 
   /** Makes sure that the next `map` finds its tables (mmu_topup_memory_caches). False: no memory. */
   topUp(): boolean {
-    while (this.#spare.length < TABLES_PER_FAULT) {
-      const frame = this.#memory.allocate(0, this.#owner);
-      if (frame < 0) return false;
-      this.#spare.push(pfn(frame));
-      this.stats.tables++;
-    }
-    return true;
+    if (this.#spare.length >= TABLES_PER_FAULT) return true;
+    return this.#trace.tellAfter(() => {
+      while (this.#spare.length < TABLES_PER_FAULT) {
+        const frame = this.#memory.allocate(0, this.#owner);
+        if (frame < 0) return false;
+        this.#spare.push(pfn(frame));
+        this.stats.tables++;
+      }
+      return true;
+    });
   }
 
   /**
