@@ -1,12 +1,17 @@
 /** What the library is asked for, and the checks of it. Sizes and numbers that depend on the machine are checked where they are used. */
-import { requireKnownFields, requireOneOf } from './base/option-checks.ts';
+import {
+  requireBytes,
+  requireInteger,
+  requireKind,
+  requireKnownFields,
+  requireOneOf,
+} from './base/option-checks.ts';
 import { Trace } from './base/trace.ts';
 import { Chip } from './hardware/chip.ts';
 import type { EarlyForm, Personality } from './kernel/kvm/index.ts';
 import type { CertificateOptions } from './vmm/confidential-guest/certificate-source.ts';
 import { GUEST_DATA_BYTES } from './vmm/loaders/snp-boot.ts';
 import type { SnpMachineOptions } from './vmm/machine.ts';
-import type { RunOptions } from './vmm/run-loop.ts';
 
 /** Kernel versions that a host can have; the first is the default. */
 export const KERNELS = ['7.2', '6.12'] as const satisfies readonly Personality[];
@@ -60,7 +65,7 @@ export interface VmOptions {
   readonly image: Uint8Array;
   /** For messages. */
   readonly imageName?: string;
-  /** Entries of each vCPU's dirty ring, a power of two, for `Vm.dirtyLog`; absent: KVM's bitmaps. */
+  /** Entries of each vCPU's dirty ring, a power of two from 256, for `Vm.dirtyLog` of a VM of type `default`; absent or 0: KVM's bitmaps. */
   readonly dirtyRingSize?: number;
   /** Gets what the guest writes to its console, as it comes. */
   readonly onConsole?: (text: Uint8Array) => void;
@@ -84,7 +89,7 @@ const SNP_OPTIONS: Record<keyof SnpMachineOptions, true> = {
 
 const CERTIFICATE_OPTIONS: Record<keyof CertificateOptions, true> = { path: true, locking: true, busy: true };
 
-const RUN_OPTIONS: Record<keyof RunOptions, true> = { timeoutMs: true, signal: true, clock: true };
+const U32 = 2 ** 32 - 1;
 
 /** Throws RangeError: an option that is none, or cannot be what it is. */
 export function checkHostOptions(options: HostOptions): void {
@@ -94,8 +99,7 @@ export function checkHostOptions(options: HostOptions): void {
   if (kernel !== undefined) requireOneOf('kernel', kernel, KERNELS);
   for (const form of early) requireOneOf('early', form, EARLY_FORMS);
   if (gmemFolio !== undefined) requireOneOf('gmemFolio', gmemFolio, ['4K', '2M']);
-  if (seed !== undefined && (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32))
-    throw new RangeError(`seed: got ${seed}, want an integer from 0 to ${2 ** 32 - 1}`);
+  if (seed !== undefined) requireInteger('seed', seed, 0, U32);
   requireKind('trace', trace, (value) => value instanceof Trace, 'a Trace');
   requireKind('chip', chip, (value) => value instanceof Chip, 'a Chip');
 }
@@ -106,15 +110,40 @@ export function checkVmOptions(options: VmOptions): void {
   const { type, irqchip, image, imageName, onConsole } = options;
   if (type !== undefined) requireOneOf('type', type, VM_TYPES);
   if (irqchip !== undefined) requireOneOf('irqchip', irqchip, IRQCHIPS);
-  if (!(image instanceof Uint8Array)) throw new RangeError(`image: got ${typeof image}, want a Uint8Array`);
-  const isU32 = (value: unknown): boolean => Number.isInteger(value) && (value as number) >>> 0 === value;
-  requireKind('vcpuSignature', options.vcpuSignature, isU32, 'an integer from 0 to 4294967295');
+  requireBytes('image', image);
+  if (options.vcpuSignature !== undefined) requireInteger('vcpuSignature', options.vcpuSignature, 0, U32);
   requireKind('imageName', imageName, (value) => typeof value === 'string', 'a string');
   if (options.snp !== undefined) {
     requireKnownFields('snp', options.snp, SNP_OPTIONS);
     checkSnpOptions(options.snp);
   }
   requireKind('onConsole', onConsole, (value) => typeof value === 'function', 'a function');
+  checkDirtyRing(options.dirtyRingSize, type ?? VM_TYPES[0]);
+  if (options.backend !== undefined) checkBackend(options.backend);
+}
+
+/** Entries of the least ring: a page of them (KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING). */
+const LEAST_RING = 256;
+
+function checkDirtyRing(size: unknown, type: NonNullable<VmOptions['type']>): void {
+  if (size === undefined || size === 0) return;
+  const isPowerOfTwo = Number.isSafeInteger(size) && Math.log2(size as number) % 1 === 0;
+  if (!isPowerOfTwo || (size as number) < LEAST_RING)
+    throw new RangeError(`dirtyRingSize: got ${String(size)}, want a power of two from ${LEAST_RING}`);
+  if (type !== 'default')
+    throw new RangeError(
+      `dirtyRingSize: got ${String(size)} with type ${type}, want type default: RAM with a guest_memfd has no dirty log`,
+    );
+}
+
+function checkBackend(backend: NonNullable<VmOptions['backend']>): void {
+  if (typeof backend !== 'object' || backend === null || backend.kind !== 'file') {
+    requireKnownFields('backend', backend, { kind: true });
+    return;
+  }
+  requireKnownFields('backend', backend, { kind: true, path: true });
+  if (typeof backend.path !== 'string' || backend.path === '')
+    throw new RangeError(`backend.path: got ${JSON.stringify(backend.path)}, want the name of a file`);
 }
 
 function checkSnpOptions({ cBit, certificates, guestData }: SnpMachineOptions): void {
@@ -128,16 +157,4 @@ function checkSnpOptions({ cBit, certificates, guestData }: SnpMachineOptions): 
   requireKind('snp.certificates.path', path, (value) => typeof value === 'string', 'a string');
   if (locking !== undefined) requireOneOf('snp.certificates.locking', locking, ['shared', 'off']);
   requireKind('snp.certificates.busy', busy, (value) => typeof value === 'function', 'a function');
-}
-
-/** Throws RangeError: an option that is none, or cannot be what it is. */
-export function checkRunOptions(options: RunOptions): void {
-  requireKnownFields('run', options, RUN_OPTIONS);
-  const { timeoutMs, signal } = options;
-  requireKind('timeoutMs', timeoutMs, (value) => typeof value === 'number' && value >= 0, 'a number from 0');
-  requireKind('signal', signal, (value) => value instanceof AbortSignal, 'an AbortSignal');
-}
-
-function requireKind(option: string, got: unknown, is: (value: unknown) => boolean, want: string): void {
-  if (got !== undefined && !is(got)) throw new RangeError(`${option}: got ${String(got)}, want ${want}`);
 }

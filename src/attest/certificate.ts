@@ -14,6 +14,7 @@ import {
 } from '../abi/amd-certificate.ts';
 import { contextPrimitiveTag, DerReader, TAG } from '../abi/der.ts';
 import { toHex } from '../base/hex.ts';
+import { requireBytes } from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import {
@@ -85,6 +86,7 @@ export const keyUsageText = (certificate: Certificate | undefined): string =>
 
 /** Reads one certificate in DER, which messages call `name`. Throws DerError. */
 export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certificate {
+  requireBytes(name, bytes);
   const file = new DerReader(bytes, name);
   const { tbs, signature, signatureAlgorithm } = readSigned(file, 'Certificate', 'tbsCertificate');
 
@@ -143,6 +145,7 @@ export function parseCertificate(bytes: Uint8Array, name = 'certificate'): Certi
  * EvidenceError.
  */
 export function readCertificates(bytes: Uint8Array, name = 'certificates'): Certificate[] {
+  requireBytes(name, bytes);
   if (!isPem(bytes)) return [parseCertificate(bytes, name)];
   const blocks = readPem(latin1.decode(bytes), name).filter(({ label }) => label === 'CERTIFICATE');
   if (blocks.length === 0)

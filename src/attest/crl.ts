@@ -2,6 +2,7 @@
 import { OID } from '../abi/amd-certificate.ts';
 import { DerReader, TAG } from '../abi/der.ts';
 import { toHex } from '../base/hex.ts';
+import { requireBytes } from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { isPem, readPem } from './pem.ts';
 import { type Extension, namesAlgorithm, readExtensions, readName, readSigned, type Signed } from './x509.ts';
@@ -19,6 +20,7 @@ export interface RevocationList extends Signed {
 
 /** Reads a list in DER or PEM, which messages call `name`. Throws DerError or EvidenceError. */
 export function parseCrl(input: Uint8Array, name = 'CRL'): RevocationList {
+  requireBytes(name, input);
   const bytes = isPem(input) ? fromPem(input, name) : input;
   const file = new DerReader(bytes, name);
   const { tbs, signature, signatureAlgorithm } = readSigned(file, 'CertificateList', 'tbsCertList');

@@ -2,11 +2,18 @@
  * What a host adds to an SNP guest that starts from a firmware image, in order: the image, the sections of its metadata, then the VMSA of each
  * vCPU (QEMU target/i386/sev.c; Amazon EC2 and Google Compute Engine as virtee/sev-snp-measure knows them).
  */
+import {
+  requireBytes,
+  requireInteger,
+  requireKind,
+  requireKnownFields,
+  requireOneOf,
+} from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { type KernelFiles, kernelHashesPage } from './kernel-hashes.ts';
 import { type LaunchUpdate, VMSA_GPA } from './launch-digest.ts';
 import { type Firmware, type FirmwareSection, SECTION_TYPE } from './ovmf.ts';
-import { BSP_EIP, resetVmsa, type VmmType } from './vmsa.ts';
+import { BSP_EIP, resetVmsa, VMM_TYPES, type VmmType } from './vmsa.ts';
 
 export interface FirmwareLaunch {
   readonly firmware: Firmware;
@@ -30,17 +37,38 @@ export const imageUpdate = ({ bytes, gpa }: Firmware): LaunchUpdate => ({
   label: 'firmware',
 });
 
-/** Throws EvidenceError where the image cannot be started so. */
+const LAUNCH: Record<keyof FirmwareLaunch, true> = {
+  ...{ firmware: true, vcpus: true, vcpuSignature: true },
+  ...{ guestFeatures: true, vmm: true, kernel: true },
+};
+const KERNEL: Record<keyof KernelFiles, true> = { kernel: true, initrd: true, append: true };
+
+/** Throws EvidenceError where the image cannot be started so; RangeError for what no launch can have. */
 export async function firmwareUpdates(launch: FirmwareLaunch): Promise<LaunchUpdate[]> {
-  return [imageUpdate(launch.firmware), ...(await sectionUpdates(launch)), ...vmsaUpdates(launch)];
+  const sections = await sectionUpdates(launch);
+  return [imageUpdate(launch.firmware), ...sections, ...vmsaUpdates(launch)];
 }
 
-/** What follows the image. */
-export async function sectionUpdates({
-  firmware,
-  vmm = 'qemu',
-  kernel,
-}: FirmwareLaunch): Promise<LaunchUpdate[]> {
+function requireLaunch(launch: FirmwareLaunch): void {
+  requireKnownFields('launch', launch, LAUNCH);
+  const { firmware, vcpus, vcpuSignature, guestFeatures, vmm, kernel } = launch;
+  if (firmware?.sections === undefined)
+    throw new RangeError('firmware: got something else, want what parseFirmware returns');
+  requireInteger('vcpus', vcpus, 1);
+  requireInteger('vcpuSignature', vcpuSignature, 0, 2 ** 32 - 1);
+  requireKind('guestFeatures', guestFeatures, (value) => typeof value === 'bigint', 'a bigint');
+  if (vmm !== undefined) requireOneOf('vmm', vmm, VMM_TYPES);
+  if (kernel === undefined) return;
+  requireKnownFields('kernel', kernel, KERNEL);
+  requireBytes('kernel.kernel', kernel.kernel);
+  if (kernel.initrd !== undefined) requireBytes('kernel.initrd', kernel.initrd);
+  requireKind('kernel.append', kernel.append, (value) => typeof value === 'string', 'a string');
+}
+
+/** What follows the image. Throws as `firmwareUpdates`. */
+export async function sectionUpdates(launch: FirmwareLaunch): Promise<LaunchUpdate[]> {
+  requireLaunch(launch);
+  const { firmware, vmm = 'qemu', kernel } = launch;
   checkOverlaps(firmware);
   const updates: LaunchUpdate[] = [];
   const cpuids: LaunchUpdate[] = [];

@@ -2,6 +2,13 @@
  * What SoftCVM's own VMM adds to an SNP guest that starts from an ELF image without a firmware (vmm/loaders/snp-boot.ts, which says the layout; a
  * test compares the two): GDT and page tables, secrets, CPUID, the image's pages, then the VMSA of each vCPU.
  */
+import {
+  requireBytes,
+  requireInteger,
+  requireKind,
+  requireKnownFields,
+  requireOneOf,
+} from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { type LaunchUpdate, VMSA_GPA } from './launch-digest.ts';
 import { entryVmsa } from './vmsa.ts';
@@ -40,13 +47,21 @@ export interface ImageLaunch {
 export const isElfImage = (bytes: Uint8Array): boolean =>
   bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c && bytes[3] === 0x46;
 
-/** Throws EvidenceError where the image cannot be started so. */
-export function imageUpdates({
-  image,
-  format = 'ELF',
-  vcpus,
-  guestFeatures = 1n,
-}: ImageLaunch): LaunchUpdate[] {
+const LAUNCH: Record<keyof ImageLaunch, true> = {
+  image: true,
+  format: true,
+  vcpus: true,
+  guestFeatures: true,
+};
+
+/** Throws EvidenceError where the image cannot be started so; RangeError for what no launch can have. */
+export function imageUpdates(launch: ImageLaunch): LaunchUpdate[] {
+  requireKnownFields('launch', launch, LAUNCH);
+  const { image, format = 'ELF', vcpus, guestFeatures = 1n } = launch;
+  requireBytes('image', image);
+  requireOneOf('format', format, ['ELF', 'flat']);
+  requireInteger('vcpus', vcpus, 1);
+  requireKind('guestFeatures', guestFeatures, (value) => typeof value === 'bigint', 'a bigint');
   const { entry, segments } = format === 'ELF' ? readSegments(image) : flatSegments(image);
   const tables = bootTables();
   return [

@@ -4,7 +4,7 @@
  */
 import { AMD_KDS, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { chainPath, crlPath, vcekPath, vlekPath } from '../abi/kds-url.ts';
-import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import { requireInteger, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import { readCertificates } from './certificate.ts';
 import { parseCrl } from './crl.ts';
 import { Deadline } from './deadline.ts';
@@ -60,11 +60,12 @@ export async function fetchEvidence(
   options: KdsOptions = {},
 ): Promise<KdsEvidence> {
   requireKnownFields('options', options, OPTIONS);
+  if (report?.signingKey === undefined)
+    throw new RangeError('report: got something else, want what parseReport returns');
   const { signingKey, isChipIdMasked } = report;
   const { url = AMD_KDS, product: expected, timeoutMs = TIMEOUT_MS } = options;
   if (expected !== undefined) requireOneOf('product', expected, PRODUCTS);
-  if (!Number.isInteger(timeoutMs) || timeoutMs < 0 || timeoutMs > LONGEST_MS)
-    throw new RangeError(`timeoutMs: got ${timeoutMs}, want an integer from 0 to ${LONGEST_MS}`);
+  requireInteger('timeoutMs', timeoutMs, 0, LONGEST_MS);
   if (!/^https?:$/.test(protocolOf(url))) {
     throw new RangeError(`url: got ${url}, want an address such as ${AMD_KDS}`);
   }

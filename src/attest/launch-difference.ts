@@ -1,5 +1,6 @@
 /** Why two launches have different digests: the first page in which they differ, and what differs in it. */
 import { toHex } from '../base/hex.ts';
+import { requireArray } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
 import type { LaunchUpdate, PageType } from './launch-digest.ts';
 import { vmsaFieldAt } from './vmsa.ts';
@@ -41,6 +42,8 @@ export function launchDifference(
   first: readonly LaunchUpdate[],
   second: readonly LaunchUpdate[],
 ): LaunchDifference | undefined {
+  requireArray('first updates', first, 'launch updates');
+  requireArray('second updates', second, 'launch updates');
   const others = pages(second);
   let index = 0;
   for (const one of pages(first)) {

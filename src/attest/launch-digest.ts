@@ -3,6 +3,13 @@
  * it. Here as a relying party computes it; the firmware's own is in hardware/asp, and a test compares the two.
  */
 import { toHex } from '../base/hex.ts';
+import {
+  requireArray,
+  requireBytes,
+  requireKind,
+  requireKnownFields,
+  requireOneOf,
+} from '../base/option-checks.ts';
 import { unshared } from './bytes.ts';
 
 const PAGE = 4096;
@@ -57,15 +64,22 @@ export interface LaunchDigestOptions {
   readonly from?: Uint8Array;
 }
 
+const OPTIONS: Record<keyof LaunchDigestOptions, true> = { sha384: true, from: true };
+
 /**
  * The digest after `updates`, 48 bytes; `onStep` hears of each page. RangeError: an update that is no whole pages, or has no bytes where it needs
  * them.
  */
 export async function launchDigest(
   updates: readonly LaunchUpdate[],
-  { sha384 = webSha384, from }: LaunchDigestOptions = {},
+  options: LaunchDigestOptions = {},
   onStep?: (step: LaunchStep) => void,
 ): Promise<Uint8Array> {
+  requireArray('updates', updates, 'launch updates');
+  requireKnownFields('options', options, OPTIONS);
+  const { sha384 = webSha384, from } = options;
+  requireKind('sha384', sha384, (value) => typeof value === 'function', 'a function');
+  if (from !== undefined) requireBytes('from', from, DIGEST_BYTES);
   const info = new Uint8Array(PAGE_INFO_BYTES);
   const view = new DataView(info.buffer);
   view.setUint16(0x60, PAGE_INFO_BYTES, true);
@@ -114,6 +128,7 @@ async function contentDigests(
 const withoutTsc = (page: Uint8Array): Uint8Array => page.slice().fill(0, ...VMSA_TSC);
 
 function check({ type, gpa, size, bytes, label }: LaunchUpdate): void {
+  requireOneOf(`${label}: type`, type, Object.keys(PAGE_TYPE));
   const bad = (field: string, got: unknown, want: string): never => {
     throw new RangeError(`${label}: ${field}: got ${got}, want ${want}`);
   };

@@ -4,6 +4,7 @@
  * has its own, and a test compares the two.
  */
 import { guidAt } from '../base/guid.ts';
+import { requireBytes } from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 
 export const FOUR_GIB = 0x1_0000_0000;
@@ -47,6 +48,7 @@ export const isFirmware = (bytes: Uint8Array): boolean =>
 
 /** Reads a firmware image, which messages call `name`. Throws EvidenceError that names the field. */
 export function parseFirmware(bytes: Uint8Array, name = 'firmware'): Firmware {
+  requireBytes(name, bytes);
   if (bytes.length === 0 || bytes.length % 4096 !== 0 || bytes.length > FOUR_GIB / 2) {
     throw new EvidenceError(`${name}: got ${bytes.length} bytes, want a multiple of 4096 up to 2 GiB`);
   }

@@ -5,7 +5,7 @@
 import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
-import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import { requireKind, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import type { Checks } from './check.ts';
 import type { AttestationReport } from './report.ts';
 
@@ -69,30 +69,57 @@ export interface ReportPolicy {
   readonly maximumAge?: number;
 }
 
-const FIELDS: Readonly<Record<keyof ReportPolicy, true>> = {
-  product: true,
-  measurement: true,
-  hostData: true,
-  reportData: true,
-  chipId: true,
-  signingKey: true,
-  vmpl: true,
-  allow: true,
-  demand: true,
-  guestPolicy: true,
-  minimumAbi: true,
-  familyId: true,
-  imageId: true,
-  minimumGuestSvn: true,
-  idKeyDigest: true,
-  authorKeyDigest: true,
-  reportId: true,
-  minimumTcb: true,
-  minimumLaunchTcb: true,
-  minimumFirmware: true,
-  platformInfo: true,
-  revocation: true,
-  maximumAge: true,
+/** What a field's value must be. */
+interface Kind {
+  readonly is: (value: unknown) => boolean;
+  readonly want: string;
+}
+
+const isBytes = (value: unknown): boolean => typeof value === 'string' || value instanceof Uint8Array;
+const BYTES: Kind = { is: isBytes, want: 'a Uint8Array or hex' };
+const ANY_BYTES: Kind = {
+  is: (value) => isBytes(value) || (Array.isArray(value) && value.every(isBytes)),
+  want: 'a Uint8Array or hex, or an array of them',
+};
+const BIGINT: Kind = { is: (value) => typeof value === 'bigint', want: 'a bigint' };
+const INTEGER: Kind = { is: Number.isSafeInteger, want: 'an integer' };
+const VMPL: Kind = { is: (value) => [0, 1, 2, 3].includes(value as number), want: '0 to 3' };
+const SECONDS: Kind = { is: (value) => typeof value === 'number' && value >= 0, want: 'a number from 0' };
+const oneOf = (words: readonly string[]): Kind => ({
+  is: (value) => words.includes(value as string),
+  want: words.join(' or '),
+});
+const version = (parts: number): Kind => ({
+  is: (value) => Array.isArray(value) && value.length === parts && value.every(Number.isSafeInteger),
+  want: `${parts} integers`,
+});
+const WORDS: Kind = { is: Array.isArray, want: 'an array' };
+const OBJECT: Kind = { is: (value) => typeof value === 'object' && value !== null, want: 'an object' };
+
+const FIELDS: Readonly<Record<keyof ReportPolicy, Kind>> = {
+  product: oneOf(PRODUCTS),
+  measurement: ANY_BYTES,
+  hostData: BYTES,
+  reportData: BYTES,
+  chipId: ANY_BYTES,
+  signingKey: oneOf(['VCEK', 'VLEK']),
+  vmpl: VMPL,
+  allow: WORDS,
+  demand: WORDS,
+  guestPolicy: BIGINT,
+  minimumAbi: version(2),
+  familyId: BYTES,
+  imageId: BYTES,
+  minimumGuestSvn: INTEGER,
+  idKeyDigest: ANY_BYTES,
+  authorKeyDigest: ANY_BYTES,
+  reportId: BYTES,
+  minimumTcb: OBJECT,
+  minimumLaunchTcb: OBJECT,
+  minimumFirmware: version(3),
+  platformInfo: BIGINT,
+  revocation: oneOf(['required', 'if given']),
+  maximumAge: SECONDS,
 };
 
 const COMPONENTS: Readonly<Record<keyof TcbVersion, true>> = {
@@ -103,17 +130,19 @@ const COMPONENTS: Readonly<Record<keyof TcbVersion, true>> = {
   microcode: true,
 };
 
-/** RangeError: a field, component, bit or word that is none. */
+/** RangeError: a field, component, bit or word that is none, or a value that its field cannot have. */
 export function requireKnownPolicy(policy: ReportPolicy): void {
-  const { product, signingKey, revocation, allow = [], demand = [] } = policy;
   requireKnownFields('policy', policy, FIELDS);
-  for (const field of ['minimumTcb', 'minimumLaunchTcb'] as const)
-    requireKnownFields(`policy.${field}`, policy[field] ?? {}, COMPONENTS);
-  if (product !== undefined) requireOneOf('policy.product', product, PRODUCTS);
-  if (signingKey !== undefined) requireOneOf('policy.signingKey', signingKey, ['VCEK', 'VLEK']);
-  if (revocation !== undefined) requireOneOf('policy.revocation', revocation, ['required', 'if given']);
-  for (const bit of allow) requireOneOf('policy.allow', bit, Object.keys(ALLOWABLE));
-  for (const bit of demand) requireOneOf('policy.demand', bit, Object.keys(DEMANDABLE));
+  for (const field of Object.keys(policy) as (keyof ReportPolicy)[])
+    requireKind(`policy.${field}`, policy[field], FIELDS[field].is, FIELDS[field].want);
+  for (const field of ['minimumTcb', 'minimumLaunchTcb'] as const) {
+    const levels = policy[field] ?? {};
+    requireKnownFields(`policy.${field}`, levels, COMPONENTS);
+    for (const [component, level] of Object.entries(levels))
+      requireKind(`policy.${field}.${component}`, level, INTEGER.is, INTEGER.want);
+  }
+  for (const bit of policy.allow ?? []) requireOneOf('policy.allow', bit, Object.keys(ALLOWABLE));
+  for (const bit of policy.demand ?? []) requireOneOf('policy.demand', bit, Object.keys(DEMANDABLE));
 }
 
 /** Hex in lower case. RangeError: not hex, or not `length` bytes. */
@@ -156,11 +185,7 @@ export function checkPolicy(
   oneOf('report-data', 'reportData', report.reportData, policy.reportData);
   oneOf('host-data', 'hostData', report.hostData, policy.hostData);
   checkChipId(checks, report, policy.chipId);
-  if (policy.vmpl !== undefined) {
-    if (![0, 1, 2, 3].includes(policy.vmpl))
-      throw new RangeError(`policy.vmpl: got ${policy.vmpl}, want 0 to 3`);
-    checks.equal('vmpl', report.vmpl, policy.vmpl);
-  }
+  if (policy.vmpl !== undefined) checks.equal('vmpl', report.vmpl, policy.vmpl);
   checkGuestPolicy(checks, report, policy);
   oneOf('family-id', 'familyId', report.familyId, policy.familyId);
   oneOf('image-id', 'imageId', report.imageId, policy.imageId);

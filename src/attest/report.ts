@@ -8,6 +8,7 @@ import {
   SIGNING_KEY,
 } from '../abi/attestation-report.ts';
 import { fromHex } from '../base/hex.ts';
+import { requireBytes } from '../base/option-checks.ts';
 import { isZero } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 
@@ -37,6 +38,7 @@ export interface AttestationReport extends Fields {
  * Takes REPORT_SIZE bytes, or a whole MSG_REPORT_RSP (status, size, report) as guests get it; messages call it `name`. Throws EvidenceError.
  */
 export function parseReport(input: Uint8Array, name = 'report'): AttestationReport {
+  requireBytes(name, input);
   const bytes = unwrap(input, name);
   const fields = attestationReport.decode(bytes);
   const { version } = fields;

@@ -15,7 +15,7 @@ import { SIGNATURE_ALGO_ECDSA_P384_SHA384 } from '../abi/attestation-report.ts';
 import { DerError } from '../abi/der.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
-import { requireKnownFields } from '../base/option-checks.ts';
+import { requireFiles, requireKind, requireKnownFields } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
 import { checkChain } from './chain.ts';
@@ -68,8 +68,7 @@ export interface Verdict {
  * where; only malformed options, policy or roots throw (RangeError; DerError, EvidenceError).
  */
 export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): Promise<Verdict> {
-  requireKnownFields('options', options, OPTIONS);
-  requireKnownPolicy(options.policy ?? {});
+  requireOptions(options);
   const checks = new Checks();
   const { policy = {}, at = new Date() } = options;
   const parsed = read(checks, 'report', () => parseReport(bytes));
@@ -126,6 +125,20 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   await checks.settled();
   return verdict();
 }
+
+/** RangeError: an option that is none, or cannot be what it is. */
+function requireOptions(options: VerifyOptions): void {
+  requireKnownFields('options', options, OPTIONS);
+  const { certificates, roots, crls = [], policy = {}, at, obtainedAt } = options;
+  requireFiles('options.certificates', certificates);
+  requireFiles('options.roots', roots);
+  requireFiles('options.crls', crls);
+  requireKind('options.at', at, isTime, 'a valid Date');
+  requireKind('options.obtainedAt', obtainedAt, isTime, 'a valid Date');
+  requireKnownPolicy(policy);
+}
+
+const isTime = (value: unknown): boolean => value instanceof Date && !Number.isNaN(value.getTime());
 
 const find = (certificates: readonly Certificate[], bytes: Uint8Array): Certificate | undefined =>
   certificates.find((one) => sameBytes(one.bytes, bytes));

@@ -17,3 +17,33 @@ export function requireOneOf(path: string, got: unknown, choices: readonly strin
   if (!choices.includes(got as string))
     throw new RangeError(`${path}: got ${String(got)}, want ${choices.join(' or ')}`);
 }
+
+/** RangeError: `got` is there, and not what `is` asks for. */
+export function requireKind(path: string, got: unknown, is: (value: unknown) => boolean, want: string): void {
+  if (got !== undefined && !is(got)) throw new RangeError(`${path}: got ${String(got)}, want ${want}`);
+}
+
+/** RangeError: `got` is no Uint8Array, of `length` bytes where that is given. */
+export function requireBytes(path: string, got: unknown, length?: number): void {
+  if (!(got instanceof Uint8Array)) throw new RangeError(`${path}: got ${typeof got}, want a Uint8Array`);
+  if (length !== undefined && got.length !== length)
+    throw new RangeError(`${path}: got ${got.length} bytes, want ${length}`);
+}
+
+/** RangeError: `got` is no array. */
+export function requireArray(path: string, got: unknown, of: string): void {
+  if (!Array.isArray(got)) throw new RangeError(`${path}: got ${typeof got}, want an array of ${of}`);
+}
+
+/** RangeError: `got` is no array of Uint8Arrays. */
+export function requireFiles(path: string, got: readonly unknown[]): void {
+  requireArray(path, got, 'Uint8Arrays');
+  for (const [index, file] of got.entries()) requireBytes(`${path}[${index}]`, file);
+}
+
+/** RangeError: `got` is no integer within [least, most]. */
+export function requireInteger(path: string, got: unknown, least: number, most?: number): void {
+  if (Number.isSafeInteger(got) && (got as number) >= least && (got as number) <= (most ?? Infinity)) return;
+  const to = most === undefined ? '' : ` to ${most}`;
+  throw new RangeError(`${path}: got ${String(got)}, want an integer from ${least}${to}`);
+}

@@ -372,13 +372,6 @@ const inWords = (policy: ReportPolicy): string =>
     typeof value === 'bigint' ? `0x${value.toString(16)}` : value instanceof Uint8Array ? 'bytes' : value,
   );
 
-describe('what is no evidence at all', () => {
-  it('gets no verdict: the caller is mistaken', async () => {
-    const certificates = [undefined as unknown as Uint8Array];
-    await expect(verifyReport(milan.report, { ...milan.options, certificates })).rejects.toThrow(TypeError);
-  });
-});
-
 describe('options', () => {
   it('that nobody knows are refused by name: a misspelt one would check nothing', async () => {
     const misspelt = { ...milan.options, polcy: { vmpl: 3 } };
