@@ -83,6 +83,8 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
   const idAuth = fileOption(options.idAuth, OPTIONS.idAuth, { bytes: ID_AUTH_BYTES, rule: 'at most' });
   if ((idBlock === undefined) !== (idAuth === undefined))
     throw new InputError('--id-block, --id-auth: got one of them, want both or none');
+  if (options.authorKey === true && idBlock === undefined)
+    throw new InputError('--author-key: got it without --id-block and --id-auth, want all three');
   const kernel = kernelOption(options);
   const given = options.certs === undefined ? undefined : certificateTable(options.certs);
   const signingKey = parseChoice((options.signingKey ?? 'VCEK').toUpperCase(), OPTIONS.signingKey, [

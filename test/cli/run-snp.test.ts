@@ -210,6 +210,13 @@ describe('softcvm run --type sev-snp', () => {
     await expect(run('attester', { ...DEFAULTS, ...options })).rejects.toThrow(message);
   });
 
+  it('refuses an author key without the blocks that it signs', async () => {
+    await expect(run('attester', { ...DEFAULTS, authorKey: true })).rejects.toMatchObject({
+      name: 'InputError',
+      message: '--author-key: got it without --id-block and --id-auth, want all three',
+    });
+  });
+
   it('wants ID block and authentication of the right size, and both', async () => {
     const idBlock = file('short', new Uint8Array(95));
     const idAuth = file('long', new Uint8Array(4097));
