@@ -23,6 +23,7 @@ export const ERRNO = {
   ENOSPC: 28,
   ESPIPE: 29,
   EROFS: 30,
+  ERANGE: 34,
   ENOSYS: 38,
   EBADMSG: 74,
   EOVERFLOW: 75,

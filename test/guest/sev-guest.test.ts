@@ -290,20 +290,154 @@ describe('the configfs tree of reports', () => {
     expect(entry.generation).toBe('2\n');
   });
 
-  it('has the certificates of that report in auxblob', async () => {
-    const entry = new TsmReports(device, 0).mkdir('mine');
-    entry.inblob = new Uint8Array(64);
+  it('has no certificates in auxblob where the host has none', async () => {
+    const entry = entryWith();
     expect((await entry.auxblob()).length).toBe(0);
+    expect((await entry.outblob()).length).toBe(0x4a0);
+    expect(transport.log).toEqual(['extended 4']);
+  });
+
+  it('has the table of certificates in auxblob, as far as the last of them reaches', async () => {
+    const table = tableOf([0x63da758d, 72, 1000], [0xc0b406a4, 1080, 3000]);
+    transport.certificates = table;
+    const entry = entryWith();
+    const auxblob = await entry.auxblob();
+    expect(auxblob).toEqual(table);
+    expect(auxblob.length).toBe(4080);
+    expect((await entry.outblob())[0x50]).toBe(9);
+    expect(transport.seen.length).toBe(1);
+  });
+
+  // Entries as offset and length; the bytes of auxblob, the warning.
+  const NOTHING = 'certificate slots conveyed without size';
+  const CUT = 'certificate data truncated';
+  it.each<[string, [number, number][], number, string[]]>([
+    ['no entry', [], 0, []],
+    ['one entry', [[48, 100]], 148, []],
+    [
+      'the last one not reaching farthest',
+      [
+        [500, 100],
+        [72, 100],
+      ],
+      600,
+      [],
+    ],
+    ['one that lies in the table itself', [[0, 4]], 4, []],
+    ['an entry of no place and no size', [[0, 0]], 0, [NOTHING]],
+    ['one that ends with the buffer', [[48, 0x4000 - 48]], 0x4000, []],
+    ['one that ends behind the buffer', [[48, 0x4000 - 47]], 0x4000, [CUT]],
+    ['one far away', [[0xffff_0000, 0xffff]], 0x4000, [CUT]],
+    ['one whose end is beyond 32 bits', [[0xffff_ff00, 0x200]], 0x100, []],
+  ])('takes a table of %s', async (_, entries, bytes, warned) => {
+    transport.certificates = tableOf(...entries.map(([at, size]) => [1, at, size] as const)).slice(0, 0x4000);
+    const entry = entryWith();
+    expect((await entry.auxblob()).length).toBe(bytes);
+    expect(warnings).toEqual(warned);
+  });
+
+  it('takes a table without an end', async () => {
+    transport.certificates = new Uint8Array(0x4000).fill(1);
+    expect((await entryWith().auxblob()).length).toBe(0x4000);
+    expect(warnings).toEqual([CUT]);
+  });
+
+  it('has no blob where the table needs more than 16 KiB: EIO, and the guest keeps its key', async () => {
+    transport.certificates = tableOf([1, 48, 0x4000]);
+    const entry = entryWith();
+    expect(await errnoOf(entry.auxblob())).toBe('EIO');
+    transport.certificates = new Uint8Array(24);
+    expect((await entry.outblob()).length).toBe(0x4a0);
   });
 
   it.each([
-    ['inblob of 65 bytes', (e: Entry) => void (e.inblob = new Uint8Array(65))],
-    ['privlevel 4', (e: Entry) => void (e.privlevel = '4')],
-    ['a privlevel that is no number', (e: Entry) => void (e.privlevel = 'high')],
-  ])('refuses %s with EINVAL', (_, write) => {
+    ['4', 'EINVAL'],
+    ['high', 'EINVAL'],
+    ['', 'EINVAL'],
+    ['\n', 'EINVAL'],
+    [' 1', 'EINVAL'],
+    ['1 ', 'EINVAL'],
+    ['1\n\n', 'EINVAL'],
+    ['-1', 'EINVAL'],
+    ['08', 'EINVAL'],
+    ['0x', 'EINVAL'],
+    ['0xg', 'EINVAL'],
+    ['010', 'EINVAL'],
+    ['1e0', 'EINVAL'],
+    ['++1', 'EINVAL'],
+    ['4294967295', 'EINVAL'],
+    ['4294967296', 'ERANGE'],
+    ['4294967296x', 'EINVAL'],
+    ['18446744073709551616x', 'ERANGE'],
+  ])('refuses privlevel %j with %s', (text, errno) => {
     const entry = new TsmReports(device, 0).mkdir('mine');
-    expect(() => write(entry)).toThrow('EINVAL');
+    expect(() => {
+      entry.privlevel = text;
+    }).toThrow(errno);
     expect(entry.generation).toBe('0\n');
+  });
+
+  it.each([
+    ['1', 1],
+    ['1\n', 1],
+    ['+1', 1],
+    ['01', 1],
+    ['003\n', 3],
+    ['0x1', 1],
+    ['0X3\n', 3],
+    ['0x02', 2],
+    ['0', 0],
+    ['1\0and more', 1],
+  ])('takes privlevel %j', async (text, vmpl) => {
+    const entry = entryWith();
+    entry.privlevel = text;
+    expect((await entry.outblob())[0x30]).toBe(vmpl);
+  });
+
+  it('asks for VMPL0 where no level was written, whatever the floor is', async () => {
+    const low = new SevGuest(transport, { vmpck: 2 });
+    const entry = new TsmReports(low, 2).mkdir('mine');
+    entry.inblob = new Uint8Array(64);
+    expect(await errnoOf(entry.outblob())).toBe('EINVAL');
+    entry.privlevel = '2';
+    expect((await entry.outblob())[0x30]).toBe(2);
+  });
+
+  it('takes no more than 64 bytes: EFBIG, after which nothing is in inblob', async () => {
+    const entry = entryWith();
+    expect(() => {
+      entry.inblob = new Uint8Array(65);
+    }).toThrow('EFBIG');
+    expect(entry.generation).toBe('2\n');
+    expect(await errnoOf(entry.outblob())).toBe('EINVAL');
+  });
+
+  it.each([1, 32, 63])('makes no report of %d bytes: EINVAL, and asks nobody', async (bytes) => {
+    const entry = new TsmReports(device, 0).mkdir('mine');
+    entry.inblob = new Uint8Array(bytes);
+    expect(entry.generation).toBe('1\n');
+    expect(await errnoOf(entry.outblob())).toBe('EINVAL');
+    expect(await errnoOf(entry.auxblob())).toBe('EINVAL');
+    expect(transport.seen).toEqual([]);
+  });
+
+  it('makes one report for whoever reads its blobs at the same time', async () => {
+    const entry = entryWith();
+    const [first, , second] = await Promise.all([entry.outblob(), entry.auxblob(), entry.outblob()]);
+    expect(second).toBe(first);
+    expect(transport.seen.length).toBe(1);
+  });
+
+  it('makes the report anew after a try that failed', async () => {
+    const entry = entryWith();
+    transport.script.push(
+      sealAgain((_header, payload) => {
+        new DataView(payload.buffer).setUint32(0, 0x17, true);
+        return payload;
+      }),
+    );
+    expect(await errnoOf(entry.outblob())).toBe('ENXIO');
+    expect((await entry.outblob()).length).toBe(0x4a0);
   });
 
   it('refuses a privilege level below the floor', () => {
@@ -328,9 +462,13 @@ describe('the configfs tree of reports', () => {
   });
 
   it.each([
-    ['whose status is not 0', 0, 0x16, 'EIO'],
-    ['with a report that is all of the rest', 4, 4000 - 0x20, 'none'],
-    ['with a report that is longer than itself', 4, 4000 - 0x20 + 1, 'EIO'],
+    ['INVALID_PARAM', 0, 0x16, 'EINVAL'],
+    ['INVALID_KEY', 0, 0x27, 'EINVAL'],
+    ['another status', 0, 0x17, 'ENXIO'],
+    ['a status of all ones', 0, 0xffff_ffff, 'ENXIO'],
+    ['with a report that fills the page', 4, 4096 - 0x20, 'none'],
+    ['with a report that is longer', 4, 4096 - 0x20 + 1, 'ENOMEM'],
+    ['with a report that is longer than anything', 4, 0xffff_ffff, 'ENOMEM'],
   ])('an answer of firmware %s', async (_, at, value, errno) => {
     const entry = new TsmReports(device, 0).mkdir('mine');
     entry.inblob = new Uint8Array(64);
@@ -348,4 +486,30 @@ describe('the configfs tree of reports', () => {
   });
 });
 
-type Entry = ReturnType<TsmReports['mkdir']>;
+/** What the driver said to the kernel's log. */
+const warnings: string[] = [];
+beforeEach(() => void warnings.splice(0));
+
+/** An entry with 64 bytes of inblob. */
+function entryWith(): ReturnType<TsmReports['mkdir']> {
+  const entry = new TsmReports(device, 0, { warn: (text) => warnings.push(text) }).mkdir('mine');
+  entry.inblob = new Uint8Array(64).fill(9);
+  return entry;
+}
+
+/** A table of certificates, all bytes of which are others: the first word of the GUID, where it is, its bytes. */
+function tableOf(...entries: readonly (readonly [number, number, number])[]): Uint8Array {
+  const end = Math.max(...entries.map(([, at, size]) => at + size), 0);
+  const bytes = Uint8Array.from(
+    { length: Math.min(Math.max(end, 24 * entries.length + 24), 0x5000) },
+    (_, i) => i % 251,
+  );
+  bytes.fill(0, 0, 24 * entries.length + 24);
+  const view = new DataView(bytes.buffer);
+  for (const [i, [guid, at, size]] of entries.entries()) {
+    view.setUint32(24 * i, guid);
+    view.setUint32(24 * i + 16, at, true);
+    view.setUint32(24 * i + 20, size, true);
+  }
+  return bytes;
+}
