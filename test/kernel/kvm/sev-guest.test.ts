@@ -1,9 +1,21 @@
 /** The guest's driver against our KVM: what test/guest shows with firmware alone, here by GHCB, with a VMM that serves certificates (reference facts 5.5, 5.6, 6.1). */
 import { describe, expect, it } from 'vitest';
 import { SevGuest } from '../../../src/guest/sev-guest.ts';
+import { TsmReports } from '../../../src/guest/tsm-report.ts';
 import { GhcbTransport } from './ghcb-transport.ts';
 
 const TABLE = Uint8Array.from({ length: 5000 }, (_, i) => (i * 7) & 0xff);
+
+/** A table as a VMM's file has it: VCEK of 900 bytes at 72, ASK of 3900 bytes at 1000, and 100 bytes that no entry names. */
+const CERTIFICATES = TABLE.slice();
+CERTIFICATES.fill(0, 0, 72);
+for (const [at, guid, offset, bytes] of [
+  [0, '63da758de6644564adc5f4b93be8accd', 72, 900],
+  [24, '4ab7b379bbac4fe4a02f05aef327c782', 1000, 3900],
+] as const) {
+  CERTIFICATES.set(Buffer.from(guid, 'hex'), at);
+  CERTIFICATES.set(new Uint8Array(Uint32Array.of(offset, bytes).buffer), at + 16);
+}
 
 function reportData(fill: number): Uint8Array {
   const data = new Uint8Array(96);
@@ -13,8 +25,9 @@ function reportData(fill: number): Uint8Array {
 const call = (fill: number) => ({ version: 1, data: reportData(fill), exitInfo2: 0n });
 const dataOf = (response: Uint8Array) => response.subarray(0x20 + 0x50, 0x20 + 0x90);
 
+const LANDED = {};
 for (const [form, options] of [
-  ['the landed form', {}],
+  ['the landed form', LANDED],
   ['the form of seed 001', { early: ['certs'] }],
 ] as const)
   describe(`/dev/sev-guest through a GHCB, ${form}`, () => {
@@ -41,6 +54,16 @@ for (const [form, options] of [
       expect([large.exitInfo2, certificates.subarray(0, 5000)]).toEqual([0n, TABLE]);
       expect(transport.isUnlocked).toBe(true);
       expect(dataOf(await device.getReport(call(6)))).toEqual(new Uint8Array(64).fill(6));
+    });
+
+    it('has report and certificate table in configfs, as far as the table reaches', async () => {
+      const transport = new GhcbTransport(CERTIFICATES, options);
+      const entry = new TsmReports(new SevGuest(transport), 0).mkdir('mine');
+      entry.inblob = new Uint8Array(64).fill(9);
+      expect(await entry.auxblob()).toEqual(CERTIFICATES.subarray(0, 4900));
+      expect((await entry.outblob()).subarray(0x50, 0x90)).toEqual(new Uint8Array(64).fill(9));
+      expect(transport.asked).toBe(options === LANDED ? 1 : 2);
+      expect(transport.isUnlocked).toBe(true);
     });
 
     it('waits while the VMM is busy, and then has its report', async () => {
