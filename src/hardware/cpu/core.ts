@@ -91,6 +91,7 @@ export class Core {
   readonly #retired: number;
   readonly #nextFrame = (): number => this.#fetchNextFrame();
   #is64Bit = true;
+  #alignmentChecked = false;
   /** VMRUN has loaded the guest. */
   #entered = false;
   /** What kept `#nextFrame` from an answer: a LEAVE code. */
@@ -328,8 +329,10 @@ export class Core {
     const { words } = registers;
     let left = budget;
     for (;;) {
-      const quiet = debug.pending === 0 && !interrupts.pending && (registers.flagsRest & RFLAGS.TF) === 0;
+      const watched = registers.flagsRest & (RFLAGS.TF | RFLAGS.AC);
+      const quiet = debug.pending === 0 && !interrupts.pending && watched === 0;
       if (!quiet && this.#deliverWaiting() === LEAVE.VMEXIT) return;
+      this.#alignmentChecked = !quiet && this.#checkAlignment();
       const before = words[this.#retired]!;
       if (!registers.modeKnown) this.#lookAtMode();
       const is64Bit = this.#is64Bit;
@@ -360,6 +363,14 @@ export class Core {
       // Handlers that never get to an instruction of theirs must end too.
       if (reason === 0) left--;
     }
+  }
+
+  /** Whether the user's accesses must be aligned. From then on each of them has to miss the TLB. */
+  #checkAlignment(): boolean {
+    const { access, tlb } = this.#parts;
+    if (!access.checksAlignment) return false;
+    if (!this.#alignmentChecked) tlb.emptyUserData();
+    return true;
   }
 
   /** What comes between two instructions: a debug trap, then the virtual interrupt. LEAVE.VMEXIT, or 0. */

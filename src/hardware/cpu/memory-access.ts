@@ -5,7 +5,7 @@
  * volume 2, 5.3.1 (canonical form).
  */
 import { NPF, SAVE, VMEXIT } from '../../abi/vmcb.ts';
-import { CR4 } from '../../abi/x86.ts';
+import { CR0, CR4, RFLAGS, VECTOR } from '../../abi/x86.ts';
 import type { Gpa } from '../../base/address.ts';
 import { FRAME_FLAG } from '../memory/host-memory.ts';
 import { ACCESS, PRIVILEGE } from './access.ts';
@@ -74,6 +74,16 @@ export class MemoryAccess {
   /** Privilege of the running code. */
   get privilege(): number {
     return this.#registers.cpl === 3 ? PRIVILEGE.USER : PRIVILEGE.SUPERVISOR;
+  }
+
+  /** The user's accesses must be aligned, each to its size, or #AC (APM volume 2, 8.2.18). The TLB has none of his data pages then. */
+  get checksAlignment(): boolean {
+    const registers = this.#registers;
+    return (
+      (registers.flagsRest & RFLAGS.AC) !== 0 &&
+      (registers.saveWord(SAVE.CR0) & CR0.AM) !== 0 &&
+      registers.cpl === 3
+    );
   }
 
   /** `size` bytes (1 to 16) at ADDRESS into DATA. 0 or a LEAVE code. */
@@ -149,6 +159,10 @@ export class MemoryAccess {
     return this.probe(size, privilege);
   }
 
+  #isMisaligned(low: number, size: number): boolean {
+    return (low & (size - 1)) !== 0 && (size & (size - 1)) === 0;
+  }
+
   #bytesInFirst(size: number): number {
     const offset = this.#registers.word(STATE.ADDRESS) & (PAGE - 1);
     return offset + size > PAGE ? PAGE - offset : size;
@@ -159,6 +173,9 @@ export class MemoryAccess {
     const low = this.#registers.word(STATE.ADDRESS);
     const high = this.#registers.word(STATE.ADDRESS + 4);
     if (!isCanonical(high)) return this.#events.raiseNotCanonical();
+    // Before any page fault, as on AMD's cores.
+    if (this.#isMisaligned(low, size) && privilege === PRIVILEGE.USER && this.checksAlignment)
+      return this.#events.raiseWith(VECTOR.AC, 0);
     const reason = this.#translate(low, high, access, privilege, this.#first);
     if (reason !== 0 || (low & (PAGE - 1)) + size <= PAGE) return reason;
     const nextLow = ((low & ~(PAGE - 1)) + PAGE) | 0;
@@ -183,6 +200,7 @@ export class MemoryAccess {
     if (this.#debug.watchesData && this.#debug.watchesPage(low, high, 'data')) return;
     const walker = this.#walker;
     const set = privilege === PRIVILEGE.USER ? USER_TLB : 0;
+    if (set !== 0 && this.checksAlignment) return;
     // Where SMAP counts, RFLAGS.AC decides at each access.
     if (set === 0 && walker.user && (this.#registers.saveWord(SAVE.CR4) & CR4.SMAP) !== 0) return;
     if (access === ACCESS.READ) this.#tlb.fillRead(low, high, set, walker);

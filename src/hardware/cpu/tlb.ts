@@ -82,6 +82,14 @@ export class CoreTlb {
     this.#count = kept;
   }
 
+  /** Drops what lets a user's data accesses through. */
+  emptyUserData(): void {
+    for (const table of [STATE.READ_TLB, STATE.WRITE_TLB]) {
+      const start = this.#state + table + USER_TLB;
+      for (let at = start; at < start + TABLE_BYTES; at += 16) this.#words[at >>> 2] = EMPTY;
+    }
+  }
+
   /** INVLPG. */
   invalidatePage(low: number): void {
     if (this.#large) {

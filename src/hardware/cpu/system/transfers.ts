@@ -43,9 +43,10 @@ export const flagsAfterPop = (i: FlagRights, value: number, size: number): numbe
 export function popFlags(i: SystemInstruction): number {
   const { registers, intercepts } = i.parts;
   if (intercepts.has(INTERCEPT.POPF)) return i.exit(VMEXIT.POPF);
+  const before = registers.flagsRest;
   registers.rflags = flagsAfterPop(i, Number(BigInt.asIntN(32, i.operand)), i.size);
   registers.setGpr(GPR.RSP, BigInt.asUintN(64, registers.gpr(GPR.RSP) + BigInt(i.size)));
-  return i.nextWithEvents();
+  return ((before ^ registers.flagsRest) & RFLAGS.AC) !== 0 ? i.resume() : i.nextWithEvents();
 }
 
 export function clearInterrupts(i: SystemInstruction): number {
