@@ -29,14 +29,7 @@ import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type Kernel } from './kernel/kvm/index.ts';
 import type { Process as OwnProcess } from './kernel/process.ts';
 import { LinuxProcess } from './linux/process.ts';
-import {
-  checkHostOptions,
-  checkRunOptions,
-  checkVmOptions,
-  type HostOptions,
-  KERNELS,
-  type VmOptions,
-} from './options.ts';
+import { checkHostOptions, checkVmOptions, type HostOptions, KERNELS, type VmOptions } from './options.ts';
 import { updateCertificates } from './vmm/confidential-guest/certificate-updater.ts';
 import { type LaunchContents, WrongMeasurement } from './vmm/confidential-guest/sev-snp-guest.ts';
 import type { DirtyLog } from './vmm/dirty-log.ts';
@@ -175,7 +168,6 @@ export class Vm {
 
   /** Runs the guest until it ends or time is up; never throws for what the guest does. Rejects with RangeError for an option that cannot be. */
   async run(options: RunOptions = {}): Promise<RunReport> {
-    checkRunOptions(options);
     this.#launch ??= await launchReport(this.machine, this.#host.process);
     const start = this.#clock.now();
     const end = await this.machine.run(options);

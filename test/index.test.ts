@@ -172,6 +172,22 @@ describe('a VM', () => {
     ['smpp', 5, 'vm.smpp: got a field that is none, want type, snp, memory, smp, vcpuSignature, irqchip, '],
     ['imageName', 5, 'imageName: got 5, want a string'],
     ['onConsole', 5, 'onConsole: got 5, want a function'],
+    ['dirtyRingSize', -1, 'dirtyRingSize: got -1, want a power of two from 256'],
+    ['dirtyRingSize', Number.NaN, 'dirtyRingSize: got NaN, want a power of two from 256'],
+    ['dirtyRingSize', '256', 'dirtyRingSize: got 256, want a power of two from 256'],
+    ['dirtyRingSize', 3, 'dirtyRingSize: got 3, want a power of two from 256'],
+    ['dirtyRingSize', 128, 'dirtyRingSize: got 128, want a power of two from 256'],
+    ['dirtyRingSize', 256, 'dirtyRingSize: got 256 with type sw-protected, want type default: '],
+    ['smp', 1.5, 'smp: got 1.5, want an integer from 1'],
+    [
+      'smp',
+      1025,
+      'smp: Number of SMP cpus requested (1025) exceeds the maximum cpus supported by KVM (1024)',
+    ],
+    ['backend', 'file', 'backend: got file, want an object'],
+    ['backend', { kind: 'file' }, 'backend.path: got undefined, want the name of a file'],
+    ['backend', { kind: 'file', path: '' }, 'backend.path: got "", want the name of a file'],
+    ['backend', { kind: 'memfd', path: '/x' }, 'backend.path: got a field that is none, want kind'],
     ['snp', 5, 'snp: got 5, want an object'],
     [
       'snp',
@@ -204,6 +220,16 @@ describe('a VM', () => {
   it.each([-1, 1.5, 2 ** 32, Number.NaN, '7' as never])('a host refuses seed %j', (seed) => {
     const refusal = `seed: got ${seed}, want an integer from 0 to 4294967295`;
     expect(() => createHost({ memory: 16 * MiB, seed })).toThrow(refusal);
+  });
+
+  it('a VM refuses a dirty ring larger than KVM has, and takes the least', () => {
+    host = createHost({ memory: 16 * MiB });
+    const vm = { ...exits, memory: 2 * MiB, type: 'default' } as const;
+    expect(() => host.createVm({ ...vm, dirtyRingSize: 131072 })).toThrow(
+      'dirtyRingSize: KVM dirty ring size 131072 too big (maximum is 65536). Please use a smaller value.',
+    );
+    using made = host.createVm({ ...vm, dirtyRingSize: 256 });
+    expect(made.machine.vcpus[0]!.dirtyRing).toHaveLength(4 * 256);
   });
 
   it.each(['x', undefined])('a VM refuses a backend of kind %s', (kind) => {

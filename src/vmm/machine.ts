@@ -10,6 +10,8 @@
  */
 import {
   KVM_CAP_EXIT_HYPERCALL,
+  KVM_CAP_MAX_VCPUS,
+  KVM_CAP_NR_VCPUS,
   KVM_CAP_SPLIT_IRQCHIP,
   KVM_HC_MAP_GPA_RANGE,
   KVM_MEM_MAX_NR_PAGES,
@@ -155,7 +157,7 @@ export class Machine {
         `memory: got ${memory} bytes, want at most ${KVM_MEM_MAX_NR_PAGES * PAGE_SIZE}, what one memory slot holds`,
       );
     }
-    if (!Number.isSafeInteger(smp) || smp < 1) throw new VmmError(`smp: got ${smp}, want at least 1`);
+    if (!Number.isSafeInteger(smp) || smp < 1) throw new VmmError(`smp: got ${smp}, want an integer from 1`);
     const isSnp = options.type === 'sev-snp';
     const payload = loadPayload(options);
     const isPrivate = options.type === 'sw-protected' || isSnp;
@@ -167,6 +169,7 @@ export class Machine {
     try {
       this.kvm = KvmState.open(process, VM_TYPES[options.type]);
       this.#cleanups.push(() => this.kvm.close());
+      checkVcpuCount(this.kvm, smp);
       if (isPrivate) enableMapGpaRange(this.kvm);
       const irqchip = options.irqchip ?? 'off';
       if (irqchip === 'split') splitIrqchip(this.kvm);
@@ -354,6 +357,15 @@ function ramFromBackend(
       throw new VmmError(`backend: got kind ${String(kind)}, want anonymous, memfd or file`);
     }
   }
+}
+
+/** kvm_init: KVM's limit, or what it recommends where it does not say. */
+function checkVcpuCount({ vm }: KvmState, smp: number): void {
+  const most = vm.checkExtension(KVM_CAP_MAX_VCPUS) || vm.checkExtension(KVM_CAP_NR_VCPUS) || 4;
+  if (smp <= most) return;
+  throw new VmmError(
+    `smp: Number of SMP cpus requested (${smp}) exceeds the maximum cpus supported by KVM (${most})`,
+  );
 }
 
 /** Lets the guest's MAP_GPA_RANGE reach the VMM, where KVM can. */

@@ -10,6 +10,7 @@ import type { KvmRun } from '../abi/kvm-run.ts';
 import { type Clock, platformClock } from '../base/clock.ts';
 import type { Entropy } from '../base/entropy.ts';
 import { ERRNO } from '../base/errors.ts';
+import { requireKind, requireKnownFields } from '../base/option-checks.ts';
 import { type KvmVcpu, RUN_PENDING } from '../kernel/interface.ts';
 import { hex, nameOfResult } from './error.ts';
 import { ExitHandler, type ExitHandlerOptions, type MachineVcpu } from './exit-handler.ts';
@@ -39,6 +40,8 @@ export interface RunOptions {
   readonly clock?: Clock;
 }
 
+const RUN_OPTIONS: Record<keyof RunOptions, true> = { timeoutMs: true, signal: true, clock: true };
+
 export interface RunLoopOptions extends ExitHandlerOptions {
   readonly vcpus: readonly KvmVcpu[];
   /** Hands on what the guest wrote so far. */
@@ -49,6 +52,13 @@ export interface RunLoopOptions extends ExitHandlerOptions {
 
 /** The early form's second exit, which says that the report is made: it is served like any exit. */
 const isEarlyNotice = (run: KvmRun): boolean => run.exitReason === KVM_EXIT_VMGEXIT;
+
+function checkRunOptions(options: RunOptions): void {
+  requireKnownFields('run', options, RUN_OPTIONS);
+  const { timeoutMs, signal } = options;
+  requireKind('timeoutMs', timeoutMs, (value) => typeof value === 'number' && value >= 0, 'a number from 0');
+  requireKind('signal', signal, (value) => value instanceof AbortSignal, 'an AbortSignal');
+}
 
 export class RunLoop {
   readonly #options: RunLoopOptions;
@@ -73,8 +83,9 @@ export class RunLoop {
     return this.#handler.counts;
   }
 
-  /** Runs until the guest ends, or time is up. A machine that has ended stays ended; one that timed out may run on. */
+  /** Runs until the guest ends, or time is up. A machine that has ended stays ended; one that timed out may run on. Rejects with RangeError: an option that is none, or cannot be what it is. */
   async run(options: RunOptions = {}): Promise<RunEnd> {
+    checkRunOptions(options);
     const clock = options.clock ?? platformClock();
     const start = clock.now();
     const deadline =

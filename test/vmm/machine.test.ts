@@ -176,7 +176,8 @@ describe('a machine that cannot be set up leaves nothing behind', () => {
       { memory: 0x80000000000 },
       'memory: got 8796093022208 bytes, want at most 8796093018112',
     ],
-    ['no vCPU', { smp: 0 }, 'smp: got 0, want at least 1'],
+    ['no vCPU', { smp: 0 }, 'smp: got 0, want an integer from 1'],
+    ['half a vCPU', { smp: 1.5 }, 'smp: got 1.5, want an integer from 1'],
     [
       'an image that does not fit',
       { memory: 1 * MiB },

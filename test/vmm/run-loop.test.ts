@@ -125,6 +125,20 @@ function setUp(
 
 afterEach(() => vi.useRealTimers());
 
+describe('a run refuses', () => {
+  it.each([
+    ['timeoutMs', Number.NaN, 'timeoutMs: got NaN, want a number from 0'],
+    ['timeoutMs', -1, 'timeoutMs: got -1, want a number from 0'],
+    ['timeoutMs', '5', 'timeoutMs: got 5, want a number from 0'],
+    ['signal', {}, 'signal: got [object Object], want an AbortSignal'],
+    ['timeout', 5, 'run.timeout: got a field that is none, want timeoutMs, signal, clock'],
+  ])('%s %j, before any vCPU runs', async (option, got, refusal) => {
+    const { loop, order } = setUp([[leave]]);
+    await expect(loop.run({ [option]: got })).rejects.toThrow(new RangeError(refusal));
+    expect(order).toEqual([]);
+  });
+});
+
 describe('a run ends', () => {
   it.each([
     ['by the byte that the guest writes to port 0xf4', out(0xf4, 7), { reason: 'debug-exit', code: 7 }],

@@ -180,12 +180,15 @@ function enableRings(kvm: KvmState, entries: number): boolean {
   const bytes = entries * ENTRY_BYTES;
   if (bytes > most)
     throw new VmmError(
-      `KVM dirty ring size ${entries} too big (maximum is ${most / ENTRY_BYTES}). Please use a smaller value.`,
+      `dirtyRingSize: KVM dirty ring size ${entries} too big (maximum is ${most / ENTRY_BYTES}). Please use a smaller value.`,
     );
   try {
     kvm.vm.enableCap({ cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL, args: [BigInt(bytes)] });
   } catch (error) {
-    throw VmmError.because('Enabling of KVM dirty ring failed. Suggested minimum value is 1024.', error);
+    throw VmmError.because(
+      `dirtyRingSize: got ${entries}: Enabling of KVM dirty ring failed. Suggested minimum value is 1024.`,
+      error,
+    );
   }
   return true;
 }
