@@ -19,6 +19,7 @@ import {
   readRevocations,
   readRootKey,
   readSecret,
+  STATE_NAMES,
 } from './state-files.ts';
 
 export type RootKind = 'ARK' | 'ASK' | 'ASVK';
@@ -130,8 +131,10 @@ export class StoredKeeper implements Keeper {
   readonly shortYears = 1;
   readonly #state: StateDirectory;
 
+  /** Throws StateError: a file's name is misspelt, and what it holds would not count. */
   constructor(path: string) {
     this.#state = new StateDirectory(path);
+    for (const { folder, names, want } of STATE_NAMES) this.#state.requireNames(folder, names, want);
   }
 
   now(): Date {

@@ -7,6 +7,8 @@
  *     chips/milan-HWID.json     fuses and versions of a chip
  *     revoked.json              serial numbers by generation
  *
+ * Names that begin with a dot or end with a tilde are editors' and do not count; any other is refused, since what it holds would not count either.
+ *
  * Several processes may share it: a file appears whole or not at all, and whoever makes a root first wins.
  */
 import {
@@ -66,11 +68,18 @@ export class StateDirectory {
     return readFileSync(this.pathOf(file));
   }
 
-  /** Names in a folder, sorted. */
+  /** Names in a folder, or at the top, sorted; without our temporary files and what editors and desktops leave. */
   list(folder: string): string[] {
     return readdirSync(join(this.path, folder))
-      .filter((name) => !name.startsWith('.'))
+      .filter((name) => !name.startsWith('.') && !name.endsWith('~'))
       .sort();
+  }
+
+  /** StateError: something in a folder, or at the top, has a name under which nothing would look for it. */
+  requireNames(folder: string, names: RegExp, want: string): void {
+    const stranger = this.list(folder).find((name) => !names.test(name));
+    if (stranger !== undefined)
+      throw new StateError(join(this.path, folder, stranger), 'name', stranger, want);
   }
 
   #temporary(file: string, bytes: Uint8Array | string): string {

@@ -9,6 +9,25 @@ import type { ChipGeneration, Fuses } from '../hardware/chip.ts';
 import type { Revocation } from './issue.ts';
 import { StateError } from './state-error.ts';
 
+const GENERATIONS = PRODUCTS.map(generationOf).join('|');
+const ROOTS = `(${PRODUCTS.join('|')})-(ARK|ASK|ASVK)`;
+
+/** Names that files have, by folder; the first is the top. */
+export const STATE_NAMES = [
+  {
+    folder: '',
+    names: /^(roots|certificates|chips|secret|revoked\.json)$/,
+    want: 'roots, certificates, chips, secret or revoked.json',
+  },
+  { folder: 'roots', names: new RegExp(`^${ROOTS}\\.pem$`), want: 'a name such as Milan-ARK.pem' },
+  { folder: 'certificates', names: new RegExp(`^${ROOTS}\\.der$`), want: 'a name such as Milan-ARK.der' },
+  {
+    folder: 'chips',
+    names: new RegExp(`^(${GENERATIONS})-[0-9a-f]+\\.json$`),
+    want: 'a name such as milan-HWID.json',
+  },
+] as const;
+
 /** RSA of 4096 bits with exponent 65537, PKCS #8 in PEM. */
 export function readRootKey(bytes: Uint8Array, path: string): KeyObject {
   let key: KeyObject;
@@ -78,6 +97,15 @@ export interface StoredChip {
   readonly reported: bigint;
 }
 
+const CHIP_FIELDS = [
+  'generation',
+  'secret',
+  'id',
+  'current',
+  'committed',
+  'reported',
+] as const satisfies (keyof ChipRecord)[];
+
 /** Where a chip is kept. */
 export const chipFile = (generation: ChipGeneration, id: Uint8Array): string =>
   `chips/${generation}-${Buffer.from(id).toString('hex')}.json`;
@@ -85,6 +113,7 @@ export const chipFile = (generation: ChipGeneration, id: Uint8Array): string =>
 /** The record of the chip whose file is called `path`. */
 export function readChip(bytes: Uint8Array, path: string): StoredChip {
   const record = objectOf(jsonOf(bytes, path), path, 'file');
+  refuseOthers(record, CHIP_FIELDS, path, '');
   const bad = (field: keyof ChipRecord, want: string): StateError =>
     new StateError(path, field, textOf(record[field]), want);
   const { generation: name } = record;
@@ -128,7 +157,9 @@ export function readRevocations(bytes: Uint8Array, path: string): Map<Product, R
 }
 
 function readRevocation(entry: unknown, path: string, place: string): Revocation {
-  const { serial, at } = objectOf(entry, path, place);
+  const fields = objectOf(entry, path, place);
+  refuseOthers(fields, ['serial', 'at'], path, `${place}.`);
+  const { serial, at } = fields;
   if (typeof serial !== 'number' || !Number.isSafeInteger(serial) || serial < 0)
     throw new StateError(path, `${place}.serial`, textOf(serial), 'a serial number, such as 65537');
   const date = new Date(typeof at === 'string' ? at : Number.NaN);
@@ -150,6 +181,23 @@ function jsonOf(bytes: Uint8Array, path: string): unknown {
   } catch {
     throw new StateError(path, 'file', textOf(text), 'JSON');
   }
+}
+
+/** What nobody reads would be believed to count. */
+function refuseOthers(
+  object: Record<string, unknown>,
+  fields: readonly string[],
+  path: string,
+  place: string,
+): void {
+  const other = Object.keys(object).find((field) => !fields.includes(field));
+  if (other !== undefined)
+    throw new StateError(
+      path,
+      `${place}${other}`,
+      textOf(object[other]),
+      `no field but ${fields.join(', ')}`,
+    );
 }
 
 function objectOf(value: unknown, path: string, field: string): Record<string, unknown> {

@@ -152,6 +152,10 @@ describe('a state directory', () => {
       JSON.stringify({ ...record, reported: '0xdc18000000000004' }),
       'reported: got "0xdc18000000000004", want at most what is committed',
     ],
+    [
+      JSON.stringify({ ...record, launch: '0x1' }),
+      'launch: got "0x1", want no field but generation, secret, id, current, committed, reported',
+    ],
   ])('with a chip that is %s', async (text, message) => {
     await refused(CHIP, text, message);
   });
@@ -190,6 +194,11 @@ describe('a state directory', () => {
       '{"Milan":[{"serial":65537,"at":"2026-02-30"}]}',
       'Milan[0].at: got "2026-02-30", want a time such as "2026-11-21T08:00:00.000Z"',
     ],
+    [
+      `{"Milan":[{"serial":65537,"at":"${at}","until":"2027"}]}`,
+      'Milan[0].until: got "2027", want no field but serial, at',
+    ],
+    ['{"Milan":[{"Serial":65537}]}', 'Milan[0].Serial: got 65537, want no field but serial, at'],
   ])('with revocations that are %s', async (text, message) => {
     await refused('revoked.json', text, message);
   });
@@ -199,6 +208,37 @@ describe('a state directory', () => {
     const { revoked, number } = parseCrl(await authority.crl('Milan'));
     expect([...revoked]).toEqual([['010001', new Date(at)]]);
     expect(number).toBe('01');
+  });
+
+  it.each([
+    ['a note', 'notes.txt', 'notes.txt', 'roots, certificates, chips, secret or revoked.json'],
+    ['a misspelt list', 'revoke.json', 'revoke.json', 'roots, certificates, chips, secret or revoked.json'],
+    ['a key of another name', 'roots/milan-ark.pem', 'milan-ark.pem', 'a name such as Milan-ARK.pem'],
+    ['a copy of a key', 'roots/Milan-ARK.pem.old', 'Milan-ARK.pem.old', 'a name such as Milan-ARK.pem'],
+    ['a key of none', 'roots/Milan-VCEK.pem', 'Milan-VCEK.pem', 'a name such as Milan-ARK.pem'],
+    ['a certificate in PEM', 'certificates/Milan-ARK.pem', 'Milan-ARK.pem', 'a name such as Milan-ARK.der'],
+    ['a chip in capitals', `chips/MILAN-00.json`, 'MILAN-00.json', 'a name such as milan-HWID.json'],
+    ['a chip without an id', 'chips/milan-.json', 'milan-.json', 'a name such as milan-HWID.json'],
+  ])('with %s that it would never look at', (_what, file, name, want) => {
+    const path = join(folder, String(copies++));
+    cpSync(whole, path, { recursive: true });
+    writeFileSync(join(path, file), 'x');
+    expect(() => Authority.stored(path)).toThrow(
+      expect.objectContaining({
+        name: 'StateError',
+        message: `${join(path, file)}: name: got ${name}, want ${want}`,
+      }),
+    );
+  });
+
+  it('with files that editors and desktops leave is used all the same', async () => {
+    const path = join(folder, String(copies++));
+    cpSync(whole, path, { recursive: true });
+    for (const file of ['revoked.json~', '.DS_Store', 'roots/.Milan-ARK.pem.swp', 'chips/milan-00.json~'])
+      writeFileSync(join(path, file), 'x');
+    const authority = Authority.stored(path);
+    await use(authority);
+    expect(authority.chips()).toHaveLength(2);
   });
 
   it('with a folder in a file’s place, or no room to write', async () => {
