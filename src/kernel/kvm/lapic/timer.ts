@@ -114,10 +114,12 @@ export class LapicTimer {
     this.start();
   }
 
+  /** apic_get_tmcct. At the moment at which it begins, which no reader meets on Linux, a timer has its whole period left. */
   get currentCount(): number {
-    if (this.#period === 0) return 0;
-    const remaining = Math.max(this.#target - this.#vcpu.time.now(), 0) % this.#period;
-    return Math.floor(remaining / this.divideCount);
+    if (this.#period === 0 || this.#register(APIC.INITIAL_COUNT) === 0) return 0;
+    const remaining = this.#target - this.#vcpu.time.now();
+    if (remaining <= 0) return 0;
+    return Math.floor((remaining % this.#period || this.#period) / this.divideCount);
   }
 
   /** The interrupt was delivered. */

@@ -68,9 +68,41 @@ describe('KVM_GET_LAPIC and KVM_SET_LAPIC', () => {
     setWord(state, 0x390, 12_000);
     const to = new LapicBench();
     set(to, state);
-    expect(to.read(0x390)).toBe(0);
+    expect(to.read(0x390)).toBe(10_000);
     to.pass(1);
     expect(to.read(0x390)).toBe(9999);
+  });
+
+  it('let a timer that has just begun have all of its time', () => {
+    const from = new LapicBench().enable();
+    from.write(0x3e0, 0xb);
+    from.write(0x320, 0x50);
+    from.write(0x380, 10_000);
+    const state = get(from);
+    expect(word(state, 0x390)).toBe(10_000);
+    const to = new LapicBench();
+    set(to, state);
+    expect(word(get(to), 0x390)).toBe(10_000);
+    set(to, get(to));
+    to.pass(9999);
+    expect(to.lapic.timer.pending).toBe(false);
+    to.pass(1);
+    expect(to.lapic.timer.pending).toBe(true);
+  });
+
+  it.each([
+    ['a periodic timer', 0x20050, 300_000],
+    ['a one-shot timer', 0x50, 0],
+  ])('let %s that has nothing left expire %#', (_name, lvt, after) => {
+    const from = new LapicBench().enable();
+    from.write(0x3e0, 0xb);
+    from.write(0x320, lvt);
+    from.write(0x380, 300_000);
+    const state = get(from);
+    setWord(state, 0x390, 0);
+    const to = new LapicBench();
+    set(to, state);
+    expect(to.time.nextDue).toBe(after);
   });
 
   it('show an x2APIC’s id in bits 31:24, and take any', () => {

@@ -81,6 +81,22 @@ describe('a one-shot timer', () => {
     expect(interrupt(bench)).toBe(-1);
   });
 
+  it('has its whole count left when it begins', () => {
+    const bench = armed(0, 0x1);
+    bench.write(INITIAL, 1000);
+    expect(bench.read(CURRENT)).toBe(1000);
+    bench.pass(4);
+    expect(bench.read(CURRENT)).toBe(999);
+  });
+
+  it('has none left after an INIT', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 1_000_000);
+    bench.pass(10);
+    bench.lapic.reset('init', 'extint');
+    expect([bench.read(INITIAL), bench.read(CURRENT)]).toEqual([0, 0]);
+  });
+
   it('without a count has none left', () => {
     expect(armed(0).lapic.timer.currentCount).toBe(0);
   });
@@ -241,6 +257,15 @@ describe('TSC deadline', () => {
     expect(bench.read(TIMER)).toBe(0x50);
     bench.lapic.tscDeadline = 5n;
     expect(bench.lapic.tscDeadline).toBe(0n);
+  });
+
+  it('reads 0 while the APIC is disabled in its base', () => {
+    const bench = armed(0x40000);
+    bench.lapic.tscDeadline = 7000n;
+    bench.base(0xfee0_0100n);
+    expect(bench.lapic.tscDeadline).toBe(0n);
+    bench.base(0xfee0_0900n);
+    expect(bench.lapic.tscDeadline).toBe(7000n);
   });
 
   it('leaving or entering the mode disarms the timer', () => {
