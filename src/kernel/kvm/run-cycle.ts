@@ -160,8 +160,19 @@ export class RunCycle {
     return true;
   }
 
-  /** What the kernel's APIC wants done before an entry: an EOI for user space's IOAPIC, the timer, INIT and SIPI, HLT. A run result. */
-  #serveApic({ lapic }: VcpuApic): number {
+  /** vcpu_block: a vCPU that does not run goes on, or waits for what has it go on. A run result. */
+  #awaitEvents({ lapic }: VcpuApic): number {
+    const { mp } = this.#vcpu;
+    if (lapic.timerPending) lapic.injectTimer();
+    if (!mp.isRunning && mp.ready) mp.unblock();
+    if (mp.isRunning) return GUEST_AGAIN;
+    this.#vcpu.pending = mp.block();
+    return WAIT;
+  }
+
+  /** What the kernel's APIC wants done before an entry: an EOI for user space's IOAPIC, INIT and SIPI, the task priority. A run result. */
+  #serveApic(apic: VcpuApic): number {
+    const { lapic } = apic;
     const { mp, kvmRun } = this.#vcpu;
     if (lapic.pendingIoapicEoi >= 0) {
       kvmRun.exitReason = KVM_EXIT_IOAPIC_EOI;
@@ -169,13 +180,8 @@ export class RunCycle {
       lapic.pendingIoapicEoi = -1;
       return TO_USER_SPACE;
     }
-    if (lapic.timerPending) lapic.injectTimer();
-    if (mp.isRunning) mp.acceptEvents();
-    if (!mp.isRunning && mp.ready) mp.unblock();
-    if (!mp.isRunning) {
-      this.#vcpu.pending = mp.block();
-      return WAIT;
-    }
+    mp.acceptEvents();
+    if (!mp.isRunning) return this.#awaitEvents(apic);
     this.#vcpu.setCr8(lapic.cr8);
     return GUEST_AGAIN;
   }
@@ -224,12 +230,16 @@ export class RunCycle {
     const { time, process } = vm;
     const ring = this.#ring;
     for (;;) {
+      if (process.exiting) return this.#interrupted();
+      if (time.nextDue <= time.now()) time.expire();
+      if (apic !== undefined) {
+        const awake = this.#awaitEvents(apic);
+        if (awake !== GUEST_AGAIN) return awake;
+      }
       if (ring?.blocks() === true) {
         kvmRun.exitReason = KVM_EXIT_DIRTY_RING_FULL;
         return TO_USER_SPACE;
       }
-      if (process.exiting) return this.#interrupted();
-      if (time.nextDue <= time.now()) time.expire();
       if (apic !== undefined) {
         const served = this.#serveApic(apic);
         if (served !== GUEST_AGAIN) return served;

@@ -176,6 +176,23 @@ describe('a ring', () => {
     expect(reader.pages()).toEqual([191]);
   });
 
+  it('does not end the wait of a vCPU that is halted, but its entry when it wakes', async () => {
+    const bench = start({ pages: 300, caps: [{ cap: 121, args: [24n] }, ...ring().caps] });
+    const vcpu = bench.vcpus[0]!;
+    vcpu.setMpState(0);
+    for (let page = 0; page < 191; page++) {
+      expect(bench.write(page).result).toBe(1);
+      vcpu.setMpState(0);
+    }
+    expect(bench.write(191)).toEqual(FULL);
+    vcpu.setMpState(3);
+    expect([vcpu.run(), vcpu.getMpState()]).toEqual([1, 3]);
+    const { pending } = vcpu;
+    vcpu.nmi();
+    await pending;
+    expect([vcpu.run(), vcpu.kvmRun.exitReason, vcpu.getMpState()]).toEqual([0, 31, 0]);
+  });
+
   it('is full where one entry alone was reset and the next write fills it again', () => {
     const bench = start({ pages: 300, ...ring() });
     for (let page = 0; page < 192; page++) bench.write(page);
