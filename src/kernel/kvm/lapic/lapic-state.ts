@@ -31,7 +31,6 @@ export function setLapic(lapic: Lapic, controller: InterruptController, state: U
   lapic.timer.updateMode();
   lapic.timer.updateDivider();
   lapic.timer.start(APIC.CURRENT_COUNT);
-  lapic.setRegister(APIC.CURRENT_COUNT, 0);
   lapic.vcpu.kick();
 }
 

@@ -103,6 +103,13 @@ describe('physical destinations', () => {
     expect(hit(bench)).toEqual([1, 2]);
   });
 
+  it('with two of one id, an xAPIC is still found by its id above 255', () => {
+    const bench = new LapicBench([0, 1, 2, 300]).enable();
+    bench.write(0x20, 0x0100_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ destination: 300 }))).toBe(1);
+    expect(hit(bench)).toEqual([3]);
+  });
+
   it('with two of one id, nobody there is −1', () => {
     const bench = new LapicBench([0, 1, 2]).enable();
     bench.write(0x20, 0x0100_0000, bench.lapics[2]);
@@ -162,6 +169,15 @@ describe('logical destinations', () => {
     const bench = new LapicBench([0, 256]).x2apic();
     expect(bench.controller.deliver(message({ logical: true, destination: 0x10_0001 }), bench.lapic)).toBe(1);
     expect(hit(bench)).toEqual([1]);
+  });
+
+  it('of x2APIC: bits beyond the highest id are not among those of which lowest priority chooses', () => {
+    const bench = new LapicBench([0, 256]).x2apic();
+    for (const vector of [0x60, 0x61]) {
+      const lowest = message({ logical: true, delivery: 0x100, destination: 0x10_0003, vector });
+      expect(bench.controller.deliver(lowest, bench.lapic)).toBe(1);
+      expect(hit(bench, vector)).toEqual([1]);
+    }
   });
 
   it('an x2APIC among xAPICs is found by its cluster and bit', () => {

@@ -29,6 +29,17 @@ describe('a local APIC after reset', () => {
     expect(new LapicBench([3]).read(offset)).toBe(value);
   });
 
+  it.each([
+    ['x2APIC', 0x400n, 0x1_0002],
+    ['xAPIC', 0n, 0],
+  ])('by INIT has the logical id that %s mode gives it', (_mode, bit, ldr) => {
+    const bench = new LapicBench([17]).enable();
+    bench.write(0xd0, 0x0400_0000);
+    bench.base(0xfee0_0800n | bit);
+    bench.lapic.reset('init', 'masked');
+    expect(bench.lapic.register(0xd0)).toBe(ldr);
+  });
+
   it('has LINT0 as external interrupt on the boot processor', () => {
     expect(new LapicBench([0]).read(0x350)).toBe(0x700);
   });

@@ -172,6 +172,19 @@ describe('interrupts', () => {
     expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0020n);
   });
 
+  it('of user space’s PIC are wanted while none waits', () => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    const { kvmRun } = bench.vcpu;
+    expect(kvmRun.bytes[0x0c]).toBe(1);
+    bench.vcpu.interrupt(0x20);
+    kvmRun.bytes[0x01] = 1;
+    expect(bench.vcpu.run()).toBe(-4);
+    expect(kvmRun.bytes[0x0c]).toBe(0);
+    kvmRun.bytes[0x01] = 0;
+    bench.runScript(OUT);
+  });
+
   it('whose EOI a route wants exit with IOAPIC_EOI and the vector', () => {
     start();
     const level = { addressLo: 0xfee0_0000, addressHi: 0, data: 0x8061 };
