@@ -13,8 +13,12 @@ export function requireKnownFields(path: string, object: unknown, known: object)
 }
 
 /** RangeError: `got` is none of `choices`. */
-export function requireOneOf(path: string, got: unknown, choices: readonly string[]): void {
-  if (!choices.includes(got as string))
+export function requireOneOf<Choice extends string>(
+  path: string,
+  got: unknown,
+  choices: readonly Choice[],
+): asserts got is Choice {
+  if (!choices.includes(got as Choice))
     throw new RangeError(`${path}: got ${String(got)}, want ${choices.join(' or ')}`);
 }
 

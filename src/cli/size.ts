@@ -1,4 +1,5 @@
-/** Sizes and numbers as they stand on a command line. */
+/** Sizes, numbers and words as they stand on a command line. */
+import { requireOneOf } from '../base/option-checks.ts';
 
 /** What the user typed is wrong: exit status 2. */
 export class InputError extends Error {
@@ -37,7 +38,10 @@ export function parseChoice<Choice extends string>(
   option: string,
   choices: readonly Choice[],
 ): Choice {
-  const found = choices.find((choice) => choice === text);
-  if (found === undefined) throw new InputError(`${option}: got ${text}, want ${choices.join(' or ')}`);
-  return found;
+  try {
+    requireOneOf(option, text, choices);
+    return text;
+  } catch (error) {
+    throw new InputError((error as RangeError).message);
+  }
 }

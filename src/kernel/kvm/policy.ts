@@ -4,6 +4,7 @@
  */
 import { GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP } from '../../abi/kvm.ts';
 import type { ErrnoName } from '../../base/errors.ts';
+import { requireOneOf } from '../../base/option-checks.ts';
 import type { RunPolicy } from './mmu/guest-memory.ts';
 
 export const PERSONALITIES = ['6.12', '7.2'] as const;
@@ -86,11 +87,6 @@ const POLICIES: Readonly<Record<Personality, KvmPolicy>> = {
     preFaultOfDyingSlot: 'EAGAIN',
   },
 };
-
-/** For callers that no type checker watches. */
-function requireOneOf(option: string, got: string, want: readonly string[]): void {
-  if (!want.includes(got)) throw new RangeError(`${option}: got ${got}, want ${want.join(' or ')}`);
-}
 
 /** Throws RangeError: a version or an early form that is not there. */
 export function kvmPolicy(personality: Personality, early: readonly EarlyForm[] = []): KvmPolicy {
