@@ -173,7 +173,7 @@ export class GuestMemfd implements FileOperations {
     slot.gmem = undefined;
   }
 
-  /** kvm_gmem_get_pfn: 0 and `into` filled; −EIO, −EHWPOISON, −ENOMEM; or BACKING_PENDING. */
+  /** kvm_gmem_get_pfn: 0 and `into` filled; −EIO, −EFAULT (closed meanwhile), −EHWPOISON, −ENOMEM; or BACKING_PENDING. */
   getPfn(slot: MemorySlot, gfn: Gfn, into: BackingPage): number {
     const index = gfn - slot.baseGfn + slot.gmemPgoff;
     if (this.#bindings.at(index) !== slot) return -ERRNO.EIO;
@@ -193,7 +193,7 @@ export class GuestMemfd implements FileOperations {
       return BACKING_PENDING;
     }
     if (result === PAGE_FAULT.HWPOISON) return -ERRNO.EHWPOISON;
-    if (result === PAGE_FAULT.SIGBUS) return -ERRNO.EIO;
+    if (result === PAGE_FAULT.SIGBUS) return -ERRNO.EFAULT;
     if (result < 0) return -ERRNO.ENOMEM;
     into.pfn = pfn(result & ~FOLIO);
     into.order = (result & FOLIO) === 0 ? 0 : HUGE_ORDER;

@@ -1,4 +1,5 @@
 /** Pages of a guest_memfd whose first content comes from elsewhere: now, later, or never. */
+import { setImmediate } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { failure } from '../process-fixture.ts';
 import { HLT, nestedFault, type ScriptedCore } from './vcpu-bench.ts';
@@ -39,6 +40,24 @@ describe('content from elsewhere', () => {
     expect(host.touch(GPA + 0x9000)).toBe(0);
     expect(host.guestWord(GPA + 0x9000)).toBe(0x0909_0909);
   });
+
+  it.each([
+    ['there at once', () => new Uint8Array(4096)],
+    ['to come', async () => new Uint8Array(4096)],
+    ['to fail', () => Promise.reject(new Error('no such page'))],
+  ])(
+    'that is %s for a file that is closed when it is asked for leaves no frame behind',
+    async (_, content) => {
+      const { host, fd, file } = start();
+      file.fillWith(() => {
+        host.process.close(fd);
+        return content();
+      });
+      expect(host.touch(GPA)).toBe(-14);
+      await setImmediate();
+      expect(host.memory.usage().get('guest_memfd') ?? 0).toBe(0);
+    },
+  );
 
   it('that comes later is asked for once, and then the page', async () => {
     const { host, asked, arrivals, page } = start();

@@ -285,8 +285,9 @@ export class Lapic {
     return value <= U32 && this.writeRegister(offset, Number(BigInt.asIntN(32, value)));
   }
 
+  /** 0 as well in another mode of the timer, which forgets it. */
   get tscDeadline(): bigint {
-    return this.hardwareEnabled && this.timer.isTscDeadline ? this.timer.tscDeadline : 0n;
+    return this.hardwareEnabled ? this.timer.tscDeadline : 0n;
   }
   set tscDeadline(value: bigint) {
     if (this.hardwareEnabled && this.timer.isTscDeadline) this.timer.startDeadline(value);
