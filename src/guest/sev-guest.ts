@@ -16,8 +16,8 @@ import {
 import { LinuxError } from '../base/errors.ts';
 import type { GuestTransport, SharedBuffer } from './transport.ts';
 
-/** Error of the VMM in the high half of SW_EXITINFO2. */
-const VMM = { INVALID_LEN: 1, BUSY: 2 } as const;
+/** SW_EXITINFO2 with an error of the VMM in its high half, and nothing of firmware in the low one. */
+const VMM = { INVALID_LEN: 1n << 32n, BUSY: 2n << 32n } as const;
 /** What the driver presets: firmware was not asked (SEV_RET_NO_FW_CALL). */
 const NO_FW_CALL = 0xffffffffn;
 const PAGE = 4096;
@@ -119,7 +119,7 @@ export class SevGuest {
         if (buffer !== undefined) request.certificates!.set(buffer.bytes);
         return response;
       } finally {
-        if (Number(request.exitInfo2 >> 32n) === VMM.INVALID_LEN)
+        if (request.exitInfo2 >> 32n === VMM.INVALID_LEN >> 32n)
           request.certificatesLength = extra.pages * PAGE;
         if (buffer !== undefined) this.#transport.freeShared(buffer);
       }
@@ -161,7 +161,8 @@ export class SevGuest {
     );
     try {
       const tooSmall = await this.#send(call, certificates);
-      const answer = open(key, this.#response.bytes, { sequence: sequence + 1, type: type + 1, answerBytes });
+      const want = { sequence: sequence + 1, type: type + 1, version: call.version, answerBytes };
+      const answer = open(key, this.#response.bytes, want);
       this.#sequence = sequence + 1;
       if (tooSmall)
         throw new LinuxError('EIO', 'SNP_GET_EXT_REPORT: the buffer for certificates is too small');
@@ -193,7 +194,7 @@ export class SevGuest {
           pages: certificates!.pages,
         });
         exitInfo2 = answer.exitInfo2;
-        if (Number(exitInfo2 >> 32n) === VMM.INVALID_LEN) {
+        if (exitInfo2 === VMM.INVALID_LEN) {
           // Firmware has not seen the message: a plain request keeps its counter and ours in step.
           certificates!.pages = answer.pages;
           extended = false;
@@ -201,7 +202,7 @@ export class SevGuest {
           continue;
         }
       } else exitInfo2 = await transport.request(this.#request, this.#response);
-      if (Number(exitInfo2 >> 32n) === VMM.BUSY) {
+      if (exitInfo2 === VMM.BUSY) {
         if (transport.now() - start > TIMEOUT_MS) {
           call.exitInfo2 = exitInfo2;
           throw new LinuxError('ETIMEDOUT', 'the host was busy for 60 s');
@@ -209,7 +210,7 @@ export class SevGuest {
         await transport.sleep(RETRY_MS);
         continue;
       }
-      call.exitInfo2 = tooSmall ? BigInt(VMM.INVALID_LEN) << 32n : exitInfo2;
+      call.exitInfo2 = tooSmall ? VMM.INVALID_LEN : exitInfo2;
       if (exitInfo2 !== 0n)
         throw new LinuxError('EIO', `guest request failed: SW_EXITINFO2 0x${exitInfo2.toString(16)}`);
       return tooSmall;
@@ -289,7 +290,7 @@ function seal(
 function open(
   key: Uint8Array,
   page: Uint8Array,
-  want: { sequence: number; type: number; answerBytes: number },
+  want: { sequence: number; type: number; version: number; answerBytes: number },
 ): Uint8Array {
   // The page is shared: whoever looks at it twice may see two things.
   const bytes = page.slice();
@@ -298,8 +299,7 @@ function open(
     new LinuxError('EBADMSG', `answer of firmware: ${field}: got ${got}, want ${wanted}`);
   if (header.sequence !== BigInt(want.sequence)) throw wrong('msg_seqno', header.sequence, want.sequence);
   if (header.type !== want.type) throw wrong('msg_type', header.type, want.type);
-  if (header.headerVersion !== GUEST_MESSAGE_HEADER_VERSION)
-    throw wrong('hdr_version', header.headerVersion, GUEST_MESSAGE_HEADER_VERSION);
+  if (header.version !== want.version) throw wrong('msg_version', header.version, want.version);
   if (header.size > want.answerBytes) throw wrong('msg_sz', header.size, want.answerBytes);
   const decipher = createDecipheriv('aes-256-gcm', key, ivOf(want.sequence));
   decipher.setAAD(bytes.subarray(GUEST_MESSAGE_AAD_OFFSET, GUEST_MESSAGE_HEADER_SIZE));

@@ -96,6 +96,8 @@ describe('SNP_GET_REPORT', () => {
     ['a status of firmware', 0x16n],
     ['a generic error of the host', 0xffffffffn << 32n],
     ['an error that nobody knows', 77n << 32n],
+    ['busy beside a status of firmware', (2n << 32n) | 0x16n],
+    ['too small, for a request that brings no certificates', 1n << 32n],
   ])('%s is EIO, is told, and costs the key', async (_, exitInfo2) => {
     transport.script.push({ exitInfo2 });
     const request = report();
@@ -133,12 +135,20 @@ describe('SNP_GET_REPORT', () => {
       'EBADMSG',
     ],
     [
-      'with another header version',
+      'with another message version',
+      (header: Uint8Array, payload: Uint8Array) => {
+        header[0x35] = 2;
+        return payload;
+      },
+      'EBADMSG',
+    ],
+    [
+      'with another header version, at which Linux does not look',
       (header: Uint8Array, payload: Uint8Array) => {
         header[0x31] = 2;
         return payload;
       },
-      'EBADMSG',
+      'none',
     ],
     [
       'of 4000 bytes, which a report has room for',
@@ -426,6 +436,15 @@ describe('the configfs tree of reports', () => {
     const [first, , second] = await Promise.all([entry.outblob(), entry.auxblob(), entry.outblob()]);
     expect(second).toBe(first);
     expect(transport.seen.length).toBe(1);
+  });
+
+  it('makes the report anew where an input changed while it was made', async () => {
+    const entry = entryWith();
+    const first = entry.outblob();
+    await Promise.resolve();
+    entry.inblob = new Uint8Array(64).fill(8);
+    expect((await first)[0x50]).toBe(9);
+    expect((await entry.outblob())[0x50]).toBe(8);
   });
 
   it('makes the report anew after a try that failed', async () => {
