@@ -174,7 +174,7 @@ function answer(
     answered.fill(0);
     return SEV_STATUS.INVALID_PARAM;
   }
-  const sealed = seal(key, { vmpck, type: type + 1, size, sequence: sequence + 1n }, answered);
+  const sealed = seal(key, { vmpck, type: type + 1, version, size, sequence: sequence + 1n }, answered);
   key.fill(0);
   answered.fill(0);
   const status = firmware.write(response, sealed);
@@ -184,7 +184,7 @@ function answer(
 
 function seal(
   key: Uint8Array,
-  header: { vmpck: number; type: number; size: number; sequence: bigint },
+  header: { vmpck: number; type: number; version: number; size: number; sequence: bigint },
   payload: Uint8Array,
 ): Uint8Array {
   const sealed = new Uint8Array(GUEST_MESSAGE_HEADER_SIZE + payload.length);
@@ -194,7 +194,8 @@ function seal(
   view.setUint8(HEADER.headerVersion, GUEST_MESSAGE_HEADER_VERSION);
   view.setUint16(HEADER.headerSize, GUEST_MESSAGE_HEADER_SIZE, true);
   view.setUint8(HEADER.type, header.type);
-  view.setUint8(HEADER.version, 1);
+  // Linux takes no answer of another version than its request's (sev-guest.c, verify_and_dec_payload).
+  view.setUint8(HEADER.version, header.version);
   view.setUint16(HEADER.size, header.size, true);
   view.setUint8(HEADER.vmpck, header.vmpck);
   const cipher = createCipheriv('aes-256-gcm', key, initialVector(header.sequence)).setAAD(

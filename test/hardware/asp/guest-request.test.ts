@@ -110,6 +110,12 @@ describe('GUEST_REQUEST', () => {
     );
   });
 
+  it.each([1, 2])('answers KEY_REQ of version %d with that version', (version) => {
+    const guest = guestOf({ generation: 'turin' });
+    const { header } = guest.ask(3, payload(version === 2 ? 48 : 32), { version });
+    expect([header[0x34], header[0x35]]).toEqual([4, version]);
+  });
+
   it.each([
     ['type 0', 0, 1, 96, 0x16],
     ['type 2, an answer', 2, 1, 96, 0x16],
