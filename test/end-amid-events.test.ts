@@ -26,10 +26,12 @@ interface Setting {
   readonly occurrences?: readonly number[];
 }
 
+const DOZEN = Array.from({ length: 12 }, (_, index) => index);
+
 const SETTINGS: Record<string, Setting> = {
-  'private memory': { vm: hello },
+  'private memory': { vm: hello, occurrences: DOZEN },
   'private memory of 2 MiB folios': { host: () => ({ gmemFolio: '2M' }), vm: hello },
-  'anonymous memory': { vm: { ...hello, type: 'default' } },
+  'anonymous memory': { vm: { ...hello, type: 'default' }, occurrences: DOZEN },
   'a memfd': { vm: { ...hello, type: 'default', backend: { kind: 'memfd' } } },
   'dirty rings': { vm: { ...hello, type: 'default', dirtyRingSize: 1024, smp: 2, irqchip: 'split' } },
   'a guest that converts pages': { vm: { ...conversions, memory: 32 << 20 }, occurrences: [1000] },
