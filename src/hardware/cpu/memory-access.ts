@@ -82,6 +82,7 @@ export class MemoryAccess {
     return (
       (registers.flagsRest & RFLAGS.AC) !== 0 &&
       (registers.saveWord(SAVE.CR0) & CR0.AM) !== 0 &&
+      // Or a kernel's STAC would cost the user his TLB.
       registers.cpl === 3
     );
   }

@@ -152,6 +152,15 @@ describe('the check begins with', () => {
   });
 });
 
+it('an aligned access does not let one through that is not', () => {
+  // mov rax, [rbx]; mov [rbx], rax; and then at rbx + 1
+  const code = [0x48, 0x8b, 0x03, 0x48, 0x89, 0x03];
+  expect(run([...code, 0x48, 0x8b, 0x43, 1], DATA)).toBe(AC);
+  expect(bench.long(RIP)).toBe(BigInt(CODE + 6));
+  expect(run([...code, 0x48, 0x89, 0x43, 1], DATA)).toBe(AC);
+  expect(bench.long(RIP)).toBe(BigInt(CODE + 6));
+});
+
 it('aligned accesses go on as ever, in a loop', () => {
   bench.setLong(RFLAGS, 0x40202n);
   bench.core.gpr[1] = 1000n;
