@@ -118,7 +118,7 @@ function checkOverlaps({ gpa, bytes, sections }: Firmware): void {
   for (const [at, next] of ranges.entries()) {
     const before = ranges[at - 1];
     if (before === undefined || before.gpa + before.size <= next.gpa) continue;
-    const [first, second] = before.index < next.index ? [before, next] : [next, before];
+    const [first, second] = [before, next].sort((a, b) => a.index - b.index) as [typeof image, typeof image];
     const name = first.index < 0 ? 'the image' : `section ${first.index}`;
     throw new EvidenceError(
       `SEV metadata, section ${second.index}: got ${placeOf(second)}, which overlaps ${name}, ${placeOf(first)}, want each page once`,

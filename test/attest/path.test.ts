@@ -1,5 +1,5 @@
 /** Evidence that brings several certificates of a kind: the one that fits counts, wherever it stands. */
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { type VerifyOptions, verifyReport } from '../../src/attest/index.ts';
 import {
   issueArk,
@@ -54,6 +54,18 @@ async function holdsBothWays(
   expect(await failing({ ...more, certificates: [...others, wrong, right] }, bytes)).toEqual([]);
   expect(await failing({ ...more, certificates: [wrong, ...others] }, bytes)).not.toEqual([]);
 }
+
+describe('where there is no choice', () => {
+  it('each signature is checked once: report, three certificates, one list', async () => {
+    const verify = vi.spyOn(crypto.subtle, 'verify');
+    try {
+      expect(await failing({})).toEqual([]);
+      expect(verify).toHaveBeenCalledTimes(5);
+    } finally {
+      verify.mockRestore();
+    }
+  });
+});
 
 describe('of several VCEKs', async () => {
   const stale = chip.reportedTcb - 1n;

@@ -142,7 +142,7 @@ function checkOverlaps({ name, address, bytes }: Firmware, sections: readonly Se
   for (const [at, next] of ranges.entries()) {
     const before = ranges[at - 1];
     if (before === undefined || before.gpa + before.size <= next.gpa) continue;
-    const [first, second] = before.index < next.index ? [before, next] : [next, before];
+    const [first, second] = [before, next].sort((a, b) => a.index - b.index) as [typeof image, typeof image];
     const other = first.index < 0 ? 'the image' : `section ${first.index}`;
     throw imageError(
       name,
