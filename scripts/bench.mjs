@@ -1,6 +1,8 @@
 // npm run bench [-- NAME...] [--json]: runs all benchmarks or those named. A file of bench/ is named after its benchmark
 // (cpu-loops.ts: cpu.loops) and exports `bench(): Promise<Row>`, Row = { value, unit, bound, ratio, note }; `ratio` is always
-// "bigger is better" against a bound or a peer taken in the same run. Bundled as the CLI is.
+// "bigger is better" against a bound or a peer taken in the same run. Bundled as the CLI is, and each in a process of its own: what V8 learnt from one
+// must not slow another.
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -39,8 +41,11 @@ try {
       logLevel: 'warning',
     });
     writeFileSync(outfile, keepConst(bundle.outputFiles[0].text));
-    const { bench } = await import(pathToFileURL(outfile).href);
-    rows.push({ name, ...(await bench()) });
+    const script = `const { bench } = await import('${pathToFileURL(outfile).href}'); console.log(JSON.stringify(await bench()));`;
+    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] };
+    const { status, stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', script], options);
+    if (status !== 0) throw new Error(`bench ${name}: exit status ${status}`);
+    rows.push({ name, ...JSON.parse(stdout.trimEnd().split('\n').at(-1)) });
   }
 } finally {
   rmSync(out, { recursive: true });
