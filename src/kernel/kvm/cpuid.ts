@@ -91,9 +91,9 @@ export class GuestCpuid {
     this.reservedEferBits = this.#missing(EFER_FEATURES);
   }
 
-  /** For a guest with encrypted memory (kvm_vcpu_is_legal_gpa, sev_vcpu_after_set_cpuid): no bit is beyond MAXPHYADDR but the C-bit of leaf 0x8000001F. */
-  isLegalSevGpa(gpa: bigint): boolean {
-    const sev = find(this.#entries, LEAF_SEV, 0);
+  /** kvm_vcpu_is_legal_gpa, sev_vcpu_after_set_cpuid: no bit is beyond MAXPHYADDR, but where memory is encrypted the C-bit of leaf 0x8000001F. */
+  isLegalGpa(gpa: bigint, memory: 'plain' | 'encrypted'): boolean {
+    const sev = memory === 'plain' ? undefined : find(this.#entries, LEAF_SEV, 0);
     const cBit = sev === undefined ? 0n : 1n << BigInt(sev.ebx & 0x3f);
     return (gpa & ~cBit) >> BigInt(this.physicalBits) === 0n;
   }

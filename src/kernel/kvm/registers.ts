@@ -124,9 +124,15 @@ export function getSregs(vmcb: Vmcb, other: OtherRegisters): Sregs {
   };
 }
 
+/** Whose registers they are. */
+interface SregsOwner {
+  readonly cpuid: GuestCpuid;
+  isLegalGpa(gpa: bigint): boolean;
+}
+
 /** All but CR8 and the interrupt that is to wait, which are the caller's. Errors: EINVAL, nothing is changed then. */
-export function setSregs(vmcb: Vmcb, other: OtherRegisters, sregs: Sregs, cpuid: GuestCpuid): void {
-  checkSregs(sregs, other.apicBase, cpuid);
+export function setSregs(vmcb: Vmcb, other: OtherRegisters, sregs: Sregs, owner: SregsOwner): void {
+  checkSregs(sregs, other.apicBase, owner);
   const segments = [
     [SAVE.CS, sregs.cs],
     [SAVE.DS, sregs.ds],
@@ -165,14 +171,14 @@ const CR4_KNOWN = bits(
   CR4.PKE,
 );
 
-function checkSregs(sregs: Sregs, oldApicBase: bigint, cpuid: GuestCpuid): void {
+function checkSregs(sregs: Sregs, oldApicBase: bigint, owner: SregsOwner): void {
+  const { cpuid } = owner;
   const { cr0, cr3, cr4, efer } = sregs;
   const hex = (value: bigint): string => `0x${value.toString(16)}`;
   if ((efer & BigInt(EFER.LME)) !== 0n && (cr0 & CR0_PG) !== 0n) {
     if ((cr4 & BigInt(CR4.PAE)) === 0n) invalid(`cr4 ${hex(cr4)}: long mode wants PAE`);
     if ((efer & BigInt(EFER.LMA)) === 0n) invalid(`efer ${hex(efer)}: LME with paging wants LMA`);
-    if (cr3 >> BigInt(cpuid.physicalBits) !== 0n)
-      invalid(`cr3 ${hex(cr3)}: more than ${cpuid.physicalBits} bits`);
+    if (!owner.isLegalGpa(cr3)) invalid(`cr3 ${hex(cr3)}: more than ${cpuid.physicalBits} bits`);
   } else {
     if ((efer & BigInt(EFER.LMA)) !== 0n) invalid(`efer ${hex(efer)}: LMA wants LME and CR0.PG`);
     if (sregs.cs.l !== 0) invalid('cs.l: 1 outside long mode');

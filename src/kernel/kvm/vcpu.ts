@@ -234,7 +234,7 @@ export class Vcpu extends VcpuState implements KvmVcpu {
     kvm_sregs.check(membersOf(sregs));
     this.sev?.checkUnprotected('KVM_SET_SREGS');
     const oldBase = this.other.apicBase;
-    setSregs(this.vmcb, this.other, sregs, this.cpuid);
+    setSregs(this.vmcb, this.other, sregs, this);
     if (sregs.apicBase !== oldBase) this.apic?.baseChanged(oldBase);
     this.setCr8(Number(sregs.cr8 & 15n));
     this.apic?.lapic.setTpr(this.other.cr8 << 4);
@@ -324,6 +324,10 @@ export class Vcpu extends VcpuState implements KvmVcpu {
   /** The MSR filter of the VM, or what the guest's CPUID has, changed. */
   msrFilterChanged(): void {
     this.#frames.maps.apply(this.vm.msrFilter, this.sev);
+  }
+  /** kvm_vcpu_is_legal_gpa */
+  isLegalGpa(gpa: bigint): boolean {
+    return this.cpuid.isLegalGpa(gpa, this.sev === undefined ? 'plain' : 'encrypted');
   }
   /** msr_write_intercepted */
   interceptsMsrWrite(index: number): boolean {

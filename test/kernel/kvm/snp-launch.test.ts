@@ -579,6 +579,25 @@ describe('protected state', () => {
     for (const [name, call, errno] of rows) expect([name, errnoOf(call)]).toEqual([name, errno]);
   });
 
+  // Leaf 0x80000008: 48 bits; 0x8000001F: the C-bit is bit 51 (kvm_is_valid_sregs, sev_vcpu_after_set_cpuid).
+  it.each([
+    [48, 22],
+    [50, 22],
+    [51, 0],
+  ])('has a CR3 with bit %i set: errno %i', (bit, want) => {
+    const snp = new SnpVm();
+    snp.init();
+    const leaf = { index: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    snp.vcpu.setCpuid2([
+      { ...leaf, function: 0x8000_0001, edx: (1 << 29) | (1 << 20) },
+      { ...leaf, function: 0x8000_0008, eax: 0x3030 },
+      { ...leaf, function: 0x8000_001f, ebx: 51 | (1 << 6) },
+    ]);
+    const sregs = snp.vcpu.getSregs();
+    const long = { cr0: 0x8000_0011n, cr4: 0x20n, efer: 0x500n, cr3: 0x5000n | (1n << BigInt(bit)) };
+    expect(errnoOf(() => snp.vcpu.setSregs({ ...sregs, ...long }))).toBe(want);
+  });
+
   it('hides MSRs that the guest has without an exit', () => {
     const snp = new SnpVm().init().start();
     const hidden = [0xc0000080, 0xc0000081, 0xc0000082, 0x277, 0x174, 0xc0000100, 0xc0000102];

@@ -37,5 +37,5 @@ export function createAp(sev: VcpuSev, request: GhcbRequest): boolean {
 const isVmsaValid = ({ sev, vcpu }: VcpuSev, { rax, info2 }: GhcbRequest): boolean =>
   ((rax ^ sev.vmsaFeatures) & sev.vm.policy.apFeaturesCompared) === 0n &&
   info2 % 4096n === 0n &&
-  vcpu.cpuid.isLegalSevGpa(info2) &&
+  vcpu.isLegalGpa(info2) &&
   info2 % LARGE_PAGE !== 0n;
