@@ -233,7 +233,7 @@ export class Vm implements KvmVm, VcpuVm, RegionVm, GuestMemfdVm, SevVmHost {
     checkSevCommand(command);
     const { sev } = this;
     if (sev === undefined) refuseSevCommand(command.id, this.type);
-    else this.trace.tellAfter(() => sev.memoryEncryptOp(command));
+    else this.#whileHeld(() => this.trace.tellAfter(() => sev.memoryEncryptOp(command)));
   }
 
   /** vCPUs that were ever created. */

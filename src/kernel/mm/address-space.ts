@@ -206,17 +206,30 @@ export class AddressSpace implements ProcessMemory {
     if (failure !== 0) throw this.#userFault('copy_from_user', failure);
   }
 
-  /** The same straight into host memory at `to`, as get_user_pages and a copy between pages do. */
-  copyFromUserTo(at: Hva, to: Spa, length: number): void {
+  /**
+   * get_user_pages for reading: what copies from there next meets nobody who brings a page, nor what that does meanwhile. 0, FAULT_PENDING or a
+   * negative errno, as `faultIn`.
+   */
+  faultInToRead(at: Hva, length: number): number {
+    for (let page = Math.floor(at / PAGE_SIZE); page * PAGE_SIZE < at + length; page++) {
+      const frame = this.#frameToRead(page);
+      if (frame < 0) return this.#errnoOf(frame);
+    }
+    return 0;
+  }
+
+  /** Straight into host memory at `to`, from pages that are there (`faultInToRead`): brings none. 0, or −EFAULT where one is not. */
+  copyPresentTo(at: Hva, to: Spa, length: number): number {
     for (let done = 0; done < length; ) {
       const from = at + done;
       const offset = from % PAGE_SIZE;
-      const frame = this.#frameToRead((from - offset) / PAGE_SIZE);
-      if (frame < 0) throw this.#userFault('copy_from_user', frame);
+      const frame = this.#presentFrame((from - offset) / PAGE_SIZE);
+      if (frame < 0) return this.#errnoOf(frame);
       const count = Math.min(length - done, PAGE_SIZE - offset);
       this.#memory.copy((to + done) as Spa, (frame * PAGE_SIZE + offset) as Spa, count);
       done += count;
     }
+    return 0;
   }
 
   /** The kernel writes memory of the process. Throws EFAULT (EAGAIN when a page is on its way). */
@@ -363,14 +376,21 @@ export class AddressSpace implements ProcessMemory {
     return 0;
   }
 
-  /** As a fault for reading, but memory that was never touched is frame 0, the zero page. */
-  #frameToRead(page: number): number {
-    let entry = this.#entries.get(page);
+  /** Anonymous memory that was never touched is frame 0, the zero page. SEGV: the page is not there. */
+  #presentFrame(page: number): number {
+    const entry = this.#entries.get(page);
     if (entry !== 0) return entry >> PFN_SHIFT;
     const mapping = this.#mappings.find(page * PAGE_SIZE);
-    if (mapping !== undefined && mapping.content.backing === undefined && mapping.content.protection !== 0)
-      return 0;
-    entry = this.#fault(page, false);
+    return mapping !== undefined && mapping.content.backing === undefined && mapping.content.protection !== 0
+      ? 0
+      : SEGV;
+  }
+
+  /** As a fault for reading. */
+  #frameToRead(page: number): number {
+    const frame = this.#presentFrame(page);
+    if (frame >= 0) return frame;
+    const entry = this.#fault(page, false);
     return entry < 0 ? entry : this.#frameToRead(page);
   }
 

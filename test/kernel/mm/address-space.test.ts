@@ -353,3 +353,33 @@ describe('notifiers', () => {
     expect(failure(() => byteAt(process, at + 4096))).toBe('EFAULT/SIGBUS');
   });
 });
+
+describe('a copy straight into host memory', () => {
+  it('takes the bytes of pages whose frames are not neighbours, from within a page on', () => {
+    const { process, memory } = startProcess();
+    const at = process.memory.mmap({ length: 0x3000, protection: RW, flags: ANON });
+    // The last page has the first frame.
+    for (const page of [2, 1, 0]) process.memory.write(hva(at + page * 4096), one(1));
+    const data = pattern(8192, 7);
+    process.memory.write(hva(at + 100), data);
+    const to = spaOf(memory.allocate(0, memory.owner('test')) as never);
+    expect(process.memory.copyPresentTo(hva(at + 300), to, 4096)).toBe(0);
+    const copied = new Uint8Array(4096);
+    memory.read(to, copied);
+    expect(copied).toEqual(data.slice(200, 4296));
+    memory.free(pfn(to / 4096), 0);
+  });
+
+  it('brings no page: of a file’s that nobody touched it is −EFAULT, until they are faulted in', () => {
+    const { process, memory } = startProcess();
+    const fd = process.memfdCreate('x');
+    process.ftruncate(fd, 0x2000n);
+    const at = process.memory.mmap({ length: 0x2000, protection: RW, flags: 1, fd });
+    const to = spaOf(memory.allocate(0, memory.owner('test')) as never);
+    expect(process.memory.copyPresentTo(hva(at), to, 4096)).toBe(-14);
+    expect(process.memory.faultInToRead(hva(at + 0x800), 4096)).toBe(0);
+    expect(process.memory.copyPresentTo(hva(at + 0x800), to, 4096)).toBe(0);
+    expect(process.memory.faultInToRead(hva(at + 0x1800), 4096)).toBe(-14);
+    memory.free(pfn(to / 4096), 0);
+  });
+});

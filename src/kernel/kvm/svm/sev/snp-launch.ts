@@ -194,19 +194,17 @@ function addPage(sev: SevVm, update: Update, at: Gfn, source: Hva | undefined): 
   const { page, type } = update;
   const { vm, host } = sev;
   const { memory } = vm;
+  const { memory: user } = vm.process;
+  // First: whoever brings the source's pages may take the guest's away.
+  if (source !== undefined && user.faultInToRead(source, PAGE_SIZE) !== 0)
+    return notAdded(at, `source 0x${source.toString(16)} cannot be read`);
   const got = vm.gmemGetUnprepared(update.slot, at, page);
   if (got !== 0) return notAdded(at, `no page, errno ${-got}`);
   const frame = page.pfn;
   if (!vm.attributes.isPrivate(at)) return notAdded(at, 'its attribute is not PRIVATE');
   if (memory.rmp!.assigned(frame)) return notAdded(at, 'it is the guest’s already');
-  if (source !== undefined) {
-    try {
-      vm.process.memory.copyFromUserTo(source, spaOf(frame), PAGE_SIZE);
-    } catch (error) {
-      if (error instanceof LinuxError) return notAdded(at, `source 0x${source.toString(16)} cannot be read`);
-      throw error;
-    }
-  }
+  if (source !== undefined && user.copyPresentTo(source, spaOf(frame), PAGE_SIZE) !== 0)
+    return notAdded(at, `source 0x${source.toString(16)} is gone again`);
   if (
     makePrivate(memory, frame, { gpa: gpaOf(at), level: LEVEL_4K, asid: sev.asid, state: 'pre-guest' }) !== 0
   )
