@@ -103,6 +103,12 @@ async function untrustedRoot(root: Certificate | undefined, roots: readonly Cert
   };
 }
 
+/** Whether a root is as its own key signed it. */
+export async function isSelfSigned(root: Certificate, signatures: SignatureChecks): Promise<boolean> {
+  const { publicKey, tbs, signature } = root;
+  return isAmdPss(root) && (await signatures.pss(publicKey, tbs, signature));
+}
+
 /** The algorithm of AMD's certificates and lists. */
 export function checkAlgorithm(checks: Checks, name: string, signed: Signed): void {
   checks.add(`${name}.signature-algorithm`, isAmdPss(signed), describeAlgorithm(signed), PSS);

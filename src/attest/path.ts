@@ -6,7 +6,7 @@
  */
 import type { CertificateKind, Product } from '../abi/amd-certificate.ts';
 import { sameBytes } from './bytes.ts';
-import type { Certificate } from './certificate.ts';
+import { type Certificate, CRL_SIGN } from './certificate.ts';
 import { checkAlgorithm, checkCertificate } from './chain.ts';
 import { Checks } from './check.ts';
 import type { GivenList } from './revocation.ts';
@@ -32,7 +32,7 @@ export interface Path {
   readonly leaf: Certificate | undefined;
   /** ASK or ASVK. */
   readonly middle: Certificate | undefined;
-  /** The one of the evidence if none of the evidence is trusted. */
+  /** One of the evidence if none that is trusted signed a certificate of the evidence, or is among it. */
   readonly root: Certificate | undefined;
 }
 
@@ -42,7 +42,7 @@ export async function findPath(input: PathInput): Promise<Path> {
   const leaves = ofKind(certificates, leafKind, [product]);
   const products = leaves.length === 0 ? [product] : leaves.map((leaf) => leaf.product);
   const middles = ofKind(certificates, leafKind === 'VCEK' ? 'ASK' : 'ASVK', products);
-  const roots = rootsOf(input, ofKind(certificates, 'ARK', products), middles);
+  const roots = await rootsOf(input, ofKind(certificates, 'ARK', products), middles);
   if (leaves.length < 2 && middles.length < 2 && roots.length < 2)
     return { leaf: leaves[0], middle: middles[0], root: roots[0] };
 
@@ -65,19 +65,28 @@ function ofKind(
   return wanted.length === 0 ? all : wanted;
 }
 
-/** Trusted ones that the evidence brings or names; if it brings none but others, those. */
-function rootsOf(
-  { roots }: PathInput,
+/** Trusted ones that the evidence brings or names; only if those signed nothing, and it brings none but others, the others. */
+async function rootsOf(
+  { roots, signatures }: PathInput,
   presented: readonly Certificate[],
   middles: readonly Certificate[],
-): readonly Certificate[] {
-  const isPresented = (root: Certificate): boolean =>
-    presented.some((one) => sameBytes(one.bytes, root.bytes));
-  const isNamed = (root: Certificate): boolean =>
-    middles.some((middle) => sameBytes(middle.issuer.bytes, root.subject.bytes));
-  if (presented.length > 0 && !roots.some(isPresented)) return presented;
-  return roots.filter((root) => isPresented(root) || isNamed(root));
+): Promise<readonly Certificate[]> {
+  const isPresented = (root: Certificate): boolean => isAmong(presented, root);
+  const isIssuer = (root: Certificate, { issuer }: Certificate): boolean =>
+    sameBytes(issuer.bytes, root.subject.bytes);
+  const trusted = roots.filter(
+    (root) => isPresented(root) || middles.some((middle) => isIssuer(root, middle)),
+  );
+  if (presented.length === 0 || roots.some(isPresented)) return trusted;
+  for (const root of trusted)
+    for (const middle of middles)
+      if (isIssuer(root, middle) && (await signatures.pss(root.publicKey, middle.tbs, middle.signature)))
+        return trusted;
+  return presented;
 }
+
+const isAmong = (certificates: readonly Certificate[], { bytes }: Certificate): boolean =>
+  certificates.some((one) => sameBytes(one.bytes, bytes));
 
 /** A certificate and what it hangs on. */
 interface Link {
@@ -86,6 +95,7 @@ interface Link {
   readonly faults: number;
   /** Undefined for a root. */
   readonly issuer: Link | undefined;
+  /** By who is trusted. */
   readonly isSigned: boolean;
 }
 
@@ -97,13 +107,19 @@ function links(
   certificates: readonly Certificate[],
   above: readonly Link[],
 ): Promise<Link[]> {
-  // What nobody signed who is trusted signs nothing: so a stranger's certificates, as many as there are, cost one check each.
+  // What nobody signed who is trusted signs nothing, but for one if there is nothing else: so a stranger's certificates, as many as there are, cost
+  // one check each.
   const signed = above.filter(({ isSigned }) => isSigned);
-  const issuers = signed.length === 0 ? above.slice(0, 1) : signed;
+  const best = fewestFaults(above);
+  const issuers = signed.length > 0 || best === undefined ? signed : [best];
   return Promise.all(
     certificates.map(async (certificate) => {
       const own = await ownFaults(input, certificate);
-      if (certificate.kind === 'ARK') return { certificate, faults: own, issuer: undefined, isSigned: true };
+      if (certificate.kind === 'ARK') {
+        const isSigned = isAmong(input.roots, certificate);
+        const faults = own + (isSigned ? await listFaults(input, certificate) : 1);
+        return { certificate, faults, issuer: undefined, isSigned };
+      }
       const { tbs, signature } = certificate;
       const isMadeBy = await Promise.all(
         issuers.map(
@@ -115,7 +131,7 @@ function links(
       const signer = fewestFaults(issuers.filter((_, index) => isMadeBy[index]));
       const issuer = signer ?? fewestFaults(issuers);
       const faults = own + (issuer?.faults ?? 0) + (signer === undefined ? 1 : 0);
-      return { certificate, faults, issuer, isSigned: signer !== undefined };
+      return { certificate, faults, issuer, isSigned: signer?.isSigned === true };
     }),
   );
 }
@@ -131,4 +147,14 @@ async function ownFaults(input: PathInput, certificate: Certificate): Promise<nu
   );
   const faults = checks.list.filter(({ ok }) => !ok).length + (isRevoked ? 1 : 0);
   return kind === leafKind ? faults + (await leafFaults(certificate)) : faults;
+}
+
+/** Lists under the root's name that it did not sign, or may not. */
+async function listFaults({ crls, signatures }: PathInput, root: Certificate): Promise<number> {
+  const lists = crls.filter(({ list }) => sameBytes(list.issuer.bytes, root.subject.bytes));
+  if (lists.length === 0) return 0;
+  const isMade = await Promise.all(
+    lists.map(({ list }) => signatures.pss(root.publicKey, list.tbs, list.signature)),
+  );
+  return isMade.filter((ok) => !ok).length + (root.keyUsage?.[CRL_SIGN] === true ? 0 : 1);
 }

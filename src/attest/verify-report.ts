@@ -18,11 +18,11 @@ import { toHex } from '../base/hex.ts';
 import { requireFiles, requireKind, requireKnownFields } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
 import { type Certificate, readCertificates } from './certificate.ts';
-import { checkChain } from './chain.ts';
+import { checkChain, isSelfSigned } from './chain.ts';
 import { type Check, Checks } from './check.ts';
 import { parseCrl } from './crl.ts';
 import { EvidenceError } from './evidence-error.ts';
-import { findPath } from './path.ts';
+import { findPath, type Path } from './path.ts';
 import { checkPolicy, checkTcbOrder, type ReportPolicy, requireKnownPolicy } from './policy.ts';
 import { type AttestationReport, parseReport } from './report.ts';
 import type { GivenList } from './revocation.ts';
@@ -75,11 +75,13 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const signatures = new SignatureChecks();
   const signed = parsed && new ReportSignature(parsed, signatures);
   const certificates: Certificate[] = [];
+  const names = new Map<Certificate, string>();
   for (const [index, file] of options.certificates.entries()) {
     const name = labelOf('certificates', options.certificates, index);
     for (const certificate of read(checks, name, () => readCertificates(file, name)) ?? []) {
       if (find(certificates, certificate.bytes) !== undefined) continue;
       certificates.push(certificate);
+      names.set(certificate, name);
       checkKind(checks, name, certificate);
       if (signed?.mayBeMadeBy(certificate)) await signed.begin(certificate);
     }
@@ -96,11 +98,11 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
     for (const root of known === undefined ? readCertificates(file, `root ${index}`) : [known])
       if (find(roots, root.bytes) === undefined) roots.push(root);
   }
-  const verdict = (): Verdict => ({
+  const verdict = (path?: Path): Verdict => ({
     ok: checks.list.every(({ ok }) => ok),
     checks: checks.list,
     failures: checks.list.filter(({ ok }) => !ok),
-    isSoftware: certificates.some(({ isSoftware }) => isSoftware),
+    isSoftware: [path?.leaf, path?.middle, path?.root].some((one) => one?.isSoftware),
     report: parsed,
   });
   if (signed === undefined) return verdict();
@@ -118,12 +120,17 @@ export async function verifyReport(bytes: Uint8Array, options: VerifyOptions): P
   const { leaf } = path;
   const product = leaf?.product ?? reported;
   checkChain(checks, { ...input, ...path, revocation: policy.revocation ?? 'if given' });
+  for (const [certificate, name] of names) {
+    const isOther = certificate !== path.root && find(roots, certificate.bytes) === undefined;
+    if (isOther && certificate.kind === 'ARK' && certificate.product === product)
+      await checkOtherRoot(checks, name, certificate, signatures);
+  }
   checkSignature(checks, report, leaf, signed);
   if (leaf !== undefined) checkBinding(checks, report, leaf, product);
   checkTcbOrder(checks, report, product);
   checkPolicy(checks, report, policy, product, { at, obtainedAt: options.obtainedAt });
   await checks.settled();
-  return verdict();
+  return verdict(path);
 }
 
 /** RangeError: an option that is none, or cannot be what it is. */
@@ -169,6 +176,18 @@ function checkKind(checks: Checks, name: string, { kind, subject, issuer }: Cert
   if (!isAmd) return;
   const got = `${subject.text}, issued by ${issuer.text}`;
   checks.add(`${name}.kind`, false, got, 'an ARK, ASK, ASVK, VCEK or VLEK of Milan, Genoa or Turin');
+}
+
+/** Who has another root of that product may send it; a root that its key did not sign has been changed. */
+async function checkOtherRoot(
+  checks: Checks,
+  name: string,
+  root: Certificate,
+  signatures: SignatureChecks,
+): Promise<void> {
+  if (await isSelfSigned(root, signatures)) return;
+  const want = `made by its own key, as that of any ${root.subject.commonName}`;
+  checks.add(`${name}.signature`, false, 'wrong', want);
 }
 
 function checkForm(checks: Checks, report: AttestationReport): void {

@@ -105,6 +105,25 @@ describe('of several VCEKs', async () => {
     expect(await failing({ certificates: [vcek, stale, vcek, stale, ask] })).toEqual([]);
   });
 
+  it('the one counts whose ASK is good', async () => {
+    const expired = issueIntermediate(own, 'ASK', ownAsk.signer.spki, GONE);
+    const good = issueIntermediate(own, 'ASK', otherAsk.signer.spki, LATER);
+    await holdsBothWays(issueVcek(otherAsk, request, LATER), vcek, [expired, good]);
+  });
+
+  it('none of another product counts, however bad the one of the report’s is', async () => {
+    const genoa = await evidenceOf('genoa');
+    const genoaAsk = { kind: 'ASK', product: 'Genoa', signer: await signerOf('Genoa', 'ASK') } as const;
+    const good = issueVcek(genoaAsk, { ...request, productName: 'Genoa' }, LATER);
+    const hwid = new Uint8Array(64).fill(9);
+    const { spki } = genoa.chip.vcek(genoa.chip.reportedTcb);
+    const bad = issueVcek(otherAsk, { productName: 'Milan', tcb: 0n, hwid, spki }, GONE);
+    const certificates = [bad, good, genoa.options.certificates[1]!, ask];
+    const failures = await failing({ certificates, roots: [ark, genoa.options.certificates[2]!] });
+    expect(failures).toContain('VCEK.validity');
+    expect(failures).not.toContain('report.product');
+  });
+
   it('the first is named of those that fit alike, none of them well', async () => {
     const certificates = [await authority.vcek(chip, stale), await authority.vcek(chip, stale - 1n), ask];
     expect(await failing({ certificates })).toEqual(['report.signature', 'VCEK.tcb.bootLoader']);
@@ -136,6 +155,20 @@ describe('of several ASKs', () => {
   });
 });
 
+describe('a list', () => {
+  it('of another product revokes nothing, though serial numbers are the same', async () => {
+    const genoa = { kind: 'ARK', product: 'Genoa', signer: await signerOf('Genoa', 'ARK') } as const;
+    const crls = [
+      issueCrl(genoa, 1, [{ serial: 0x010001, at: LATER.from }], LATER),
+      issueCrl(own, 1, [], LATER),
+    ];
+    const expired = forged(issueIntermediate(own, 'ASK', ownAsk.signer.spki, GONE), own.signer, [
+      { from: '020301000130', to: '020301010130' },
+    ]);
+    await holdsBothWays(ask, expired, [vcek, ark], { crls });
+  });
+});
+
 describe('of several VLEKs and ASVKs', async () => {
   const { chain } = await authority.loadedKey(chip);
   const key = vlekSigningKey(authority.providerKey('Milan', chip.reportedTcb), 'rfc6979');
@@ -158,9 +191,11 @@ describe('of several VLEKs and ASVKs', async () => {
   });
 });
 
-describe('of several ARKs', () => {
-  it('the one that is among the roots counts', async () => {
-    await holdsBothWays(ark, otherArk, [vcek, ask]);
+describe('of several ARKs', async () => {
+  it('one that is among the roots is no other for want of an ASK', async () => {
+    const failures = await failing({ certificates: [vcek, ark] });
+    expect(failures).toContain('ASK.present');
+    expect(failures).not.toContain('ARK.trusted');
   });
 
   it('the one that signed the chain counts of several roots, whichever the evidence brings', async () => {
@@ -179,6 +214,61 @@ describe('of several ARKs', () => {
     expect(await failing({ certificates: [vcek, ask], roots: [expired] })).toEqual(['ARK.validity']);
     expect(await failing({ certificates: [vcek, ask], roots: [expired, ark] })).toEqual([]);
     expect(await failing({ certificates: [vcek, ask, expired], roots: [expired, ark] })).toEqual([]);
+  });
+
+  it.each<[what: string, other: Uint8Array]>([
+    ['of another product', (await evidenceOf('genoa')).options.certificates[2]!],
+    ['of a stranger', otherArk],
+    ['that has expired, of the same key', issueArk(own, GONE)],
+  ])('one that nobody trusts takes no root’s place: one %s', async (_what, wrong) => {
+    for (const certificates of [
+      [vcek, ask, wrong],
+      [wrong, vcek, ask],
+      [wrong, vcek, ask, ark],
+      [ark, wrong, vcek, ask],
+    ])
+      expect(await failing({ certificates })).toEqual([]);
+    expect(await failing({ certificates: [vcek, wrong] })).toContain('ASK.present');
+  });
+
+  it('a changed copy of a root is refused, also beside the root', async () => {
+    const changed = ark.slice();
+    changed[changed.length - 1]! ^= 1;
+    expect(await failing({ certificates: [vcek, ask, changed] })).toEqual(['certificates[2].signature']);
+    expect(await failing({ certificates: [vcek, ask, ark, changed] })).toEqual(['certificates[3].signature']);
+    const relabelled = Buffer.from(ark);
+    relabelled[ark.length - 512 - 6]! ^= 1;
+    expect(await failing({ certificates: [vcek, ask, relabelled] })).not.toEqual([]);
+  });
+
+  it('the one counts whose list is given, of two that signed an ASK of the same key', async () => {
+    const roots = [ark, otherArk];
+    const askB = issueIntermediate(other, 'ASK', ownAsk.signer.spki, LATER);
+    for (const certificates of [
+      [vcek, ask, askB],
+      [vcek, askB, ask],
+    ])
+      for (const order of [roots, [...roots].reverse()])
+        expect(await failing({ certificates, roots: order })).toEqual([]);
+  });
+
+  it('as many as a stranger sends cost a check each', async () => {
+    const verify = vi.spyOn(crypto.subtle, 'verify');
+    try {
+      const serials = Array.from({ length: 20 }, (_, index) => (0x11 + index).toString(16));
+      const arks = serials.map((serial) =>
+        forged(otherArk, other.signer, [{ from: '0203010000', to: `02030100${serial}` }]),
+      );
+      const asks = serials.map((serial) =>
+        forged(issueIntermediate(other, 'ASK', otherAsk.signer.spki, LATER), other.signer, [
+          { from: '020301000130', to: `0203010${serial.padStart(3, '0')}30` },
+        ]),
+      );
+      expect(await failing({ certificates: [...arks, ...asks, vcek] })).toContain('ARK.trusted');
+      expect(verify.mock.calls.length).toBeLessThan(100);
+    } finally {
+      verify.mockRestore();
+    }
   });
 
   it('none counts that is not among the roots, though it signed all', async () => {

@@ -84,6 +84,12 @@ describe('a report that holds', () => {
   it('is said to be software’s', async () => {
     expect((await verifyReport(milan.report, milan.options)).isSoftware).toBe(true);
   });
+
+  it('is said to be software’s for certificates of the chain alone', async () => {
+    const { chain } = await milan.authority.loadedKey(milan.chip);
+    const beside = { ...milan.options, certificates: [chain.leaf, chain.intermediate], roots: [] };
+    expect((await verifyReport(milan.report, beside)).isSoftware).toBe(false);
+  });
 });
 
 describe('a root', () => {
