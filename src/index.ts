@@ -354,8 +354,11 @@ export class Host {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const vm of this.#vms) vm.close();
-    this.#kernel.close();
+    try {
+      for (const vm of this.#vms) vm.close();
+    } finally {
+      this.#kernel.close();
+    }
   }
   [Symbol.dispose](): void {
     this.close();

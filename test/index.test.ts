@@ -156,6 +156,14 @@ describe('a VM', () => {
     expect(() => createHost({ accel: 'x' as never })).toThrow('accel: got x, want softcvm or kvm');
   });
 
+  it('goes also where a VM of it cannot be closed', () => {
+    const lost = createHost({ memory: 16 * MiB });
+    const vm = lost.createVm({ ...exits, type: 'default', memory: 2 * MiB });
+    vm.machine.kvm.vm.close();
+    expect(() => lost.close()).toThrow(VmmError);
+    expect(lost.processIsGone).toBe(true);
+  });
+
   it.each([
     ['memroy', 5, 'host.memroy: got a field that is none, want accel, memory, kernel, early, seed, '],
     ['trace', 5, 'trace: got 5, want a Trace'],

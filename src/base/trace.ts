@@ -38,6 +38,7 @@ export class Trace {
   /** What was emitted meanwhile, and how much of it was told since. */
   readonly #kept: TraceEvent[] = [];
   #told = 0;
+  #isTelling = false;
   /** A listener threw, and nobody has heard of it yet. */
   failed = false;
   #failure: unknown;
@@ -57,10 +58,6 @@ export class Trace {
   }
 
   emit(event: TraceEvent): void {
-    if (this.#holders === 0 && this.#kept.length === 0) {
-      this.#tell(this.#listeners, event);
-      return;
-    }
     this.#kept.push(event);
     this.#tellKept();
   }
@@ -106,9 +103,13 @@ export class Trace {
     throw failure;
   }
 
+  /** What a listener brings about is told when all have heard of the event before it. */
   #tellKept(): void {
+    if (this.#isTelling) return;
+    this.#isTelling = true;
     while (this.#holders === 0 && this.#told < this.#kept.length)
       this.#tell(this.#listeners, this.#kept[this.#told++]!);
+    this.#isTelling = false;
     if (this.#told < this.#kept.length) return;
     this.#kept.length = 0;
     this.#told = 0;

@@ -232,7 +232,8 @@ export class FileTable {
   }
 
   closeAll(): void {
-    for (const fd of this.open()) this.close(fd);
+    // Whoever hears of a file's end may close others.
+    for (const fd of this.open()) if (this.#files[fd - FIRST_FD] !== undefined) this.close(fd);
   }
 
   #freeSlot(): number {

@@ -52,6 +52,23 @@ describe('a change that is told when it is whole', () => {
     expect(heard).toEqual(['a', 'b', 'c', 'd']);
   });
 
+  it('is heard in the same order by all, whatever one of them brings about', () => {
+    const { trace, heard } = start((what) => {
+      if (what === 'a') trace.emit(event('c'));
+    });
+    const second: string[] = [];
+    trace.listen(({ what }) => second.push(what));
+    trace.tellAfter(() => {
+      trace.emit(event('a'));
+      trace.emit(event('b'));
+    });
+    trace.emit(event('a'));
+    expect([heard, second]).toEqual([
+      ['a', 'b', 'c', 'a', 'c'],
+      ['a', 'b', 'c', 'a', 'c'],
+    ]);
+  });
+
   it('a failure is told to those who listen for failures at once', () => {
     const { trace, heard } = start();
     const failures: string[] = [];

@@ -211,11 +211,17 @@ export class AddressSpace implements ProcessMemory {
    * negative errno, as `faultIn`.
    */
   faultInToRead(at: Hva, length: number): number {
-    for (let page = Math.floor(at / PAGE_SIZE); page * PAGE_SIZE < at + length; page++) {
-      const frame = this.#frameToRead(page);
-      if (frame < 0) return this.#errnoOf(frame);
+    const { trace } = this.#memory;
+    trace.hold();
+    try {
+      for (let page = Math.floor(at / PAGE_SIZE); page * PAGE_SIZE < at + length; page++) {
+        const frame = this.#frameToRead(page);
+        if (frame < 0) return this.#errnoOf(frame);
+      }
+      return 0;
+    } finally {
+      trace.letGo();
     }
-    return 0;
   }
 
   /** Straight into host memory at `to`, from pages that are there (`faultInToRead`): brings none. 0, or −EFAULT where one is not. */
@@ -361,7 +367,18 @@ export class AddressSpace implements ProcessMemory {
   }
 
   /** 0, or a negative code. */
+  /** As `#write`. */
   #read(at: Hva, into: Uint8Array): number {
+    const { trace } = this.#memory;
+    trace.hold();
+    try {
+      return this.#readHeld(at, into);
+    } finally {
+      trace.letGo();
+    }
+  }
+
+  #readHeld(at: Hva, into: Uint8Array): number {
     for (let done = 0; done < into.length; ) {
       const from = at + done;
       const offset = from % PAGE_SIZE;
@@ -391,11 +408,21 @@ export class AddressSpace implements ProcessMemory {
     const frame = this.#presentFrame(page);
     if (frame >= 0) return frame;
     const entry = this.#fault(page, false);
-    return entry < 0 ? entry : this.#frameToRead(page);
+    return entry < 0 ? entry : entry >> PFN_SHIFT;
   }
 
-  /** 0, or a negative code. */
+  /** 0, or a negative code. Listeners hear of the pages that it brought when it is done: they may take them away. */
   #write(at: Hva, from: Uint8Array): number {
+    const { trace } = this.#memory;
+    trace.hold();
+    try {
+      return this.#writeHeld(at, from);
+    } finally {
+      trace.letGo();
+    }
+  }
+
+  #writeHeld(at: Hva, from: Uint8Array): number {
     for (let done = 0; done < from.length; ) {
       const to = at + done;
       const offset = to % PAGE_SIZE;
@@ -404,7 +431,6 @@ export class AddressSpace implements ProcessMemory {
       if ((entry & WRITABLE) === 0) {
         entry = this.#fault(page, true);
         if (entry < 0) return entry;
-        continue;
       }
       const count = this.#inOnePiece(page, offset, from.length - done);
       const part = count === from.length ? from : from.subarray(done, done + count);

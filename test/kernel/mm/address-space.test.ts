@@ -383,3 +383,25 @@ describe('a copy straight into host memory', () => {
     memory.free(pfn(to / 4096), 0);
   });
 });
+
+describe('a page that a listener takes away as soon as it hears of it', () => {
+  it.each(['write', 'read', 'copyToUser', 'copyFromUser'] as const)(
+    'does not keep %s from its end',
+    (call) => {
+      const { process, memory } = startProcess();
+      const fd = process.memfdCreate('x');
+      process.ftruncate(fd, 0x10000n);
+      const at = process.memory.mmap({ length: 0x10000, protection: RW, flags: 1, fd });
+      let heard = 0;
+      const stop = memory.trace.listen(({ what }) => {
+        if (what !== 'allocate') return;
+        heard++;
+        process.fallocate(fd, 3, 0n, 0x10000n);
+      });
+      process.memory[call](hva(at + 4090), new Uint8Array(10));
+      stop();
+      expect(heard).toBeGreaterThan(0);
+      expect(byteAt(process, at + 4090)).toBe(0);
+    },
+  );
+});
