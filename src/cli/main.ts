@@ -39,8 +39,8 @@ program
   .addOption(
     new Option(
       '--vcpu-type <type>',
-      "signature of the vCPUs by QEMU's name: EPYC-Milan, EPYC-Genoa-v1, ...; measured where firmware starts",
-    ).default(undefined, "the chip's own"),
+      "signature of the vCPUs by QEMU's name: EPYC-Milan, EPYC-Genoa-v1, ...; measured where firmware starts (default: the chip's own)",
+    ),
   )
   .addOption(
     new Option(

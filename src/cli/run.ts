@@ -1,6 +1,7 @@
 /** `softcvm run`: one VM on one host, from the entry of its image to the end of its run. */
 
 import { VCPU_TYPES } from '../attest/vmsa.ts';
+import { signatureOrder } from '../hardware/chip/personality.ts';
 import {
   ACCELERATORS,
   createHost,
@@ -99,6 +100,10 @@ export async function run(
       `${certificates}: got it with --kernel 6.12, which never asks for them; want --early certs`,
     );
   const snp = type === 'sev-snp' ? await snpSetup(options) : undefined;
+  if (snp !== undefined && signatureOrder(vcpuSignature ?? 0) > signatureOrder(snp.chip.signature))
+    throw new InputError(
+      `--vcpu-type: got ${options.vcpuType}, want one that is not newer than the chip, a ${snp.chip.generation}`,
+    );
   const trace = new Trace();
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
   try {

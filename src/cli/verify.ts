@@ -178,8 +178,8 @@ async function fetched(
     });
   } catch (error) {
     if (error instanceof RangeError || error instanceof KdsError) {
-      const isUnknown = error instanceof KdsError && error.status === 404 && report.product === undefined;
-      const hint = isUnknown && product === undefined ? ': --product names it' : '';
+      const isUnknown = error instanceof KdsError && error.triedProducts.length > 0;
+      const hint = isUnknown ? ': --product names it' : '';
       throw new InputError(`--kds ${error.message}${hint}`);
     }
     return asInput(() => {

@@ -57,6 +57,10 @@ describe('softcvm run of firmware', () => {
   });
 
   it.each<[Partial<RunCommandOptions>, string]>([
+    [
+      { vcpuType: 'EPYC-Genoa' },
+      '--vcpu-type: got EPYC-Genoa, want one that is not newer than the chip, a milan',
+    ],
     [{ vcpuType: 'EPYC-Zen' }, '--vcpu-type: got EPYC-Zen, want EPYC or EPYC-v1'],
     [{ initrd: '/disk' }, '--initrd: got it without --guest-kernel, want both'],
     [{ append: 'quiet' }, '--append: got it without --guest-kernel, want both'],

@@ -16,6 +16,21 @@ describe('file descriptors', () => {
     expect(process.files.open()).toEqual([3, 4, 5]);
   });
 
+  it('are all closed at exit, though one file’s end closes another', () => {
+    const { process, memory } = startProcess();
+    const at = process.memory.mmap({ length: 0x1000, protection: 3, flags: 1, fd: process.memfdCreate('a') });
+    process.ftruncate(3, 0x1000n);
+    process.memory.write(at, Uint8Array.of(1));
+    process.memory.munmap(at, 0x1000);
+    process.memfdCreate('b');
+    const stop = memory.trace.listen(({ what }) => {
+      if (what === 'free' && process.files.open().includes(4)) process.close(4);
+    });
+    process.files.closeAll();
+    stop();
+    expect(process.files.open()).toEqual([]);
+  });
+
   it('run out with EMFILE, and nothing is left of the file that got none', () => {
     const { process } = startProcess({ fileLimit: 5 });
     process.memfdCreate('a');

@@ -5,7 +5,7 @@
  *
  * Milan's and Turin's tables were never published: theirs are Genoa's, changed where the chips are known to differ.
  */
-import { decodeSignature } from '../chip/personality.ts';
+import { signatureOrder } from '../chip/personality.ts';
 import type { Personality } from '../chip.ts';
 
 /** An entry of a CPUID page, in place. */
@@ -57,13 +57,8 @@ const SIGNATURE_RESERVED = 0xf000f000;
 /** A family, model and stepping that is not newer than the chip's. */
 const signatureAtMost =
   (chip: number): Rule =>
-  (value) => {
-    const order = (signature: number): number => {
-      const { family, model, stepping } = decodeSignature(signature);
-      return family * 0x1000 + model * 0x10 + stepping;
-    };
-    return (order(value) <= order(chip) ? value & ~SIGNATURE_RESERVED : chip) >>> 0;
-  };
+  (value) =>
+    (signatureOrder(value) <= signatureOrder(chip) ? value & ~SIGNATURE_RESERVED : chip) >>> 0;
 
 /** Bytes of XSAVE's standard form that XCR0 asks for: the end of its last component. */
 const standardSize: Rule = (_value, { xcr0In }) => {

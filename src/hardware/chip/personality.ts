@@ -54,6 +54,12 @@ export function decodeSignature(signature: number): { family: number; model: num
   };
 }
 
+/** Later families, models and steppings have higher numbers. */
+export function signatureOrder(signature: number): number {
+  const { family, model, stepping } = decodeSignature(signature);
+  return family * 0x1000 + model * 0x10 + stepping;
+}
+
 export const PERSONALITIES: Readonly<Record<ChipGeneration, Personality>> = {
   milan: {
     generation: 'milan',

@@ -31,10 +31,14 @@ export function isTooLong(
   return length > shorter.length;
 }
 
-/** The same without a prefix that comes once more; without the first byte where none does. */
+/** Those that say which opcode it is, or how long its operands are. */
+const MANDATORY: ReadonlySet<number> = new Set([0x66, 0x67, 0xf2, 0xf3]);
+
+/** The same without a prefix that comes once more; where none does without the first that any instruction can have. */
 function withoutPrefix(bytes: Uint8Array, bits: 16 | 32 | 64): Uint8Array {
   const end = bytes.findIndex((byte) => !PREFIXES.has(byte) && (bits !== 64 || byte >> 4 !== 4));
   const prefixes = end < 0 ? bytes : bytes.subarray(0, end);
   const repeated = prefixes.findIndex((byte, at) => prefixes.includes(byte, at + 1));
-  return bytes.filter((_, at) => at !== Math.max(repeated, 0));
+  const dropped = repeated >= 0 ? repeated : prefixes.findIndex((byte) => !MANDATORY.has(byte));
+  return bytes.filter((_, at) => at !== Math.max(dropped, 0));
 }

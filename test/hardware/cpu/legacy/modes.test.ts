@@ -106,6 +106,14 @@ it.each([
 describe('real mode', () => {
   beforeEach(realMode);
 
+  it('refuses 15 bytes and more that no prefix could be spared of, but one that changes nothing', () => {
+    for (const vector of [6, 13]) bench.interceptException(vector);
+    const imul = [
+      0x66, 0x67, 0x65, 0x3e, 0xf3, 0x69, 0x9f, 0x15, 0x6c, 0xd2, 0x0e, 0x2e, 0x12, 0x8c, 0x4d, 1,
+    ];
+    expect(run(imul, 0)).toBe(0x4d);
+  });
+
   it('goes through protected mode to 64-bit mode', () => {
     bench.write(GDT + CODE32, 0x00cf9a000000ffffn);
     const code = [
