@@ -1,5 +1,6 @@
 /** What the library is asked for, and the checks of it. Sizes and numbers that depend on the machine are checked where they are used. */
 import {
+  requireArray,
   requireBytes,
   requireInteger,
   requireKind,
@@ -97,6 +98,7 @@ export function checkHostOptions(options: HostOptions): void {
   const { accel, kernel, early = [], gmemFolio, seed, trace, chip } = options;
   if (accel !== undefined) requireOneOf('accel', accel, ACCELERATORS);
   if (kernel !== undefined) requireOneOf('kernel', kernel, KERNELS);
+  requireArray('early', early, 'forms');
   for (const form of early) requireOneOf('early', form, EARLY_FORMS);
   if (gmemFolio !== undefined) requireOneOf('gmemFolio', gmemFolio, ['4K', '2M']);
   if (seed !== undefined) requireInteger('seed', seed, 0, U32);
@@ -146,7 +148,8 @@ function checkBackend(backend: NonNullable<VmOptions['backend']>): void {
     throw new RangeError(`backend.path: got ${JSON.stringify(backend.path)}, want the name of a file`);
 }
 
-function checkSnpOptions({ cBit, certificates, guestData }: SnpMachineOptions): void {
+function checkSnpOptions({ guest, cBit, certificates, guestData }: SnpMachineOptions): void {
+  requireKind('snp.guest', guest, (value) => typeof value === 'object' && value !== null, 'an object');
   requireKind('snp.cBit', cBit, Number.isInteger, 'an integer');
   requireKind('snp.guestData', guestData, (value) => value instanceof Uint8Array, 'a Uint8Array');
   if (guestData !== undefined && guestData.length > GUEST_DATA_BYTES)

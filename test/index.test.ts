@@ -167,6 +167,7 @@ describe('a VM', () => {
   it.each([
     ['memroy', 5, 'host.memroy: got a field that is none, want accel, memory, kernel, early, seed, '],
     ['trace', 5, 'trace: got 5, want a Trace'],
+    ['early', 5, 'early: got number, want an array of forms'],
     ['chip', {}, 'chip: got [object Object], want a Chip'],
   ])('a host refuses option %s of %j', (option, got, refusal) => {
     expect(() => createHost({ [option]: got } as never)).toThrow(refusal);
@@ -197,6 +198,7 @@ describe('a VM', () => {
     ['backend', { kind: 'file', path: '' }, 'backend.path: got "", want the name of a file'],
     ['backend', { kind: 'memfd', path: '/x' }, 'backend.path: got a field that is none, want kind'],
     ['snp', 5, 'snp: got 5, want an object'],
+    ['snp', { guest: null }, 'snp.guest: got null, want an object'],
     [
       'snp',
       { bogus: 1 },
