@@ -6,6 +6,7 @@ export class Deadline {
   readonly #controller = new AbortController();
   readonly #timer: ReturnType<typeof setTimeout>;
   readonly #passed: Promise<never>;
+  readonly #refuse: (reason: unknown) => void;
 
   /** `ms`: milliseconds from now, an integer below 2^31. */
   constructor(ms: number) {
@@ -13,11 +14,11 @@ export class Deadline {
     this.#passed = new Promise((_resolve, refuse) => {
       reject = refuse;
     });
-    this.#timer = setTimeout(() => {
-      const reason = new DOMException('The operation was aborted due to timeout', 'TimeoutError');
-      this.#controller.abort(reason);
-      reject(reason);
-    }, ms);
+    this.#refuse = reject;
+    this.#timer = setTimeout(
+      () => this.#pass(new DOMException('The operation was aborted due to timeout', 'TimeoutError')),
+      ms,
+    );
     this.#passed.catch(() => undefined);
   }
 
@@ -31,8 +32,14 @@ export class Deadline {
     return Promise.race([step, this.#passed]);
   }
 
-  /** Nobody waits any more. */
+  /** Nobody waits any more: what waits still rejects with an AbortError. */
   end(): void {
     clearTimeout(this.#timer);
+    this.#pass(new DOMException('Nobody waits any more', 'AbortError'));
+  }
+
+  #pass(reason: DOMException): void {
+    this.#controller.abort(reason);
+    this.#refuse(reason);
   }
 }

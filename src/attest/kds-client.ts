@@ -18,11 +18,14 @@ export class KdsError extends Error {
   readonly status: number | undefined;
   /** Seconds that the server wants us to wait. */
   readonly retryAfter: number | undefined;
+  /** Products for which the server has no certificate of the report's, which does not say its own; empty: it was not for want of that. */
+  readonly triedProducts: readonly Product[];
 
-  constructor(message: string, status?: number, retryAfter?: number) {
+  constructor(message: string, status?: number, retryAfter?: number, triedProducts: readonly Product[] = []) {
     super(message);
     this.status = status;
     this.retryAfter = retryAfter;
+    this.triedProducts = triedProducts;
   }
 }
 
@@ -79,11 +82,16 @@ export async function fetchEvidence(
   }
   const endpoint = signingKey === 'VCEK' ? 'vcek' : 'vlek';
   const { leaf, product } = await fetchLeaf(report, endpoint, options);
-  const [chain, crl] = await Promise.all([
-    get(chainPath(endpoint, product), readCertificates, options),
-    get(crlPath(endpoint, product), parseCrl, options),
-  ]);
-  return { certificates: [leaf, chain], crls: [crl] };
+  const deadlines = [new Deadline(timeoutMs), new Deadline(timeoutMs)] as const;
+  try {
+    const [chain, crl] = await Promise.all([
+      get(chainPath(endpoint, product), readCertificates, options, deadlines[0]),
+      get(crlPath(endpoint, product), parseCrl, options, deadlines[1]),
+    ]);
+    return { certificates: [leaf, chain], crls: [crl] };
+  } finally {
+    for (const deadline of deadlines) deadline.end();
+  }
 }
 
 /** The VCEK or VLEK. Where the report does not say its product, Milan and then Genoa: Turin's reports do. */
@@ -108,6 +116,8 @@ async function fetchLeaf(
   throw new KdsError(
     `${(options.url ?? AMD_KDS).replace(/\/$/, '')}/${endpoint}: got status 404 for ${candidates.join(' and ')}, want 200; a report of version ${report.version} does not say its product`,
     404,
+    undefined,
+    candidates,
   );
 }
 
@@ -120,14 +130,14 @@ function protocolOf(text: string): string {
   }
 }
 
-/** An answer's bytes, if `read` can read them. */
+/** An answer's bytes, if `read` can read them, and they come before `deadline`, which ends with it. */
 async function get(
   path: string,
   read: (bytes: Uint8Array, name: string) => unknown,
   { url = AMD_KDS, timeoutMs = TIMEOUT_MS, fetch: send = fetch }: KdsOptions,
+  deadline = new Deadline(timeoutMs),
 ): Promise<Uint8Array> {
   const address = `${url.replace(/\/$/, '')}${path}`;
-  const deadline = new Deadline(timeoutMs);
   try {
     const response = await ask(address, send, deadline);
     const bytes = await bodyOf(response, address, deadline);

@@ -3,7 +3,7 @@ import { createServer, type RequestListener, type Server } from 'node:http';
 import { type AddressInfo, createServer as createTcpServer } from 'node:net';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { afterAll, afterEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
 import { fetchEvidence, KdsError, parseReport, verifyReport } from '../../src/attest/index.ts';
 import { evidenceOf, NOW, signedReport } from './evidence.ts';
 
@@ -146,6 +146,52 @@ describe('a server', () => {
     const dripped = await errorOf(dripping, 100);
     expect(dripped.message).toContain('got a part of an answer (The operation was aborted due to timeout)');
   });
+
+  it('that never answers has no connection any more at that time', async () => {
+    let open = 0;
+    const url = await serve((request) => {
+      open++;
+      request.socket.on('close', () => open--);
+    });
+    await errorOf(url, 50);
+    await expect.poll(() => open).toBe(0);
+  });
+
+  it('that has answered, rightly or not, is waited for by no timer', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    try {
+      const fetch = async (address: string | URL | Request): Promise<Response> =>
+        new Response(Buffer.from(RIGHT[itemOf(String(address))]));
+      await fetchEvidence(report, { fetch });
+      expect(vi.getTimerCount()).toBe(0);
+      const fail = async (): Promise<Response> => new Response(null, { status: 500 });
+      await expect(fetchEvidence(report, { fetch: fail })).rejects.toThrow('got status 500');
+      expect(vi.getTimerCount()).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  it.each(['cert_chain', 'crl'] as const)(
+    'that fails for %s is waited for with nothing else',
+    async (wrong) => {
+      let open = 0;
+      const begun: (() => void)[] = [];
+      const url = await serve((request, response) => {
+        const asked = itemOf(request.url ?? '');
+        if (asked === 'vcek') response.end(vcek);
+        else if (asked === wrong) begun.push(() => void response.writeHead(500).end());
+        else {
+          open++;
+          begun.push(() => {});
+          response.on('close', () => open--);
+        }
+        if (begun.length === 2) for (const answer of begun) answer();
+      });
+      expect((await errorOf(url, 600_000)).message).toContain(`/${wrong}: got status 500`);
+      await expect.poll(() => open).toBe(0);
+    },
+  );
 
   it('that drips is left at that time whatever the platform forgets meanwhile', async () => {
     setFlagsFromString('--expose-gc');

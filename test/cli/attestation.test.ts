@@ -1,5 +1,7 @@
 /** The commands of attestation, as functions. */
 import { mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -212,6 +214,20 @@ describe('softcvm verify', () => {
       await expect(run({ kds, roots: [paths.ark], product: 'Milan' }, older)).rejects.toMatchObject({
         message: expect.stringMatching(/Milan.*&ucodeSPL=219: got status 404, want 200$/),
       });
+      const chainless = createServer((request, response) => {
+        if (request.url!.includes('SPL=')) response.end(readFileSync(paths.vcek));
+        else response.writeHead(404).end();
+      });
+      await new Promise<void>((resolve) => chainless.listen(0, '127.0.0.1', resolve));
+      try {
+        const url = `http://127.0.0.1:${(chainless.address() as AddressInfo).port}`;
+        await expect(run({ kds: url, roots: [paths.ark] }, older)).rejects.toMatchObject({
+          message: expect.stringMatching(/Milan\/(cert_chain|crl): got status 404, want 200$/),
+        });
+      } finally {
+        chainless.closeAllConnections();
+        chainless.close();
+      }
     } finally {
       await server.close();
     }
