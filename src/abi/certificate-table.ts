@@ -3,6 +3,7 @@
  * { GUID, offset, length }, an entry of zeros, then the certificates. GUIDs lie in the order in which they are written.
  */
 import { fromHex, toHex } from '../base/hex.ts';
+import { requireBytes } from '../base/option-checks.ts';
 
 const ENTRY_BYTES = 24;
 const GUID_BYTES = 16;
@@ -57,6 +58,7 @@ export function encodeCertificateTable(
 
 /** The table's entries, as views. CertificateTableError: the table ends before its last entry, or an entry lies elsewhere. */
 export function decodeCertificateTable(table: Uint8Array): CertificateTableEntry[] {
+  requireBytes('certificate table', table);
   const view = new DataView(table.buffer, table.byteOffset, table.byteLength);
   const entries: { guid: string; offset: number; length: number }[] = [];
   for (let at = 0; ; at += ENTRY_BYTES) {

@@ -84,7 +84,9 @@ export async function launchDigest(
   const view = new DataView(info.buffer);
   view.setUint16(0x60, PAGE_INFO_BYTES, true);
   if (from !== undefined) info.set(from);
-  for (const update of updates) {
+  for (const [index, update] of updates.entries()) {
+    if (typeof update !== 'object' || update === null)
+      throw new RangeError(`updates[${index}]: got ${String(update)}, want a launch update`);
     check(update);
     const { type, gpa, size, label } = update;
     info[0x62] = PAGE_TYPE[type];

@@ -121,6 +121,7 @@ function firstReservedByteSet(version: number, bytes: Uint8Array): number | unde
 
 /** A report in hex, with or without white space, as files often hold it; undefined if that is not what `text` is. */
 export function reportFromHex(text: string): Uint8Array | undefined {
+  if (typeof text !== 'string') throw new RangeError(`text: got ${typeof text}, want a string`);
   const hex = text.replace(/\s+/g, '');
   if (hex.length !== 2 * REPORT_SIZE || !/^[0-9a-f]+$/i.test(hex)) return undefined;
   return fromHex(hex);

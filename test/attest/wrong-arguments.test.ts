@@ -1,6 +1,7 @@
 /** What the library says to callers that no type checker watches: a RangeError that names the field, never a TypeError from within. */
 import { describe, expect, it } from 'vitest';
 import {
+  decodeCertificateTable,
   type FirmwareLaunch,
   fetchEvidence,
   firmwareUpdates,
@@ -15,6 +16,7 @@ import {
   parseReport,
   type ReportPolicy,
   readCertificates,
+  reportFromHex,
   type VerifyOptions,
   verifyReport,
 } from '../../src/attest/index.ts';
@@ -163,5 +165,24 @@ describe('a launch', () => {
     [{ digest: 1 }, 'options.digest: got a field that is none, want sha384, from'],
   ])('that is digested with %j', async (more, message) => {
     await expect(launchDigest([], more as LaunchDigestOptions)).rejects.toThrow(refusal(message));
+  });
+});
+
+describe('what is read', () => {
+  it.each<[what: string, read: () => unknown, message: string]>([
+    [
+      'a table as text',
+      () => decodeCertificateTable('x' as unknown as Uint8Array),
+      'certificate table: got string, want a Uint8Array',
+    ],
+    ['hex as a number', () => reportFromHex(5 as unknown as string), 'text: got number, want a string'],
+  ])('%s', (_what, read, message) => {
+    expect(read).toThrow(refusal(message));
+  });
+
+  it.each([null, 5])('%s as a launch update', async (update) => {
+    await expect(launchDigest([update as never])).rejects.toThrow(
+      refusal(`updates[0]: got ${update}, want a launch update`),
+    );
   });
 });
