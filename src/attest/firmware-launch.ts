@@ -54,9 +54,9 @@ function requireLaunch(launch: FirmwareLaunch): void {
   const { firmware, vcpus, vcpuSignature, guestFeatures, vmm, kernel } = launch;
   if (firmware?.sections === undefined)
     throw new RangeError('firmware: got something else, want what parseFirmware returns');
-  requireInteger('vcpus', vcpus, 1);
+  requireInteger('vcpus', vcpus, 1, 4096);
   requireInteger('vcpuSignature', vcpuSignature, 0, 2 ** 32 - 1);
-  requireKind('guestFeatures', guestFeatures, (value) => typeof value === 'bigint', 'a bigint');
+  requireKind('guestFeatures', guestFeatures, isU64, 'a bigint of 64 bits');
   if (vmm !== undefined) requireOneOf('vmm', vmm, VMM_TYPES);
   if (kernel === undefined) return;
   requireKnownFields('kernel', kernel, KERNEL);
@@ -161,3 +161,5 @@ function vmsaUpdates(launch: FirmwareLaunch): LaunchUpdate[] {
     label: `VMSA of vCPU ${index}`,
   }));
 }
+
+const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;

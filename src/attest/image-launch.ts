@@ -60,8 +60,8 @@ export function imageUpdates(launch: ImageLaunch): LaunchUpdate[] {
   const { image, format = 'ELF', vcpus, guestFeatures = 1n } = launch;
   requireBytes('image', image);
   requireOneOf('format', format, ['ELF', 'flat']);
-  requireInteger('vcpus', vcpus, 1);
-  requireKind('guestFeatures', guestFeatures, (value) => typeof value === 'bigint', 'a bigint');
+  requireInteger('vcpus', vcpus, 1, 4096);
+  requireKind('guestFeatures', guestFeatures, isU64, 'a bigint of 64 bits');
   const { entry, segments } = format === 'ELF' ? readSegments(image) : flatSegments(image);
   const tables = bootTables();
   return [
@@ -192,3 +192,5 @@ function imagePages(segments: readonly Segment[]): LaunchUpdate[] {
         : { type: 'normal', gpa, size: PAGE, bytes, label: 'image' },
     );
 }
+
+const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;

@@ -109,13 +109,16 @@ describe('fetchEvidence', () => {
 describe('a launch', () => {
   const flat = { image: new Uint8Array(1), format: 'flat', vcpus: 1 } as const;
   it.each<[launch: object, message: string]>([
-    [{ vcpus: undefined }, 'vcpus: got undefined, want an integer from 1'],
-    [{ vcpus: -1 }, 'vcpus: got -1, want an integer from 1'],
-    [{ vcpus: 0 }, 'vcpus: got 0, want an integer from 1'],
-    [{ vcpus: 1.5 }, 'vcpus: got 1.5, want an integer from 1'],
+    [{ vcpus: undefined }, 'vcpus: got undefined, want an integer from 1 to 4096'],
+    [{ vcpus: -1 }, 'vcpus: got -1, want an integer from 1 to 4096'],
+    [{ vcpus: 0 }, 'vcpus: got 0, want an integer from 1 to 4096'],
+    [{ vcpus: 1.5 }, 'vcpus: got 1.5, want an integer from 1 to 4096'],
     [{ image: 'ELF' }, 'image: got string, want a Uint8Array'],
     [{ format: 'elf' }, 'format: got elf, want ELF or flat'],
-    [{ guestFeatures: 1 }, 'guestFeatures: got 1, want a bigint'],
+    [{ guestFeatures: 1 }, 'guestFeatures: got 1, want a bigint of 64 bits'],
+    [{ guestFeatures: -1n }, 'guestFeatures: got -1, want a bigint of 64 bits'],
+    [{ guestFeatures: 1n << 64n }, 'guestFeatures: got 18446744073709551616, want a bigint of 64 bits'],
+    [{ vcpus: 4097 }, 'vcpus: got 4097, want an integer from 1 to 4096'],
     [{ smp: 2 }, 'launch.smp: got a field that is none, want image, format, vcpus, guestFeatures'],
   ])('of an image with %j', (more, message) => {
     expect(() => imageUpdates({ ...flat, ...more } as ImageLaunch)).toThrow(refusal(message));
@@ -123,13 +126,16 @@ describe('a launch', () => {
 
   const firmware = { firmware: parseFirmware(firmwareImage()), vcpus: 1, vcpuSignature: 0xa00f11 };
   it.each<[launch: object, message: string]>([
-    [{ vcpus: undefined }, 'vcpus: got undefined, want an integer from 1'],
-    [{ vcpus: -1 }, 'vcpus: got -1, want an integer from 1'],
+    [{ vcpus: undefined }, 'vcpus: got undefined, want an integer from 1 to 4096'],
+    [{ vcpus: -1 }, 'vcpus: got -1, want an integer from 1 to 4096'],
     [{ vcpuSignature: undefined }, 'vcpuSignature: got undefined, want an integer from 0 to 4294967295'],
     [{ vcpuSignature: 2 ** 32 }, 'vcpuSignature: got 4294967296, want an integer from 0 to 4294967295'],
     [{ firmware: undefined }, 'firmware: got something else, want what parseFirmware returns'],
     [{ firmware: firmwareImage() }, 'firmware: got something else, want what parseFirmware returns'],
-    [{ guestFeatures: 1 }, 'guestFeatures: got 1, want a bigint'],
+    [{ guestFeatures: 1 }, 'guestFeatures: got 1, want a bigint of 64 bits'],
+    [{ guestFeatures: -1n }, 'guestFeatures: got -1, want a bigint of 64 bits'],
+    [{ guestFeatures: 1n << 64n }, 'guestFeatures: got 18446744073709551616, want a bigint of 64 bits'],
+    [{ vcpus: 4097 }, 'vcpus: got 4097, want an integer from 1 to 4096'],
     [{ vmm: 'QEMU' }, 'vmm: got QEMU, want qemu or ec2 or gce'],
     [{ kernel: 'vmlinuz' }, 'kernel: got vmlinuz, want an object'],
     [{ kernel: { kernel: 'vmlinuz' } }, 'kernel.kernel: got string, want a Uint8Array'],
