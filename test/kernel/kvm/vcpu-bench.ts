@@ -121,7 +121,9 @@ export class VcpuBench extends FaultBench implements VcpuVm {
   msrFilter: MsrPermissions | undefined = undefined;
   readonly dirtyTracking = new DirtyTracking();
   readonly timeslice: number;
-  readonly time = new HostTime(() => {});
+  /** What the host's time wants to look at soon. */
+  readonly soon: (() => void)[] = [];
+  readonly time = new HostTime((check) => void this.soon.push(check));
   readonly interrupts: InterruptController | undefined;
   readonly bootCpuId = 0;
   readonly process = { exiting: false, enterKernel() {}, leaveKernel() {} };

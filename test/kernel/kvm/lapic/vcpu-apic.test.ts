@@ -351,6 +351,19 @@ describe('a vCPU that halted', () => {
     expect([vcpu.run(), vcpu.kvmRun.exitReason]).toEqual([0, 8]);
   });
 
+  it('that goes on lets time stand still until it runs: nobody waits for the timer then', () => {
+    start();
+    const arm = [store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000)];
+    bench.runScript(...arm, OUT);
+    for (let runs = 0; runs < 3; runs++) bench.runScript(OUT);
+    expect(bench.runScript(HLT)).toBe(1);
+    bench.vcpu.nmi();
+    bench.runScript(OUT);
+    const before = bench.time.now();
+    for (let looks = 0; looks < 4; looks++) for (const look of bench.soon.splice(0)) look();
+    expect(bench.time.now()).toBe(before);
+  });
+
   it('waits on when its timer fires and interrupts are off', () => {
     start();
     const arm = [store(0xf0, 0x1ff), store(0x3e0, 0xb), store(0x320, 0x55), store(0x380, 5000)];
