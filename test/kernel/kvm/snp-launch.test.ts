@@ -326,6 +326,16 @@ describe('SNP_LAUNCH_UPDATE', () => {
     { name: 'a slot without guest_memfd', gfn: 0x400n, old: EINVAL, late: EINVAL },
     { name: 'a gfn whose attribute is shared', gfn: 0x41n, old: EIO, late: EIO },
     { name: 'a source that is not mapped', uaddr: () => 0x1000n, old: EIO, late: EIO },
+    {
+      name: 'a source that nobody has touched yet',
+      uaddr: ({ process }) => {
+        const fd = process.memfdCreate('source');
+        process.ftruncate(fd, 0x1000n);
+        return BigInt(process.memory.mmap({ length: 0x1000, protection: 3, flags: 1, fd }));
+      },
+      old: 0,
+      late: 0,
+    },
     { name: 'a source beyond user space', uaddr: () => 0xffff_ffff_ffff_f000n, old: EIO, late: EIO },
     { name: 'a descriptor that is not /dev/sev', sevFd: 99, old: EIO, late: EIO },
   ];
