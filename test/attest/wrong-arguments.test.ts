@@ -77,7 +77,7 @@ describe('verifyReport', () => {
     [{ minimumLaunchTcb: { tee: null } }, 'policy.minimumLaunchTcb.tee: got null, want an integer'],
     [{ maximumAge: '60' }, 'policy.maximumAge: got 60, want a number from 0'],
     [{ maximumAge: Number.NaN }, 'policy.maximumAge: got NaN, want a number from 0'],
-  ])('with the policy %j', async (policy, message) => {
+  ])('with the policy %o', async (policy, message) => {
     const wrong = verifyReport(report, { ...options, policy: policy as ReportPolicy });
     await expect(wrong).rejects.toThrow(refusal(message));
   });
@@ -120,7 +120,7 @@ describe('a launch', () => {
     [{ guestFeatures: 1n << 64n }, 'guestFeatures: got 18446744073709551616, want a bigint of 64 bits'],
     [{ vcpus: 4097 }, 'vcpus: got 4097, want an integer from 1 to 4096'],
     [{ smp: 2 }, 'launch.smp: got a field that is none, want image, format, vcpus, guestFeatures'],
-  ])('of an image with %j', (more, message) => {
+  ])('of an image with %o', (more, message) => {
     expect(() => imageUpdates({ ...flat, ...more } as ImageLaunch)).toThrow(refusal(message));
   });
 
@@ -152,7 +152,7 @@ describe('a launch', () => {
       { vcpuType: 'EPYC' },
       'launch.vcpuType: got a field that is none, want firmware, vcpus, vcpuSignature, guestFeatures, vmm, kernel',
     ],
-  ])('of firmware with %#: %j', async (more, message) => {
+  ])('of firmware with %#: %o', async (more, message) => {
     const launch = { ...firmware, ...more } as FirmwareLaunch;
     await expect(firmwareUpdates(launch)).rejects.toThrow(refusal(message));
   });
@@ -169,7 +169,7 @@ describe('a launch', () => {
     [{ from: 'ab' }, 'from: got string, want a Uint8Array'],
     [{ sha384: 'sha384' }, 'sha384: got sha384, want a function'],
     [{ digest: 1 }, 'options.digest: got a field that is none, want sha384, from'],
-  ])('that is digested with %j', async (more, message) => {
+  ])('that is digested with %o', async (more, message) => {
     await expect(launchDigest([], more as LaunchDigestOptions)).rejects.toThrow(refusal(message));
   });
 });
