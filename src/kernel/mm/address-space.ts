@@ -253,7 +253,7 @@ export class AddressSpace implements ProcessMemory {
     const number = Math.floor(at / PAGE_SIZE);
     let entry = this.#entries.get(number);
     if (entry === 0 || (access.write && (entry & WRITABLE) === 0)) {
-      entry = this.#fault(number, access.write);
+      entry = this.#memory.trace.tellAfter(() => this.#fault(number, access.write));
       if (entry < 0) return this.#errnoOf(entry);
     }
     this.page.pfn = (entry >> PFN_SHIFT) as Pfn;
@@ -311,18 +311,8 @@ export class AddressSpace implements ProcessMemory {
     }
   }
 
-  /** Makes the entry of a page and returns it, or a negative code. A listener of the trace may have taken it away again by then. */
+  /** Makes the entry of a page and returns it, or a negative code. Whoever calls holds the trace: a listener may take the page away. */
   #fault(page: number, write: boolean): number {
-    const { trace } = this.#memory;
-    trace.hold();
-    try {
-      return this.#makeEntry(page, write);
-    } finally {
-      trace.letGo();
-    }
-  }
-
-  #makeEntry(page: number, write: boolean): number {
     const mapping = this.#mappings.find(page * PAGE_SIZE);
     if (mapping === undefined) return SEGV;
     const { protection, shared, backing } = mapping.content;
@@ -366,8 +356,7 @@ export class AddressSpace implements ProcessMemory {
     return entry;
   }
 
-  /** 0, or a negative code. */
-  /** As `#write`. */
+  /** 0, or a negative code. Listeners hear of the pages that it brought when it is done: they may take them away. */
   #read(at: Hva, into: Uint8Array): number {
     const { trace } = this.#memory;
     trace.hold();
@@ -411,7 +400,7 @@ export class AddressSpace implements ProcessMemory {
     return entry < 0 ? entry : entry >> PFN_SHIFT;
   }
 
-  /** 0, or a negative code. Listeners hear of the pages that it brought when it is done: they may take them away. */
+  /** As `#read`. */
   #write(at: Hva, from: Uint8Array): number {
     const { trace } = this.#memory;
     trace.hold();
