@@ -1,8 +1,10 @@
 /**
  * snp.launch: KVM takes 64 MiB from its user into an SNP guest, as QEMU has it do (KVM_SEV_SNP_LAUNCH_UPDATE of type NORMAL into cold pages of a guest_memfd: allocation, copy,
- * RMPUPDATE, firmware's LAUNCH_UPDATE of each page), against the hashes alone that this needs: SHA-384 of each page and of its 112 bytes of PAGE_INFO.
+ * RMPUPDATE, firmware's LAUNCH_UPDATE of each page), up to KVM_SEV_SNP_LAUNCH_FINISH, against the hashes alone that this needs, on one thread: SHA-384 of each page and
+ * of its 112 bytes of PAGE_INFO. Firmware has pages hashed on other threads where there are processors for them.
  */
 import * as crypto from 'node:crypto';
+import { availableParallelism } from 'node:os';
 import { PAGE_SIZE } from '../src/base/address.ts';
 import { platformEntropy } from '../src/base/entropy.ts';
 import { Chip } from '../src/hardware/chip.ts';
@@ -21,6 +23,7 @@ const NORMAL = 1;
 const INIT2 = 22;
 const LAUNCH_START = 100;
 const LAUNCH_UPDATE = 101;
+const LAUNCH_FINISH = 102;
 
 export async function bench() {
   const entropy = platformEntropy();
@@ -38,9 +41,12 @@ export async function bench() {
       hash(info);
     }
   };
-  // Chunk by chunk in turns, and of each chunk the fastest round: a busy machine slows both alike.
-  const ours = new Array<number>(PAGES / CHUNK).fill(Number.POSITIVE_INFINITY);
-  const raw = [...ours];
+  // Of each chunk, and of the end, the fastest round: a busy machine slows both alike.
+  const ours = new Array<number>(PAGES / CHUNK + 1).fill(Number.POSITIVE_INFINITY);
+  const raw = new Array<number>(PAGES / CHUNK).fill(Number.POSITIVE_INFINITY);
+  const keepFastest = (times: number[], index: number, action: () => void): void => {
+    times[index] = Math.min(times[index]!, timed(action));
+  };
   for (let round = 1; round <= ROUNDS; round++) {
     const { process, vm, hva } = privateVm(kernel, SNP, SIZE);
     const sevFd = process.openSev();
@@ -56,16 +62,11 @@ export async function bench() {
       vm.memoryEncryptOp({ id: LAUNCH_UPDATE, sevFd, data: update });
       if (update.len !== 0n) throw new Error(`LAUNCH_UPDATE: ${update.len} bytes are left`);
     };
-    for (let chunk = 0; chunk < ours.length; chunk++) {
-      ours[chunk] = Math.min(
-        ours[chunk]!,
-        timed(() => launch(chunk * CHUNK)),
-      );
-      raw[chunk] = Math.min(
-        raw[chunk]!,
-        timed(() => hashes(chunk * CHUNK)),
-      );
-    }
+    const hostData = new Uint8Array(32);
+    const finish = { vcekDisabled: false, hostData, flags: 0 };
+    for (let chunk = 0; chunk < raw.length; chunk++) keepFastest(ours, chunk, () => launch(chunk * CHUNK));
+    keepFastest(ours, raw.length, () => vm.memoryEncryptOp({ id: LAUNCH_FINISH, sevFd, data: finish }));
+    for (let chunk = 0; chunk < raw.length; chunk++) keepFastest(raw, chunk, () => hashes(chunk * CHUNK));
     process.exit();
   }
   kernel.close();
@@ -75,7 +76,7 @@ export async function bench() {
     unit: 'B/s',
     bound: (SIZE / bound) * 1000,
     ratio: bound / total,
-    note: `against the hashes alone, wanted ≥ ${WANTED}; ${((total / PAGES) * 1000).toFixed(1)} us a page, of which ${((bound / PAGES) * 1000).toFixed(1)} hash`,
+    note: `against the hashes alone, wanted ≥ ${WANTED}; ${((total / PAGES) * 1000).toFixed(1)} us a page, ${((bound / PAGES) * 1000).toFixed(1)} of hashes; ${availableParallelism()} processors`,
   };
 }
 

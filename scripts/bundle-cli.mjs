@@ -20,8 +20,10 @@ const loadDecoder = {
 const loadWhenUsed = {
   name: 'load-when-used',
   setup(bundle) {
-    bundle.onResolve({ filter: /^node:(child_process|crypto|http|https)$/ }, ({ path, namespace }) =>
-      namespace === 'when-used' ? { path, external: true } : { path, namespace: 'when-used' },
+    bundle.onResolve(
+      { filter: /^node:(child_process|crypto|http|https|worker_threads)$/ },
+      ({ path, namespace }) =>
+        namespace === 'when-used' ? { path, external: true } : { path, namespace: 'when-used' },
     );
     bundle.onLoad({ filter: /.*/, namespace: 'when-used' }, async ({ path }) => {
       const names = Object.keys(await import(path)).filter((name) => name !== 'default');

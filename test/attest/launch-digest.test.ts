@@ -126,8 +126,7 @@ describe('the launch digest', () => {
           const isMeasured = type === 'normal' || type === 'vmsa';
           const content = page(byte);
           if (type === 'vmsa') content.fill(0, 0x2f0, 0x300);
-          firmware.measure(isMeasured ? content : undefined);
-          firmware.extend(codes[type], 0, gfn * 4096);
+          firmware.add(isMeasured ? content : undefined, codes[type], 0, gfn * 4096);
           return update(type, gfn * 4096, isMeasured ? page(byte) : undefined);
         });
         expect(hex(await launchDigest(updates, { sha384 }))).toBe(hex(firmware.value));

@@ -100,21 +100,16 @@ function addPage(
   const type = measuredAs & ~IMAGE;
   encryption.open(frame, 0);
   const bytes = ram.subarray(frame * PAGE_SIZE, (frame + 1) * PAGE_SIZE);
-  if (type === SNP_PAGE_TYPE.NORMAL) digest.measure(bytes);
-  else if (type === SNP_PAGE_TYPE.VMSA) digest.measure(takeVmsa(firmware, context, bytes));
-  else {
-    if (type === SNP_PAGE_TYPE.CPUID) {
-      const status = correctCpuidPage(firmware.cpuidRules, bytes);
-      if (status !== SEV_STATUS.SUCCESS) return status;
-    }
-    if (type === SNP_PAGE_TYPE.ZERO) bytes.set(ZERO_PAGE);
-    digest.measure(undefined);
+  if (type === SNP_PAGE_TYPE.CPUID) {
+    const status = correctCpuidPage(firmware.cpuidRules, bytes);
+    if (status !== SEV_STATUS.SUCCESS) return status;
   }
-  digest.extend(measuredAs, permissions, gpa);
-  if ((measuredAs & IMAGE) !== 0) {
-    imageDigest.measureAs(digest);
-    imageDigest.extend(measuredAs, permissions, gpa);
-  }
+  if (type === SNP_PAGE_TYPE.ZERO) bytes.set(ZERO_PAGE);
+  let measured: Uint8Array | undefined;
+  if (type === SNP_PAGE_TYPE.NORMAL) measured = bytes;
+  else if (type === SNP_PAGE_TYPE.VMSA) measured = takeVmsa(firmware, context, bytes);
+  digest.add(measured, measuredAs, permissions, gpa);
+  if ((measuredAs & IMAGE) !== 0) imageDigest.addAs(digest, measuredAs, permissions, gpa);
   encryption.adopt(frame, context.keyId);
   if (type === SNP_PAGE_TYPE.SECRETS) {
     const secrets = fillSecrets(firmware, context);

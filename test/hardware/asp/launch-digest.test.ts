@@ -9,8 +9,7 @@ const zeroPage = new Uint8Array(4096);
 const chain = (...pages: readonly (readonly [type: number, gpa: number, content?: Uint8Array])[]): string => {
   const digest = new LaunchDigest();
   for (const [type, gpa, content] of pages) {
-    digest.measure(content);
-    digest.extend(type, 0, gpa);
+    digest.add(content, type, 0, gpa);
   }
   return hex(digest.value);
 };
@@ -108,7 +107,7 @@ describe('the launch digest', () => {
   ] as const)('changes with the %s', (_title, a, b) => {
     const of = ([type, permissions, gpa]: readonly [number, number, number]): string => {
       const digest = new LaunchDigest();
-      digest.extend(type, permissions, gpa);
+      digest.add(undefined, type, permissions, gpa);
       return hex(digest.value);
     };
     expect(of(a)).not.toBe(of(b));
