@@ -3,6 +3,9 @@
  * no test fails on has survived: it is printed, and either a test is missing or scripts/mutants-explained.json says why nothing can tell (the run fails on an explanation
  * whose line is gone or whose mutant dies).
  *
+ * A rule is an `if` that leaves its function, a part of its condition or of one that is returned, assigned or chosen by (`return a && b`), a boundary (`<` for `<=`), an errno,
+ * and the condition of `c ? a : b`, unless that picks words of a message. Other statements, arithmetic and numbers stay as they are.
+ *
  * All mutants stand in one scratch copy, each behind a switch; scripts/mutant-runner.mjs runs every test file that reaches any of them, and switches them on in turn.
  *
  * npm run mutants -- [--match REGEXP of a path] [--tests REGEXP of a path] [--jobs N] [--log FILE] [--known LOG,...] [--list]
@@ -38,8 +41,14 @@ const RULES = [
   'src/attest',
 ];
 const TESTS = ['test/kernel', 'test/vmm', 'test/hardware', 'test/attest'];
+/** Of what lies in test/ itself and in no folder. */
+const ROOT_TESTS = readdirSync(join(ROOT, 'test'))
+  .filter((name) => name.endsWith('.test.ts'))
+  .map((name) => `test/${name}`);
 /** Whole guests and random histories: minutes of them say what a second of the others says. */
 const LONG_TESTS = /fuzz|secrecy/;
+/** Its text becomes a script of another thread, where there are no switches. */
+const ELSEWHERE = { path: 'src/hardware/asp/page-hashes.ts', name: 'lane' };
 const EXPLAINED = join(ROOT, 'scripts/mutants-explained.json');
 
 const string = (fallback) => ({ type: 'string', default: fallback });
@@ -101,6 +110,26 @@ const partsOf = (node, operator) => {
   return [node];
 };
 
+/** Whether a condition is a value: returned, assigned to a name or what `c ? a : b` chooses by; itself or as a part of one. */
+const isValue = (node) => {
+  const { parent } = node;
+  if (ts.isReturnStatement(parent) || ts.isConditionalExpression(parent)) return true;
+  if (ts.isArrowFunction(parent)) return parent.body === node;
+  if (ts.isVariableDeclaration(parent) || ts.isPropertyAssignment(parent)) return parent.initializer === node;
+  const isInner =
+    ts.isParenthesizedExpression(parent) ||
+    ts.isPrefixUnaryExpression(parent) ||
+    (ts.isBinaryExpression(parent) && CHAINS.has(parent.operatorToken.kind));
+  return isInner && isValue(parent);
+};
+const isText = (node) => ts.isStringLiteralLike(node) || ts.isTemplateExpression(node);
+/** Words of an error, a trace or any other text are no rule. */
+const isWording = (node) =>
+  ts.isTemplateSpan(node) ||
+  ts.isThrowStatement(node) ||
+  (ts.isNewExpression(node) && /Error$/.test(node.expression.getText())) ||
+  (!ts.isStatement(node) && !ts.isSourceFile(node) && isWording(node.parent));
+
 /** A file with all its mutants behind switches, and the list of them. The number of a mutant is its place in `all`. */
 function mutate(path, all) {
   const text = readFileSync(join(ROOT, path), 'utf8');
@@ -115,12 +144,30 @@ function mutate(path, all) {
     known.push((inner, parts) => `(globalThis.mutant?.(${id}) ? ${into(inner, parts)} : ${inner})`);
   };
   const find = (node) => {
+    if (path === ELSEWHERE.path && ts.isFunctionDeclaration(node) && node.name?.text === ELSEWHERE.name)
+      return;
     if (ts.isIfStatement(node) && leaves(node.thenStatement)) {
       for (const [operator, neutral] of CHAINS) {
         const parts = partsOf(node.expression, operator);
         if (parts.length > 1) for (const part of parts) add(part, 'part taken away', part, () => neutral);
       }
       add(node.expression, 'rule taken away', node.expression, () => 'false');
+    }
+    if (ts.isBinaryExpression(node) && isValue(node)) {
+      const operator = node.operatorToken.kind;
+      const neutral = CHAINS.get(operator);
+      // Of `a && b && c` the outermost is the whole.
+      if (neutral !== undefined && node.parent.operatorToken?.kind !== operator)
+        for (const part of partsOf(node, operator))
+          add(part, 'part of a value taken away', part, () => neutral);
+    }
+    if (
+      ts.isConditionalExpression(node) &&
+      !isWording(node) &&
+      !(isText(node.whenTrue) && isText(node.whenFalse))
+    ) {
+      add(node.condition, 'always chosen', node.condition, () => 'true');
+      add(node.condition, 'never chosen', node.condition, () => 'false');
     }
     const turned = ts.isBinaryExpression(node) ? TURNED.get(node.operatorToken.kind) : undefined;
     if (turned !== undefined && !isSign(node) && !isLoopBound(node))
@@ -181,7 +228,7 @@ if (options.list) {
 }
 
 /** Those that load least first: they are quick, and what they kill the others need not run. Before all the spec of both kernels, which asks for most rules of KVM. */
-const tests = TESTS.flatMap(filesBelow)
+const tests = [...TESTS.flatMap(filesBelow), ...ROOT_TESTS]
   .filter((path) => path.endsWith('.test.ts') && !LONG_TESTS.test(path) && matchTests.test(path))
   .map((path) => ({ path, imports: importsOf(path) }))
   .filter(({ imports }) => sources.some((source) => imports.has(source)))
