@@ -208,12 +208,12 @@ export class Rmp {
     if (insideLarge && !next.large) return RMP_RESULT.FAIL_OVERLAP;
     if (next.large && !insideLarge && this.regionAssigned(frame)) return RMP_RESULT.FAIL_OVERLAP;
     const high = words[at + 1]!;
+    // Both are assigned then, and by the checks above of one size.
     const isSame =
-      ((low & RMP_WORD0.ASSIGNED) !== 0) === next.assigned &&
+      next.asid !== 0 &&
       ((high >>> RMP_WORD1.ASID_SHIFT) & RMP_WORD1.ASID) === next.asid &&
-      gpaOf(low, high) === next.gpa &&
-      ((low & RMP_WORD0.LARGE) !== 0) === next.large;
-    if (isSame && next.asid !== 0) this.#write(frame, next, high, words[at + 2]!);
+      gpaOf(low, high) === next.gpa;
+    if (isSame) this.#write(frame, next, high, words[at + 2]!);
     else this.#write(frame, next, 0, VMPL0_ALL);
     return RMP_RESULT.SUCCESS;
   }

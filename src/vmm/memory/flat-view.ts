@@ -8,7 +8,7 @@
  * Leaves out: that address spaces share a view where a root shows one region alone (memory_region_get_flatview_root), by which
  * QEMU loses what such a root says of itself, its address and that it is read-only.
  */
-import { type MemoryRegion, memoryRegionTerminates } from './memory-region.ts';
+import type { MemoryRegion } from './memory-region.ts';
 
 /** A part of a region where it lies in an address space (MemoryRegionSection). */
 export interface MemoryRegionSection {
@@ -122,7 +122,8 @@ function renderRegion(
   for (const subregion of region.subregions) {
     renderRegion(ranges, subregion, start + subregion.address, from, end, flags);
   }
-  if (memoryRegionTerminates(region)) fillGaps(ranges, region, start, from, end, flags);
+  // All but a container answer accesses themselves (`terminates`).
+  if (region.kind !== 'container') fillGaps(ranges, region, start, from, end, flags);
 }
 
 function fillGaps(

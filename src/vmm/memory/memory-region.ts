@@ -140,15 +140,8 @@ export const assertBytes = (name: string, what: 'size' | 'offset', bytes: number
     `region ${name} has ${what === 'size' ? 'a' : 'an'} ${what} of whole bytes below 2^53: ${bytes}`,
   );
 
-/** A region that answers accesses itself: the end of the search for who does (`terminates`). */
-export const memoryRegionTerminates = (region: MemoryRegion): boolean =>
-  region.kind !== 'container' && region.kind !== 'alias';
-
 /** memory_region_is_ram: RAM and ROM, no ROM device. */
 export const memoryRegionIsRam = (region: MemoryRegion): boolean => region.kind === 'ram';
-
-/** memory_region_is_rom */
-export const memoryRegionIsRom = (region: MemoryRegion): boolean => region.kind === 'ram' && region.readOnly;
 
 /** memory_region_is_romd: a ROM device whose reads find the memory. */
 export const memoryRegionIsRomd = (region: MemoryRegion): boolean =>

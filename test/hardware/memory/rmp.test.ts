@@ -191,7 +191,10 @@ describe('RMPUPDATE', () => {
     expect(rmp.rmpupdate(spa(region), reclaim)).toBe(0);
     expect(rmp.entry(region)).toEqual({ ...reclaim, vmsa: false, validated: false, permissions: 0x1f });
     expect(rmp.rmpupdate(spa(region), SHARED)).toBe(0);
-    expect(rmp.entry(region)).toEqual({ ...SHARED, vmsa: false, validated: false, permissions: 0 });
+    const shared = { ...SHARED, vmsa: false, validated: false, permissions: 0 };
+    expect(rmp.entry(region)).toEqual(shared);
+    expect(rmp.rmpupdate(spa(region), { ...SHARED, gpa: 0x5000 })).toBe(0);
+    expect(rmp.entry(region)).toEqual(shared);
   });
 
   it('keeps a 2 MiB page validated when nothing changes, and has 511 entries that say assigned alone', () => {

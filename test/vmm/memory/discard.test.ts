@@ -69,6 +69,12 @@ describe('ram_block_discard_range', () => {
     expect(process.calls).toEqual(['fallocate(memfd, 0x3, 0x200000, 0x200000)']);
   });
 
+  it('huge pages without a file can be discarded by neither call', () => {
+    const { process, block, context } = setUp(plain(0));
+    expect(discardRange(context, { ...block, pageSize: 0x200000 }, 0, 0x200000)).toBe(-1);
+    expect(process.calls).toEqual([]);
+  });
+
   it('a file that is open for reading cannot be discarded', () => {
     const { process, block, reports, context } = setUp(withFile(0x800));
     expect(discardRange(context, block, 0, 0x1000)).toBe(-1);

@@ -195,6 +195,14 @@ describe('neighbours that continue each other', () => {
     expect(layout(halves().space)).toEqual(one);
   });
 
+  it('are none when a gap lies between them, though the second shows what follows', () => {
+    const root = containerRegion('root', 0x10000);
+    const target = io('a', 0x2000);
+    topology.addSubregion(root, 0x0, aliasRegion('low', target, 0x0, 0x1000));
+    topology.addSubregion(root, 0x4000, aliasRegion('high', target, 0x1000, 0x1000));
+    expect(layout(spaceOf(root))).toEqual(['a 0+1000 @0', 'a 4000+1000 @1000']);
+  });
+
   it('stay apart when only one is read-only', () => {
     const { space, high } = halves();
     topology.setReadOnly(high, 'readonly');

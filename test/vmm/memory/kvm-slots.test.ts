@@ -92,6 +92,23 @@ describe('a region that is mapped becomes a slot', () => {
     expect([...process.slots.keys()].sort()).toEqual([0, 1]);
   });
 
+  it('gives it back though the RAM was freed before the change is told', () => {
+    const { process, list, topology, memory, ram } = setUp();
+    const region = ram('ram', 0x1000, 0x1000);
+    memory.add(region, 0);
+    topology.transaction(() => {
+      memory.remove(region);
+      list.free(region.ramBlock!);
+    });
+    expect(process.slots.size).toBe(0);
+  });
+
+  it('names no file where the RAM has none', () => {
+    const { process, memory, ram } = setUp();
+    memory.add(ram('ram', 0x4000), 0x800);
+    expect([...process.slots.values()]).toMatchObject([{ guestMemfd: 0, guestMemfdOffset: 0n }]);
+  });
+
   it('fails by name when KVM has no more', () => {
     const { memory, ram } = setUp({ 10: 1 });
     memory.add(ram('a', 0x1000), 0);

@@ -8,7 +8,6 @@ import {
   type MemoryRegion,
   memoryRegionIsMapped,
   memoryRegionIsRam,
-  memoryRegionIsRom,
   memoryRegionIsRomd,
   ramPointer,
 } from '../../../src/vmm/memory/memory-region.ts';
@@ -259,7 +258,6 @@ it('knows RAM, ROM and ROM devices', () => {
   topology.setRomd(programmed, 'device');
   const regions = [ram('ram', 1), rom, flash('flash', 1), programmed, ioRegion('io', 1, ops), root];
   expect(regions.map(memoryRegionIsRam)).toEqual([true, true, false, false, false, false]);
-  expect(regions.map(memoryRegionIsRom)).toEqual([false, true, false, false, false, false]);
   expect(regions.map(memoryRegionIsRomd)).toEqual([false, false, true, false, false, false]);
 });
 
