@@ -1,15 +1,36 @@
 /** For callers that no type checker watches: a misspelt wish would do nothing, and what does less must not look like what was wished for. */
 
+/** True of what has fields and is nothing else: no array, Date, Map or bytes, which would be an object without options. */
+export const isObject = (value: unknown): value is object =>
+  Object.prototype.toString.call(value) === '[object Object]';
+
+/** What a caller handed in, for messages. */
+export function textOf(value: unknown): string {
+  if (typeof value === 'function') return 'a function';
+  if (value === '') return '""';
+  if (Array.isArray(value) && value.length === 0) return 'an empty array';
+  try {
+    return String(value);
+  } catch {
+    return 'an object';
+  }
+}
+
 /** RangeError: `object` is none, or has a field that `known` has not. `path` is what the message calls the object. */
 export function requireKnownFields(path: string, object: unknown, known: object): void {
-  if (typeof object !== 'object' || object === null)
-    throw new RangeError(`${path}: got ${String(object)}, want an object`);
+  if (!isObject(object)) throw new RangeError(`${path}: got ${kindOf(object)}, want an object`);
   for (const field of Object.keys(object)) {
     if (!Object.hasOwn(known, field))
       throw new RangeError(
         `${path}.${field}: got a field that is none, want ${Object.keys(known).join(', ')}`,
       );
   }
+}
+
+/** Of an object its class: its text says little of what it is. */
+function kindOf(value: unknown): string {
+  if (typeof value !== 'object' || value === null) return textOf(value);
+  return Array.isArray(value) ? 'an array' : `a ${Object.prototype.toString.call(value).slice(8, -1)}`;
 }
 
 /** RangeError: `got` is none of `choices`. */
@@ -19,13 +40,23 @@ export function requireOneOf<Choice extends string>(
   choices: readonly Choice[],
 ): asserts got is Choice {
   if (!choices.includes(got as Choice))
-    throw new RangeError(`${path}: got ${String(got)}, want ${choices.join(' or ')}`);
+    throw new RangeError(`${path}: got ${textOf(got)}, want ${choices.join(' or ')}`);
 }
 
 /** RangeError: `got` is there, and not what `is` asks for. */
 export function requireKind(path: string, got: unknown, is: (value: unknown) => boolean, want: string): void {
-  if (got !== undefined && !is(got)) throw new RangeError(`${path}: got ${String(got)}, want ${want}`);
+  if (got !== undefined && !is(got)) throw new RangeError(`${path}: got ${textOf(got)}, want ${want}`);
 }
+
+/** RangeError: `got` is no string. */
+export function requireText(path: string, got: unknown): asserts got is string {
+  if (typeof got !== 'string') throw new RangeError(`${path}: got ${textOf(got)}, want a string`);
+}
+
+/** RangeError: `got` is no bigint from 0 to 2^64 − 1; it may be absent. */
+export const requireU64 = (path: string, got: unknown): void =>
+  requireKind(path, got, isU64, 'a bigint of 64 bits');
+const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;
 
 /** RangeError: `got` is no Uint8Array, of `length` bytes where that is given. */
 export function requireBytes(path: string, got: unknown, length?: number): void {
@@ -49,5 +80,5 @@ export function requireFiles(path: string, got: readonly unknown[]): void {
 export function requireInteger(path: string, got: unknown, least: number, most?: number): void {
   if (Number.isSafeInteger(got) && (got as number) >= least && (got as number) <= (most ?? Infinity)) return;
   const to = most === undefined ? '' : ` to ${most}`;
-  throw new RangeError(`${path}: got ${String(got)}, want an integer from ${least}${to}`);
+  throw new RangeError(`${path}: got ${textOf(got)}, want an integer from ${least}${to}`);
 }
