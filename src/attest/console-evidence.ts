@@ -10,6 +10,7 @@ import {
 } from '../abi/certificate-table.ts';
 import { writePem } from '../abi/pem.ts';
 import { fromHex } from '../base/hex.ts';
+import { requireText } from '../base/option-checks.ts';
 
 /** A certificate or revocation list of the table. */
 export interface PrintedCertificate {
@@ -23,8 +24,9 @@ export interface PrintedEvidence {
   readonly certificates?: readonly PrintedCertificate[];
 }
 
-/** What the console's text holds; of several reports the last one. Lines that are not as they should be count for nothing. */
+/** What the console's text holds; of several reports the last one. Lines that are not as they should be count for nothing. RangeError: no text. */
 export function printedEvidence(console: string): PrintedEvidence {
+  requireText('console', console);
   const report = lastOf(console, 'SNP-REPORT');
   const table = lastOf(console, 'SNP-CERTIFICATES');
   const entries = table === undefined ? undefined : entriesOf(table);

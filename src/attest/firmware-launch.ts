@@ -8,11 +8,12 @@ import {
   requireKind,
   requireKnownFields,
   requireOneOf,
+  requireU64,
 } from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { type KernelFiles, kernelHashesPage } from './kernel-hashes.ts';
 import { type LaunchUpdate, VMSA_GPA } from './launch-digest.ts';
-import { type Firmware, type FirmwareSection, SECTION_TYPE } from './ovmf.ts';
+import { type Firmware, type FirmwareSection, requireFirmware, SECTION_TYPE } from './ovmf.ts';
 import { BSP_EIP, resetVmsa, VMM_TYPES, type VmmType } from './vmsa.ts';
 
 export interface FirmwareLaunch {
@@ -28,14 +29,12 @@ export interface FirmwareLaunch {
   readonly kernel?: KernelFiles;
 }
 
-/** The image's pages. */
-export const imageUpdate = ({ bytes, gpa }: Firmware): LaunchUpdate => ({
-  type: 'normal',
-  gpa,
-  size: bytes.length,
-  bytes,
-  label: 'firmware',
-});
+/** The image's pages. RangeError: not what `parseFirmware` returns. */
+export function imageUpdate(firmware: Firmware): LaunchUpdate {
+  requireFirmware(firmware);
+  const { bytes, gpa } = firmware;
+  return { type: 'normal', gpa, size: bytes.length, bytes, label: 'firmware' };
+}
 
 const LAUNCH: Record<keyof FirmwareLaunch, true> = {
   ...{ firmware: true, vcpus: true, vcpuSignature: true },
@@ -52,11 +51,10 @@ export async function firmwareUpdates(launch: FirmwareLaunch): Promise<LaunchUpd
 function requireLaunch(launch: FirmwareLaunch): void {
   requireKnownFields('launch', launch, LAUNCH);
   const { firmware, vcpus, vcpuSignature, guestFeatures, vmm, kernel } = launch;
-  if (firmware?.sections === undefined)
-    throw new RangeError('firmware: got something else, want what parseFirmware returns');
+  requireFirmware(firmware);
   requireInteger('vcpus', vcpus, 1, 4096);
   requireInteger('vcpuSignature', vcpuSignature, 0, 2 ** 32 - 1);
-  requireKind('guestFeatures', guestFeatures, isU64, 'a bigint of 64 bits');
+  requireU64('guestFeatures', guestFeatures);
   if (vmm !== undefined) requireOneOf('vmm', vmm, VMM_TYPES);
   if (kernel === undefined) return;
   requireKnownFields('kernel', kernel, KERNEL);
@@ -161,5 +159,3 @@ function vmsaUpdates(launch: FirmwareLaunch): LaunchUpdate[] {
     label: `VMSA of vCPU ${index}`,
   }));
 }
-
-const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;

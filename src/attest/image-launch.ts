@@ -5,9 +5,9 @@
 import {
   requireBytes,
   requireInteger,
-  requireKind,
   requireKnownFields,
   requireOneOf,
+  requireU64,
 } from '../base/option-checks.ts';
 import { EvidenceError } from './evidence-error.ts';
 import { type LaunchUpdate, VMSA_GPA } from './launch-digest.ts';
@@ -43,9 +43,11 @@ export interface ImageLaunch {
   readonly guestFeatures?: bigint;
 }
 
-/** True if the bytes begin as an ELF file does. */
-export const isElfImage = (bytes: Uint8Array): boolean =>
-  bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c && bytes[3] === 0x46;
+/** True if the bytes begin as an ELF file does. RangeError: no bytes. */
+export function isElfImage(image: Uint8Array): boolean {
+  requireBytes('image', image);
+  return image[0] === 0x7f && image[1] === 0x45 && image[2] === 0x4c && image[3] === 0x46;
+}
 
 const LAUNCH: Record<keyof ImageLaunch, true> = {
   image: true,
@@ -61,7 +63,7 @@ export function imageUpdates(launch: ImageLaunch): LaunchUpdate[] {
   requireBytes('image', image);
   requireOneOf('format', format, ['ELF', 'flat']);
   requireInteger('vcpus', vcpus, 1, 4096);
-  requireKind('guestFeatures', guestFeatures, isU64, 'a bigint of 64 bits');
+  requireU64('guestFeatures', guestFeatures);
   const { entry, segments } = format === 'ELF' ? readSegments(image) : flatSegments(image);
   const tables = bootTables();
   return [
@@ -192,5 +194,3 @@ function imagePages(segments: readonly Segment[]): LaunchUpdate[] {
         : { type: 'normal', gpa, size: PAGE, bytes, label: 'image' },
     );
 }
-
-const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;

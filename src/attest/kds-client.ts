@@ -4,12 +4,19 @@
  */
 import { AMD_KDS, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { chainPath, crlPath, vcekPath, vlekPath } from '../abi/kds-url.ts';
-import { requireInteger, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import {
+  requireInteger,
+  requireKind,
+  requireKnownFields,
+  requireOneOf,
+  requireText,
+  textOf,
+} from '../base/option-checks.ts';
 import { readCertificates } from './certificate.ts';
 import { parseCrl } from './crl.ts';
 import { Deadline } from './deadline.ts';
 import { EvidenceError } from './evidence-error.ts';
-import type { AttestationReport } from './report.ts';
+import { type AttestationReport, requireReport } from './report.ts';
 
 /** The server answered with something else than what was asked for, or not at all. */
 export class KdsError extends Error {
@@ -63,12 +70,13 @@ export async function fetchEvidence(
   options: KdsOptions = {},
 ): Promise<KdsEvidence> {
   requireKnownFields('options', options, OPTIONS);
-  if (report?.signingKey === undefined)
-    throw new RangeError('report: got something else, want what parseReport returns');
+  requireReport(report);
   const { signingKey, isChipIdMasked } = report;
   const { url = AMD_KDS, product: expected, timeoutMs = TIMEOUT_MS } = options;
   if (expected !== undefined) requireOneOf('product', expected, PRODUCTS);
   requireInteger('timeoutMs', timeoutMs, 0, LONGEST_MS);
+  requireKind('fetch', options.fetch, (value) => typeof value === 'function', 'a function');
+  requireText('url', url);
   if (!/^https?:$/.test(protocolOf(url))) {
     throw new RangeError(`url: got ${url}, want an address such as ${AMD_KDS}`);
   }
@@ -164,6 +172,10 @@ async function ask(address: string, send: typeof fetch, deadline: Deadline): Pro
   } catch (error) {
     throw new KdsError(`${address}: no answer (${reasonOf(error)})`);
   }
+  if (typeof response?.status !== 'number' || typeof response.headers?.get !== 'function')
+    throw new RangeError(
+      `fetch: got a function that resolves to ${textOf(response)}, want one that resolves to a Response`,
+    );
   if (response.status === 200) return response;
   leave(response.body);
   const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);

@@ -1,8 +1,7 @@
 /** Why two launches have different digests: the first page in which they differ, and what differs in it. */
 import { toHex } from '../base/hex.ts';
-import { requireArray } from '../base/option-checks.ts';
 import { sameBytes } from './bytes.ts';
-import type { LaunchUpdate, PageType } from './launch-digest.ts';
+import { type LaunchUpdate, type PageType, requireUpdates } from './launch-digest.ts';
 import { vmsaFieldAt } from './vmsa.ts';
 
 /** A page of a launch. */
@@ -37,13 +36,13 @@ function* pages(updates: readonly LaunchUpdate[]): Generator<LaunchPage> {
   }
 }
 
-/** `got` is of the first launch, `want` of the second. Undefined: they are the same. */
+/** `got` is of the first launch, `want` of the second. Undefined: they are the same. RangeError as `launchDigest`. */
 export function launchDifference(
   first: readonly LaunchUpdate[],
   second: readonly LaunchUpdate[],
 ): LaunchDifference | undefined {
-  requireArray('first updates', first, 'launch updates');
-  requireArray('second updates', second, 'launch updates');
+  requireUpdates('first updates', first);
+  requireUpdates('second updates', second);
   const others = pages(second);
   let index = 0;
   for (const one of pages(first)) {

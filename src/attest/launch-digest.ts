@@ -9,6 +9,8 @@ import {
   requireKind,
   requireKnownFields,
   requireOneOf,
+  requireText,
+  textOf,
 } from '../base/option-checks.ts';
 import { unshared } from './bytes.ts';
 
@@ -75,19 +77,17 @@ export async function launchDigest(
   options: LaunchDigestOptions = {},
   onStep?: (step: LaunchStep) => void,
 ): Promise<Uint8Array> {
-  requireArray('updates', updates, 'launch updates');
+  requireUpdates('updates', updates);
   requireKnownFields('options', options, OPTIONS);
   const { sha384 = webSha384, from } = options;
   requireKind('sha384', sha384, (value) => typeof value === 'function', 'a function');
   if (from !== undefined) requireBytes('from', from, DIGEST_BYTES);
+  requireKind('onStep', onStep, (value) => typeof value === 'function', 'a function');
   const info = new Uint8Array(PAGE_INFO_BYTES);
   const view = new DataView(info.buffer);
   view.setUint16(0x60, PAGE_INFO_BYTES, true);
   if (from !== undefined) info.set(from);
-  for (const [index, update] of updates.entries()) {
-    if (typeof update !== 'object' || update === null)
-      throw new RangeError(`updates[${index}]: got ${String(update)}, want a launch update`);
-    check(update);
+  for (const update of updates) {
     const { type, gpa, size, label } = update;
     info[0x62] = PAGE_TYPE[type];
     for (let batch = 0; batch < size; batch += BATCH * PAGE) {
@@ -129,13 +129,36 @@ async function contentDigests(
 
 const withoutTsc = (page: Uint8Array): Uint8Array => page.slice().fill(0, ...VMSA_TSC);
 
+/** RangeError: no array of launch updates; `path` is what messages call it. */
+export function requireUpdates(path: string, updates: readonly LaunchUpdate[]): void {
+  requireArray(path, updates, 'launch updates');
+  for (const [index, update] of updates.entries()) {
+    requireKnownFields(`${path}[${index}]`, update, UPDATE);
+    requireText(`${path}[${index}].label`, update.label);
+    check(update);
+  }
+}
+
+const UPDATE: Record<keyof LaunchUpdate, true> = {
+  type: true,
+  gpa: true,
+  size: true,
+  bytes: true,
+  label: true,
+};
+
+const isPages = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) % PAGE === 0;
+const addressText = (value: unknown): string =>
+  typeof value === 'number' ? `${value < 0 ? '-' : ''}0x${Math.abs(value).toString(16)}` : textOf(value);
+
 function check({ type, gpa, size, bytes, label }: LaunchUpdate): void {
   requireOneOf(`${label}: type`, type, Object.keys(PAGE_TYPE));
   const bad = (field: string, got: unknown, want: string): never => {
     throw new RangeError(`${label}: ${field}: got ${got}, want ${want}`);
   };
-  if (size % PAGE !== 0 || size < PAGE) bad('size', `0x${size.toString(16)}`, 'whole pages of 4096 bytes');
-  if (gpa % PAGE !== 0) bad('address', `0x${gpa.toString(16)}`, 'a multiple of 4096');
+  if (!isPages(size) || size < PAGE) bad('size', addressText(size), 'whole pages of 4096 bytes');
+  if (!isPages(gpa) || gpa < 0) bad('address', addressText(gpa), 'a multiple of 4096');
+  if (bytes !== undefined) requireBytes(`${label}: bytes`, bytes);
   if ((type === 'normal' || type === 'vmsa') && bytes?.length !== size) {
     bad('bytes', bytes?.length ?? 'none', `${size}`);
   }

@@ -42,9 +42,20 @@ export interface Firmware {
   readonly hashTableGpa: number | undefined;
 }
 
-/** True if the image ends with a GUIDed table. */
-export const isFirmware = (bytes: Uint8Array): boolean =>
-  bytes.length >= TABLE_END + ENTRY_HEAD && guidAt(bytes, bytes.length - TABLE_END - 16) === FOOTER_GUID;
+/** RangeError: `firmware` is not what `parseFirmware` returns. */
+export function requireFirmware(firmware: unknown): asserts firmware is Firmware {
+  const { bytes, gpa, sections } = (firmware ?? {}) as Partial<Firmware>;
+  if (!(bytes instanceof Uint8Array) || typeof gpa !== 'number' || !Array.isArray(sections))
+    throw new RangeError('firmware: got something else, want what parseFirmware returns');
+}
+
+/** True if the image ends with a GUIDed table. RangeError: no bytes. */
+export function isFirmware(image: Uint8Array): boolean {
+  requireBytes('image', image);
+  return (
+    image.length >= TABLE_END + ENTRY_HEAD && guidAt(image, image.length - TABLE_END - 16) === FOOTER_GUID
+  );
+}
 
 /** Reads a firmware image, which messages call `name`. Throws EvidenceError that names the field. */
 export function parseFirmware(bytes: Uint8Array, name = 'firmware'): Firmware {

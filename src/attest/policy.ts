@@ -5,7 +5,7 @@
 import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
-import { requireKind, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import { isObject, requireKind, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
 import type { Checks } from './check.ts';
 import type { AttestationReport } from './report.ts';
 
@@ -78,11 +78,19 @@ interface Kind {
 const isBytes = (value: unknown): boolean => typeof value === 'string' || value instanceof Uint8Array;
 const BYTES: Kind = { is: isBytes, want: 'a Uint8Array or hex' };
 const ANY_BYTES: Kind = {
-  is: (value) => isBytes(value) || (Array.isArray(value) && value.every(isBytes)),
+  is: (value) => isBytes(value) || (Array.isArray(value) && value.length > 0 && value.every(isBytes)),
   want: 'a Uint8Array or hex, or an array of them',
 };
-const BIGINT: Kind = { is: (value) => typeof value === 'bigint', want: 'a bigint' };
-const INTEGER: Kind = { is: Number.isSafeInteger, want: 'an integer' };
+const U64: Kind = {
+  is: (value) => typeof value === 'bigint' && BigInt.asUintN(64, value) === value,
+  want: 'a bigint of 64 bits',
+};
+const integer = (most: number): Kind => ({
+  is: (value) => Number.isSafeInteger(value) && (value as number) >= 0 && (value as number) <= most,
+  want: `an integer from 0 to ${most}`,
+});
+const U32 = integer(2 ** 32 - 1);
+const BYTE = integer(255);
 const VMPL: Kind = { is: (value) => [0, 1, 2, 3].includes(value as number), want: '0 to 3' };
 const SECONDS: Kind = { is: (value) => typeof value === 'number' && value >= 0, want: 'a number from 0' };
 const oneOf = (words: readonly string[]): Kind => ({
@@ -90,11 +98,11 @@ const oneOf = (words: readonly string[]): Kind => ({
   want: words.join(' or '),
 });
 const version = (parts: number): Kind => ({
-  is: (value) => Array.isArray(value) && value.length === parts && value.every(Number.isSafeInteger),
-  want: `${parts} integers`,
+  is: (value) => Array.isArray(value) && value.length === parts && value.every(BYTE.is),
+  want: `${parts} integers from 0 to 255`,
 });
 const WORDS: Kind = { is: Array.isArray, want: 'an array' };
-const OBJECT: Kind = { is: (value) => typeof value === 'object' && value !== null, want: 'an object' };
+const OBJECT: Kind = { is: isObject, want: 'an object' };
 
 const FIELDS: Readonly<Record<keyof ReportPolicy, Kind>> = {
   product: oneOf(PRODUCTS),
@@ -106,18 +114,18 @@ const FIELDS: Readonly<Record<keyof ReportPolicy, Kind>> = {
   vmpl: VMPL,
   allow: WORDS,
   demand: WORDS,
-  guestPolicy: BIGINT,
+  guestPolicy: U64,
   minimumAbi: version(2),
   familyId: BYTES,
   imageId: BYTES,
-  minimumGuestSvn: INTEGER,
+  minimumGuestSvn: U32,
   idKeyDigest: ANY_BYTES,
   authorKeyDigest: ANY_BYTES,
   reportId: BYTES,
   minimumTcb: OBJECT,
   minimumLaunchTcb: OBJECT,
   minimumFirmware: version(3),
-  platformInfo: BIGINT,
+  platformInfo: U64,
   revocation: oneOf(['required', 'if given']),
   maximumAge: SECONDS,
 };
@@ -139,7 +147,7 @@ export function requireKnownPolicy(policy: ReportPolicy): void {
     const levels = policy[field] ?? {};
     requireKnownFields(`policy.${field}`, levels, COMPONENTS);
     for (const [component, level] of Object.entries(levels))
-      requireKind(`policy.${field}.${component}`, level, INTEGER.is, INTEGER.want);
+      requireKind(`policy.${field}.${component}`, level, BYTE.is, BYTE.want);
   }
   for (const bit of policy.allow ?? []) requireOneOf('policy.allow', bit, Object.keys(ALLOWABLE));
   for (const bit of policy.demand ?? []) requireOneOf('policy.demand', bit, Object.keys(DEMANDABLE));

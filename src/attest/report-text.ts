@@ -1,10 +1,11 @@
 /** An attestation report for people to read: each field under its name, with what its bits mean. */
-import { generationOf, type Product } from '../abi/amd-certificate.ts';
+import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { PLATFORM_INFO } from '../abi/attestation-report.ts';
 import { decodeTcb, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
+import { requireOneOf } from '../base/option-checks.ts';
 import { isZero } from './bytes.ts';
-import type { AttestationReport } from './report.ts';
+import { type AttestationReport, requireReport } from './report.ts';
 
 const POLICY_BITS: readonly (readonly [bit: number, meaning: string])[] = [
   [16, 'SMT allowed'],
@@ -18,11 +19,13 @@ const POLICY_BITS: readonly (readonly [bit: number, meaning: string])[] = [
   [25, 'page swap off'],
 ];
 
-/** Field and text, in the report's order. `product` decides how TCB versions are read where the report does not say. */
-export function describeReport(
-  report: AttestationReport,
-  product = report.product,
-): [field: string, text: string][] {
+/**
+ * Field and text, in the report's order. `given` decides how TCB versions are read where the report does not say. RangeError: no report, or no product.
+ */
+export function describeReport(report: AttestationReport, given?: Product): [field: string, text: string][] {
+  requireReport(report);
+  if (given !== undefined) requireOneOf('product', given, PRODUCTS);
+  const product = given ?? report.product;
   const hex = (value: bigint | number): string => `0x${value.toString(16)}`;
   const tcb = (version: bigint): string => tcbText(version, product);
   const policyBits = POLICY_BITS.filter(([bit]) => (report.policy >> BigInt(bit)) & 1n).map(

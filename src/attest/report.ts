@@ -8,7 +8,7 @@ import {
   SIGNING_KEY,
 } from '../abi/attestation-report.ts';
 import { fromHex } from '../base/hex.ts';
-import { requireBytes } from '../base/option-checks.ts';
+import { requireBytes, requireText } from '../base/option-checks.ts';
 import { isZero } from './bytes.ts';
 import { EvidenceError } from './evidence-error.ts';
 
@@ -66,6 +66,13 @@ export function parseReport(input: Uint8Array, name = 'report'): AttestationRepo
   };
 }
 
+/** RangeError: `report` is not what `parseReport` returns. */
+export function requireReport(report: unknown): asserts report is AttestationReport {
+  const { bytes, policy, signingKey } = (report ?? {}) as Partial<AttestationReport>;
+  if (!(bytes instanceof Uint8Array) || typeof policy !== 'bigint' || typeof signingKey !== 'string')
+    throw new RangeError('report: got something else, want what parseReport returns');
+}
+
 function signingKeyName(key: number): AttestationReport['signingKey'] {
   if (key === SIGNING_KEY.VCEK) return 'VCEK';
   if (key === SIGNING_KEY.VLEK) return 'VLEK';
@@ -121,7 +128,7 @@ function firstReservedByteSet(version: number, bytes: Uint8Array): number | unde
 
 /** A report in hex, with or without white space, as files often hold it; undefined if that is not what `text` is. */
 export function reportFromHex(text: string): Uint8Array | undefined {
-  if (typeof text !== 'string') throw new RangeError(`text: got ${typeof text}, want a string`);
+  requireText('text', text);
   const hex = text.replace(/\s+/g, '');
   if (hex.length !== 2 * REPORT_SIZE || !/^[0-9a-f]+$/i.test(hex)) return undefined;
   return fromHex(hex);

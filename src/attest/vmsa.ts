@@ -2,6 +2,7 @@
  * The VMSA page that a vCPU of an SNP guest starts with, as far as it is measured (AMD64 APM volume 2, table B-4; reset values as QEMU with KVM,
  * Amazon EC2 and Google Compute Engine have them). A field that is not here is zero at the start.
  */
+import { requireInteger, requireKnownFields, requireOneOf, requireU64 } from '../base/option-checks.ts';
 
 export interface VmsaField {
   readonly name: string;
@@ -62,8 +63,24 @@ export interface VmsaOptions {
   readonly vcpuSignature: number;
 }
 
-/** The page's 4096 bytes. */
-export function resetVmsa({ vmm, eip, guestFeatures, vcpuSignature }: VmsaOptions): Uint8Array {
+const VMSA: Record<keyof VmsaOptions, true> = {
+  vmm: true,
+  eip: true,
+  guestFeatures: true,
+  vcpuSignature: true,
+};
+const U32 = 2 ** 32 - 1;
+
+/** The page's 4096 bytes. RangeError: an option that is none, or cannot be what it is. */
+export function resetVmsa(options: VmsaOptions): Uint8Array {
+  requireKnownFields('vmsa', options, VMSA);
+  const { vmm, eip, guestFeatures, vcpuSignature } = options;
+  requireOneOf('vmm', vmm, VMM_TYPES);
+  requireInteger('eip', eip, 0, U32);
+  requireInteger('vcpuSignature', vcpuSignature, 0, U32);
+  if (guestFeatures === undefined)
+    throw new RangeError('guestFeatures: got undefined, want a bigint of 64 bits');
+  requireU64('guestFeatures', guestFeatures);
   const { page, set } = emptyVmsa();
   const isQemu = vmm === 'qemu';
   const isEc2 = vmm === 'ec2';
@@ -158,8 +175,14 @@ function emptyVmsa(): { page: Uint8Array; set(name: string, value: number | bigi
 export const vmsaFieldAt = (offset: number): VmsaField | undefined =>
   VMSA_FIELDS.find((field) => offset >= field.offset && offset < field.offset + field.size);
 
-/** CPUID Fn0000_0001 EAX of a family, model and stepping. */
+/** Largest family that CPUID can say: both of its fields all ones. */
+const MAX_FAMILY = 0xf + 0xff;
+
+/** CPUID Fn0000_0001 EAX of a family, model and stepping. RangeError: one that CPUID cannot say. */
 export function vcpuSignature(family: number, model: number, stepping: number): number {
+  requireInteger('family', family, 0, MAX_FAMILY);
+  requireInteger('model', model, 0, 0xff);
+  requireInteger('stepping', stepping, 0, 0xf);
   const low = Math.min(family, 0xf);
   const extended = (family - low) & 0xff;
   return (extended << 20) | ((model >> 4) << 16) | (low << 8) | ((model & 0xf) << 4) | (stepping & 0xf);
