@@ -44,6 +44,12 @@ describe('an exception behind one that waits', () => {
     },
   );
 
+  it('one that an entry took without an error code has none, whatever the exit has there', () => {
+    const exception = new QueuedException();
+    exception.reinject(3, false, 0x18);
+    expect(exception).toMatchObject({ vector: 3, hasError: false, error: 0 });
+  });
+
   it('one that an entry took counts until its delivery is known', () => {
     const exception = new QueuedException();
     exception.reinject(13, true, 0x18);

@@ -95,7 +95,7 @@ export class ApicMap {
         return { bits: [], at: () => undefined };
       case 'x2apic': {
         const first = (destination >>> 16) * 16;
-        const size = first <= this.#maxId ? Math.min(this.#maxId - first + 1, 16) : 0;
+        const size = Math.max(0, Math.min(this.#maxId - first + 1, 16));
         return { bits: bitsOf(destination, size), at: (bit) => this.#physical.get(first + bit) };
       }
       case 'flat':

@@ -147,7 +147,7 @@ export class Lapic {
   pendingVector(): number {
     if (!this.hardwareEnabled) return -1;
     const vector = highestVector(this.page, APIC.IRR);
-    return vector >= 0 && (vector & PRIORITY) > this.register(APIC.PPR) ? vector : -1;
+    return (vector & PRIORITY) > this.register(APIC.PPR) ? vector : -1;
   }
   /** The processor takes it: from IRR to ISR. */
   acknowledge(vector: number): void {

@@ -110,10 +110,69 @@ describe('physical destinations', () => {
     expect(hit(bench)).toEqual([3]);
   });
 
+  it('with two of one id, lowest priority chooses one of them', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x20, 0x0100_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ destination: 1, delivery: 0x100, vector: 0x61 }))).toBe(1);
+    expect(hit(bench, 0x61)).toEqual([2]);
+  });
+
+  it('with two of one id, an x2APIC is still found by its own', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    bench.write(0x20, 0, bench.lapics[2]);
+    bench.base(0xfee0_0c00n, 1);
+    expect(bench.controller.deliver(message({ destination: 1 }))).toBe(1);
+    expect(hit(bench)).toEqual([1]);
+  });
+
   it('with two of one id, nobody there is −1', () => {
     const bench = new LapicBench([0, 1, 2]).enable();
     bench.write(0x20, 0x0100_0000, bench.lapics[2]);
     expect(bench.controller.deliver(message({ destination: 7 }))).toBe(-1);
+  });
+});
+
+describe('a physical broadcast', () => {
+  const send = (bench: LapicBench, over: Partial<InterruptMessage>, source?: (typeof bench.lapics)[0]) =>
+    bench.controller.deliver(message({ destination: 0xff, ...over }), source);
+
+  it('with lowest priority reaches everybody', () => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    expect(send(bench, { delivery: 0x100, vector: 0x61 })).toBe(3);
+    expect(hit(bench, 0x61)).toEqual([0, 1, 2]);
+  });
+
+  it('of an NMI stays an NMI', () => {
+    const bench = new LapicBench([0, 1]).enable();
+    send(bench, { delivery: 0x400 });
+    expect([bench.vcpu(0).nmis, bench.vcpu(1).nmis, ...bench.requests()]).toEqual([1, 1, -1, -1]);
+  });
+
+  // Flag 2 of KVM_CAP_X2APIC_API disables the quirk.
+  it.each([
+    ['to 255 reaches xAPICs', 'xapic', 0xff, 3],
+    ['to an id that nobody has reaches nobody', 'xapic', 9, 0],
+    ['to all ones reaches x2APICs', 'x2apic', 0xffff_ffff, 3],
+  ] as const)('without the quirk %s', (_name, mode, destination, count) => {
+    const bench = new LapicBench([0, 1, 2]);
+    if (mode === 'xapic') bench.enable();
+    else bench.x2apic();
+    bench.controller.setX2apicApi(2n);
+    expect(send(bench, { destination })).toBe(count);
+  });
+
+  // The first is an x2APIC, the others are xAPICs with logical ids.
+  it.each([
+    ['a message', 0n, false, [0, 1, 2]],
+    ['an IPI of an xAPIC', 0n, true, [1, 2]],
+    ['a message without the quirk', 2n, false, [1, 2]],
+  ] as const)('to 255 among both modes: %s', (_name, flags, isIpi, who) => {
+    const bench = new LapicBench([0, 1, 2]).enable();
+    for (const index of [1, 2]) bench.write(0xd0, (1 << index) << 24, bench.lapics[index]);
+    bench.base(0xfee0_0d00n);
+    bench.controller.setX2apicApi(flags);
+    send(bench, {}, isIpi ? bench.lapics[1] : undefined);
+    expect(hit(bench)).toEqual(who);
   });
 });
 
@@ -193,6 +252,40 @@ describe('logical destinations', () => {
     bench.write(0xd0, 0x2100_0000, bench.lapics[2]);
     bench.controller.deliver(message({ logical: true, destination: 0x21 }));
     expect(hit(bench)).toEqual([0, 2]);
+  });
+
+  // Without one mode for all each is asked: x2APIC 17 (cluster 1, bit 1), xAPICs 1 and 2, flat, and 0x21 in a cluster.
+  it.each([
+    [0x2, [1]],
+    [0x1_0002, [0, 1]],
+    [0x1_0001, []],
+    [0x11, []],
+    [0x22, [1]],
+    [0x21, [3]],
+  ])('mixed modes: 0x%x', (destination, who) => {
+    const bench = new LapicBench([17, 1, 2, 3]).enable();
+    bench.write(0xd0, 0x0200_0000, bench.lapics[1]);
+    bench.write(0xd0, 0x0400_0000, bench.lapics[2]);
+    bench.write(0xe0, 0x0fff_ffff, bench.lapics[3]);
+    bench.write(0xd0, 0x2100_0000, bench.lapics[3]);
+    bench.base(0xfee0_0c00n);
+    bench.controller.deliver(message({ logical: true, destination }));
+    expect(hit(bench)).toEqual(who);
+  });
+
+  it('flat: the upper four bits are APICs of their own', () => {
+    const bench = flat();
+    bench.write(0xd0, 0x1000_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ logical: true, destination: 0x10 }))).toBe(1);
+    expect(hit(bench)).toEqual([2]);
+  });
+
+  it('with lowest priority among mixed modes, 255 is one of those it means', () => {
+    const bench = flat();
+    bench.base(0xfee0_0d00n);
+    const lowest = message({ logical: true, destination: 0xff, delivery: 0x100, vector: 0x61 });
+    expect(bench.controller.deliver(lowest, bench.lapics[1])).toBe(1);
+    expect(hit(bench, 0x61)).toEqual([1]);
   });
 
   it('lowest priority chooses one, by its vector', () => {

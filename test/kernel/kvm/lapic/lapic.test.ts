@@ -49,6 +49,8 @@ describe('a local APIC after reset', () => {
     bench.vcpu().hasX2apic = false;
     bench.lapic.setVersion();
     expect(bench.read(0x30)).toBe(0x50014);
+    bench.write(0xf0, 0x11ff);
+    expect(bench.read(0xf0)).toBe(0x1ff);
   });
 });
 
