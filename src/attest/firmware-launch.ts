@@ -54,7 +54,7 @@ function requireLaunch(launch: FirmwareLaunch): void {
   requireFirmware(firmware);
   requireInteger('vcpus', vcpus, 1, 4096);
   requireInteger('vcpuSignature', vcpuSignature, 0, 2 ** 32 - 1);
-  requireU64('guestFeatures', guestFeatures);
+  if (guestFeatures !== undefined) requireU64('guestFeatures', guestFeatures);
   if (vmm !== undefined) requireOneOf('vmm', vmm, VMM_TYPES);
   if (kernel === undefined) return;
   requireKnownFields('kernel', kernel, KERNEL);

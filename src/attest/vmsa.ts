@@ -78,8 +78,6 @@ export function resetVmsa(options: VmsaOptions): Uint8Array {
   requireOneOf('vmm', vmm, VMM_TYPES);
   requireInteger('eip', eip, 0, U32);
   requireInteger('vcpuSignature', vcpuSignature, 0, U32);
-  if (guestFeatures === undefined)
-    throw new RangeError('guestFeatures: got undefined, want a bigint of 64 bits');
   requireU64('guestFeatures', guestFeatures);
   const { page, set } = emptyVmsa();
   const isQemu = vmm === 'qemu';

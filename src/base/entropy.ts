@@ -1,4 +1,5 @@
 /** Time, entropy and ids are handed in, so that a run with a seed repeats byte for byte. */
+import { requireKind } from './option-checks.ts';
 
 export interface Entropy {
   /** Fills `bytes` with random bytes. */
@@ -6,6 +7,15 @@ export interface Entropy {
   /** A number in [0, limit), limit ≤ 2^32. */
   below(limit: number): number;
 }
+
+/** RangeError: `got` is there, and no Entropy. */
+export function requireEntropy(path: string, got: unknown): void {
+  requireKind(path, got, isEntropy, 'an Entropy');
+}
+const isEntropy = (value: unknown): boolean => {
+  const { fill, below } = (value ?? {}) as Partial<Entropy>;
+  return typeof fill === 'function' && typeof below === 'function';
+};
 
 /** xoshiro128** (Blackman and Vigna), seeded by splitmix32: repeats for a seed; not for keys that anybody must not guess. */
 export function seededEntropy(seed: number): Entropy {

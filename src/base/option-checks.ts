@@ -53,10 +53,11 @@ export function requireText(path: string, got: unknown): asserts got is string {
   if (typeof got !== 'string') throw new RangeError(`${path}: got ${textOf(got)}, want a string`);
 }
 
-/** RangeError: `got` is no bigint from 0 to 2^64 − 1; it may be absent. */
-export const requireU64 = (path: string, got: unknown): void =>
-  requireKind(path, got, isU64, 'a bigint of 64 bits');
-const isU64 = (value: unknown): boolean => typeof value === 'bigint' && BigInt.asUintN(64, value) === value;
+/** RangeError: `got` is no bigint from 0 to 2^64 − 1. */
+export function requireU64(path: string, got: unknown): void {
+  if (typeof got === 'bigint' && BigInt.asUintN(64, got) === got) return;
+  throw new RangeError(`${path}: got ${textOf(got)}, want a bigint of 64 bits`);
+}
 
 /** RangeError: `got` is no Uint8Array, of `length` bytes where that is given. */
 export function requireBytes(path: string, got: unknown, length?: number): void {

@@ -12,8 +12,14 @@ import {
   type TcbVersion,
   tcbComponents,
 } from '../abi/tcb-version.ts';
-import { type Entropy, platformEntropy } from '../base/entropy.ts';
-import { requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import { type Entropy, platformEntropy, requireEntropy } from '../base/entropy.ts';
+import {
+  requireBytes,
+  requireInteger,
+  requireKnownFields,
+  requireOneOf,
+  requireU64,
+} from '../base/option-checks.ts';
 import { hashSticks, nistKdf, p384PrivateKey, SEED_SIZE } from './chip/key-derivation.ts';
 import { type FirmwareVersion, PERSONALITIES, type Personality } from './chip/personality.ts';
 import { type SignatureMode, SigningKey } from './chip/signing-key.ts';
@@ -50,6 +56,11 @@ const CHIP_OPTIONS: Record<keyof ChipOptions, true> = {
   ...{ firmware: true, committed: true, signatures: true },
 };
 
+const FUSES: Record<keyof Fuses, true> = { secret: true, id: true };
+const COMMITTED: Record<keyof NonNullable<ChipOptions['committed']>, true> = { tcb: true, firmware: true };
+const FIRMWARE: Record<keyof FirmwareVersion, true> = { major: true, minor: true, build: true };
+const SIGNATURES = ['random', 'rfc6979'] as const satisfies readonly SignatureMode[];
+
 export class Chip {
   readonly personality: Personality;
   readonly fuses: Fuses;
@@ -67,10 +78,12 @@ export class Chip {
   /** Throws RangeError for an option that is none, fuses of the wrong length, an SVN that is no byte, or something committed that is above what runs. */
   constructor(options: ChipOptions) {
     requireKnownFields('chip', options, CHIP_OPTIONS);
-    const { generation, entropy = platformEntropy() } = options;
+    const { generation, entropy = platformEntropy(), fuses, firmware, committed = {} } = options;
     requireOneOf('generation', generation, Object.keys(PERSONALITIES));
     this.personality = PERSONALITIES[generation];
-    this.fuses = options.fuses ?? burn(entropy, this.personality.idSize);
+    requireEntropy('entropy', entropy);
+    if (fuses !== undefined) requireFuses(fuses);
+    this.fuses = fuses ?? burn(entropy, this.personality.idSize);
     if (this.fuses.secret.length !== SEED_SIZE || this.fuses.id.length !== this.personality.idSize) {
       const want = `${SEED_SIZE} and ${this.personality.idSize}`;
       throw new RangeError(
@@ -78,15 +91,18 @@ export class Chip {
       );
     }
     this.signatures = options.signatures ?? 'random';
-    requireKnownFields('tcb', options.tcb ?? {}, this.personality.tcb);
-    const tcb = { ...this.personality.tcb, ...options.tcb };
+    requireOneOf('signatures', this.signatures, SIGNATURES);
+    requireKnownFields('committed', committed, COMMITTED);
+    if (firmware !== undefined) requireFirmware('firmware', firmware);
+    if (committed.firmware !== undefined) requireFirmware('committed.firmware', committed.firmware);
+    const tcb = { ...this.personality.tcb, ...levelsOf('tcb', options.tcb, this.personality.tcb) };
     this.currentTcb = encodeTcb(generation, tcb);
-    this.committedTcb = encodeTcb(generation, { ...tcb, ...options.committed?.tcb });
+    this.committedTcb = encodeTcb(generation, { ...tcb, ...levelsOf('committed.tcb', committed.tcb, tcb) });
     if (compareTcb(generation, this.committedTcb, this.currentTcb) > 0)
       throw new RangeError('chip: the committed TCB is above the current one');
     this.reportedTcb = this.committedTcb;
-    this.firmware = options.firmware ?? this.personality.firmware;
-    this.committedFirmware = options.committed?.firmware ?? this.firmware;
+    this.firmware = firmware ?? this.personality.firmware;
+    this.committedFirmware = committed.firmware ?? this.firmware;
     if (compareFirmware(this.committedFirmware, this.firmware) > 0)
       throw new RangeError('chip: the committed firmware is above the current one');
   }
@@ -107,9 +123,10 @@ export class Chip {
     return id;
   }
 
-  /** The TCB_VERSION of components; those that are left out are what runs. */
+  /** The TCB_VERSION of components; those that are left out are what runs. RangeError: a component that is none, or no byte. */
   tcbOf(components: Partial<TcbVersion>): bigint {
-    return encodeTcb(this.generation, { ...decodeTcb(this.generation, this.currentTcb), ...components });
+    const running = decodeTcb(this.generation, this.currentTcb);
+    return encodeTcb(this.generation, { ...running, ...levelsOf('tcb', components, running) });
   }
 
   /** The versioned chip endorsement key of a TCB. Made once. */
@@ -130,6 +147,7 @@ export class Chip {
   #endorsement(tcb: bigint): { seed: Uint8Array; key: SigningKey } {
     let known = this.#vceks.get(tcb);
     if (known === undefined) {
+      requireU64('tcb', tcb);
       const components = decodeTcb(this.generation, tcb);
       const svns = tcbComponents(this.generation).map((component) => components[component] ?? 0);
       const seed = hashSticks(this.fuses.secret, svns).at(-1)!;
@@ -138,6 +156,27 @@ export class Chip {
     }
     return known;
   }
+}
+
+function requireFuses(fuses: Fuses): void {
+  requireKnownFields('fuses', fuses, FUSES);
+  requireBytes('fuses.secret', fuses.secret);
+  requireBytes('fuses.id', fuses.id);
+}
+
+/** Numbers of a version are bytes in reports. */
+function requireFirmware(path: string, version: FirmwareVersion): void {
+  requireKnownFields(path, version, FIRMWARE);
+  for (const part of ['major', 'minor', 'build'] as const)
+    requireInteger(`${path}.${part}`, version[part], 0, 255);
+}
+
+/** Components that are given. RangeError: one that `known` has not, or that is no byte. */
+function levelsOf(path: string, given: Partial<TcbVersion> = {}, known: TcbVersion): Partial<TcbVersion> {
+  requireKnownFields(path, given, known);
+  const levels = Object.entries(given).filter(([, level]) => level !== undefined);
+  for (const [component, level] of levels) requireInteger(`${path}.${component}`, level, 0, 255);
+  return Object.fromEntries(levels);
 }
 
 /** Negative, 0 or positive. */

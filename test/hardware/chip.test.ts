@@ -112,7 +112,71 @@ describe('a chip', () => {
     [{ generation: 'milan', bogus: 1 }, 'chip.bogus: got a field that is none, want generation, '],
     [{ generation: 'milan', tcb: 'x' }, 'tcb: got x, want an object'],
     [{ generation: 'genoa', tcb: { fmc: 1 } }, 'tcb.fmc: got a field that is none, want bootLoader, '],
-  ])('%j is refused by the field’s name', (options, refusal) => {
+    [{ generation: 'milan', tcb: [] }, 'tcb: got an array, want an object'],
+    [{ generation: 'milan', tcb: null }, 'tcb: got null, want an object'],
+    [{ generation: 'milan', tcb: { snp: null } }, 'tcb.snp: got null, want an integer from 0 to 255'],
+    [{ generation: 'milan', tcb: { snp: '5' } }, 'tcb.snp: got 5, want an integer from 0 to 255'],
+    [{ generation: 'milan', entropy: 5 }, 'entropy: got 5, want an Entropy'],
+    [{ generation: 'milan', entropy: [] }, 'entropy: got an empty array, want an Entropy'],
+    [{ generation: 'milan', entropy: null }, 'entropy: got null, want an Entropy'],
+    [{ generation: 'milan', fuses: 5 }, 'fuses: got 5, want an object'],
+    [{ generation: 'milan', fuses: null }, 'fuses: got null, want an object'],
+    [
+      { generation: 'milan', fuses: { id: new Uint8Array(64) } },
+      'fuses.secret: got undefined, want a Uint8Array',
+    ],
+    [
+      { generation: 'milan', fuses: { secret: new Uint8Array(48), id: 'x' } },
+      'fuses.id: got string, want a Uint8Array',
+    ],
+    [{ generation: 'milan', signatures: 'rfc' }, 'signatures: got rfc, want random or rfc6979'],
+    [{ generation: 'milan', firmware: 5 }, 'firmware: got 5, want an object'],
+    [
+      { generation: 'milan', firmware: { major: 1, minor: 55 } },
+      'firmware.build: got undefined, want an integer ',
+    ],
+    [
+      { generation: 'milan', firmware: { major: 1, minor: 256, build: 0 } },
+      'firmware.minor: got 256, want an integer from 0 to 255',
+    ],
+    [{ generation: 'milan', committed: 5 }, 'committed: got 5, want an object'],
+    [
+      { generation: 'milan', committed: { tbc: {} } },
+      'committed.tbc: got a field that is none, want tcb, firmware',
+    ],
+    [
+      { generation: 'milan', committed: { tcb: { fmc: 1 } } },
+      'committed.tcb.fmc: got a field that is none, ',
+    ],
+    [{ generation: 'milan', committed: { tcb: { tee: -1 } } }, 'committed.tcb.tee: got -1, want an integer '],
+    [
+      { generation: 'milan', committed: { firmware: { major: '1', minor: 0, build: 0 } } },
+      'committed.firmware.major: got 1, want an integer from 0 to 255',
+    ],
+  ])('options %# are refused by the field’s name', (options, refusal) => {
     expect(() => new Chip(options as never)).toThrow(refusal);
+  });
+
+  it('has the default’s component where one is said to be undefined', () => {
+    const tcb = { snp: undefined, microcode: 200 } as never;
+    expect(chip('milan', 1, { tcb }).currentTcb).toBe(0xc818000000000004n);
+  });
+
+  it.each([
+    [5, 'tcb: got 5, want an object'],
+    [{ fmc: 1 }, 'tcb.fmc: got a field that is none, want bootLoader, tee, snp, microcode'],
+    [{ snp: 256 }, 'tcb.snp: got 256, want an integer from 0 to 255'],
+  ])('has no TCB_VERSION of %j', (components, refusal) => {
+    expect(() => chip('milan').tcbOf(components as never)).toThrow(new RangeError(refusal));
+  });
+
+  it.each([
+    [5, '5'],
+    [undefined, 'undefined'],
+    [-1n, '-1'],
+    [1n << 64n, '18446744073709551616'],
+  ])('has no VCEK of %s', (tcb, text) => {
+    const refusal = new RangeError(`tcb: got ${text}, want a bigint of 64 bits`);
+    expect(() => chip('milan').vcek(tcb as never)).toThrow(refusal);
   });
 });
