@@ -33,8 +33,8 @@ const STANDARD_ECX = bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 26, 30);
 const STRUCTURED_EBX = bits(0, 3, 7, 8, 18, 19, 20, 23, 24);
 /** UMIP, RDPID. */
 const STRUCTURED_ECX = bits(2, 22);
-/** LAHF in 64-bit mode, LZCNT, PREFETCHW. */
-const EXTENDED_ECX = bits(0, 5, 8);
+/** LAHF in 64-bit mode, LOCK MOV CR0 as MOV CR8, LZCNT, PREFETCHW. */
+const EXTENDED_ECX = bits(0, 4, 5, 8);
 /** The AMD copies of STANDARD_EDX; SYSCALL, NX, FFXSR, 1 GiB pages, RDTSCP, long mode. */
 const EXTENDED_EDX = bits(2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 24) | bits(11, 20, 25, 26, 27, 29);
 /** Error pointers are always saved (RstrFpErrPtrs). */

@@ -6,6 +6,7 @@ import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
 import { Line } from './decode/line.ts';
 import { isTooLong, LONGEST } from './decode/longest.ts';
+import { planNarrowBranch } from './decode/narrow-branch.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand } from './decode/operands.ts';
 import { planDescribed, planUnavailable } from './decode/plan.ts';
 import { planString } from './decode/string.ts';
@@ -237,6 +238,7 @@ export class LineDecoder {
       name !== 'INVALID' &&
       (planUnavailable(name, page.mode, instruction, line, handler) ||
         this.#planBranch(name, line, page, instruction) ||
+        planNarrowBranch(name, instruction, Number(instruction.ip), line, handler) ||
         planSystem(name, instruction, line, handler) ||
         planString(name, instruction, line, handler) ||
         this.#planPop(name, instruction, line) ||
@@ -295,7 +297,7 @@ export class LineDecoder {
   /** Turns the record of CMP or TEST just written into one that also jumps, if `instruction` is a Jcc inside the page. */
   #fuse(line: Line, page: CodePage, before: string, instruction: Instruction): boolean {
     const condition = CONDITIONS.find(([name]) => `J${name.toLowerCase()}` === this.#name(instruction));
-    if (!condition) return false;
+    if (!condition || instruction.opKind(0) !== iced().OpKind.NearBranch64) return false;
     const target = Number(BigInt.asIntN(64, instruction.nearBranchTarget));
     if (target < 0 || target >= PAGE) return false;
     const fused = this.#fusedHandler(
@@ -342,7 +344,7 @@ class Reader {
   constructor(bytes: Uint8Array, start: number) {
     const { Decoder, DecoderOptions, Instruction } = iced();
     this.#bytes = bytes;
-    this.#decoder = new Decoder(64, bytes, DecoderOptions.None);
+    this.#decoder = new Decoder(64, bytes, DecoderOptions.AMD);
     this.#instruction = new Instruction();
     this.#start = start;
   }
@@ -358,8 +360,7 @@ class Reader {
   /** The instruction goes on beyond the limit. */
   get tooLong(): boolean {
     const from = Number(this.#instruction.ip) - this.#start;
-    const { DecoderOptions } = iced();
-    return isTooLong(this.#instruction, this.#bytes.subarray(from, from + LONGEST), 64, DecoderOptions.None);
+    return isTooLong(this.#instruction, this.#bytes.subarray(from, from + LONGEST), 64);
   }
 
   /** The bytes ended before the instruction did. */

@@ -175,6 +175,8 @@ export const SYSTEM = {
   INTO: 111,
   /** #GP(0): an instruction of more than 15 bytes. */
   TOO_LONG: 112,
+  /** A near branch of 16 bits in 64-bit mode: NUMBER says which (system/narrow-branches.ts). */
+  NEAR16: 113,
 } as const;
 
 export type SystemName = keyof typeof SYSTEM;

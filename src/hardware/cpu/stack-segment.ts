@@ -13,7 +13,7 @@ export function usesStackSegment(parts: CoreParts): boolean {
   const bytes = new Uint8Array(LONGEST);
   const count = peekCode(parts, bytes);
   const { Decoder, DecoderOptions, OpKind, Register } = iced();
-  const decoder = new Decoder(64, bytes.subarray(0, count), DecoderOptions.None);
+  const decoder = new Decoder(64, bytes.subarray(0, count), DecoderOptions.AMD);
   const instruction = decoder.decode();
   try {
     for (let k = 0; k < instruction.opCount; k++) {

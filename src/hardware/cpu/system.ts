@@ -16,6 +16,7 @@ import * as extended from './system/extended-state.ts';
 import * as far from './system/far-transfers.ts';
 import { floatInstruction } from './system/float.ts';
 import { SystemInstruction, type SystemOperation } from './system/instruction.ts';
+import { narrowBranch } from './system/narrow-branches.ts';
 import * as ports from './system/ports.ts';
 import * as processor from './system/processor.ts';
 import * as secure from './system/secure-paging.ts';
@@ -139,6 +140,7 @@ function operations(msrs: MsrFile): Partial<Record<SystemName, SystemOperation>>
     JMPF: far.farJump,
     CALLF: far.farCall,
     LOAD_FAR_POINTER: tables.loadFarPointer,
+    NEAR16: narrowBranch,
     PAUSE: processor.pause,
     MONITOR: processor.monitor,
     MWAIT: processor.wait,

@@ -59,7 +59,6 @@ export interface CpuidState {
 
 export class GuestCpuid {
   #entries: readonly CpuidEntry[] = [];
-  #known = false;
   /** MAXPHYADDR; 36 as long as no entry says otherwise. */
   physicalBits = 36;
   /** Bits of CR4 and EFER that the guest may not have; none before KVM_SET_CPUID2. */
@@ -85,7 +84,6 @@ export class GuestCpuid {
     if (linear !== 0 && linear !== 48 && linear !== 57)
       throw new LinuxError('EINVAL', `KVM_SET_CPUID2: ${linear} linear address bits, want 48 or 57`);
     this.#entries = entries.map((entry) => ({ ...entry }));
-    this.#known = true;
     this.physicalBits = widths === undefined ? 36 : widths.eax & 0xff;
     this.reservedCr4Bits = this.#missing(CR4_FEATURES);
     this.reservedEferBits = this.#missing(EFER_FEATURES);
@@ -120,7 +118,7 @@ export class GuestCpuid {
 
   /** EAX of leaf 1, or 0x600 for a vCPU that was told nothing. */
   get signature(): number {
-    return this.#known ? (find(this.#entries, 1, 0)?.eax ?? 0x600) : 0x600;
+    return find(this.#entries, 1, 0)?.eax ?? 0x600;
   }
 
   /** kvm_cpuid: what the guest's CPUID gives. */
@@ -229,8 +227,8 @@ const LEAF7_EBX = bitsOf(0, 3, 7, 8, 18, 19, 20, 23, 24);
 const LEAF7_ECX = bitsOf(2, 22);
 /** The bits of leaf 1 that AMD repeats, and SYSCALL NX FXSR_OPT PAGE1GB RDTSCP LM */
 const EXTENDED1_EDX = bitsOf(2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 24, 25, 26, 27, 29);
-/** LAHF in long mode, ABM (LZCNT), 3DNOWPREFETCH */
-const EXTENDED1_ECX = bitsOf(0, 5, 8);
+/** LAHF in long mode, CR8_LEGACY, ABM (LZCNT), 3DNOWPREFETCH */
+const EXTENDED1_ECX = bitsOf(0, 4, 5, 8);
 /** Components that XCR0 may have, and the bytes that they and the header take in any form. */
 const XCR0_X87_SSE = 3;
 const XSAVE_BYTES = 576;

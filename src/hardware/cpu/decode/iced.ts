@@ -9,4 +9,4 @@ export function iced(): typeof Iced {
   return loaded;
 }
 
-export type { Decoder, DecoderOptions, Instruction } from 'iced-x86';
+export type { Decoder, Instruction } from 'iced-x86';

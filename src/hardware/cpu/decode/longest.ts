@@ -3,7 +3,7 @@
  * fetched, so that a page fault behind them does not come first. iced calls it invalid, as it does 15 bytes with an opcode that nobody has; two prefixes
  * less tell one from the other.
  */
-import { type DecoderOptions, type Instruction, iced } from './iced.ts';
+import { type Instruction, iced } from './iced.ts';
 
 export const LONGEST = 15;
 const PREFIXES: ReadonlySet<number> = new Set([
@@ -11,18 +11,13 @@ const PREFIXES: ReadonlySet<number> = new Set([
 ]);
 
 /** Whether iced stopped at the limit in `instruction`, which begins `bytes`. */
-export function isTooLong(
-  instruction: Instruction,
-  bytes: Uint8Array,
-  bits: 16 | 32 | 64,
-  options: DecoderOptions,
-): boolean {
+export function isTooLong(instruction: Instruction, bytes: Uint8Array, bits: 16 | 32 | 64): boolean {
   if (!instruction.isInvalid || instruction.length < LONGEST) return false;
   const shorter = withoutPrefix(withoutPrefix(bytes.subarray(0, LONGEST), bits), bits);
   const read = new Uint8Array(2 * LONGEST);
   read.set(shorter);
-  const { Decoder } = iced();
-  const decoder = new Decoder(bits, read, options);
+  const { Decoder, DecoderOptions } = iced();
+  const decoder = new Decoder(bits, read, DecoderOptions.AMD);
   const without = decoder.decode();
   // Of an opcode that nobody has iced reads the ModRM byte as well.
   const length = without.isInvalid ? without.length - 1 : without.length;

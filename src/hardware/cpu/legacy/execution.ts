@@ -172,7 +172,7 @@ export class LegacyExecution {
     const string = asString(name, instruction);
     const own = INSTRUCTIONS[name];
     bytes = bytes.slice(0, instruction.length);
-    const tooLong = isTooLong(instruction, bytes, bits, iced().DecoderOptions.AMD);
+    const tooLong = isTooLong(instruction, bytes, bits);
     const decoded = { bits, bytes, rip, instruction, name, tooLong, own, string, shared: undefined };
     this.#remember(linear, decoded);
     return decoded;

@@ -11,30 +11,13 @@ import { merged } from '../processor-stack.ts';
 import { SEGMENTS } from '../segments.ts';
 import { CONDITIONS } from '../semantics/flags.ts';
 import { GPR } from '../state.ts';
+import { holds } from '../system/narrow-branches.ts';
 import { flagsAfterPop } from '../system/transfers.ts';
 import { DECIMAL } from './decimal.ts';
 import type { Operands } from './operands.ts';
 
 /** 0: done. Undefined: the handler of 64-bit mode does it. Or a LEAVE code. */
 export type LegacyInstruction = (o: Operands) => number | undefined;
-
-/** Whether condition `code` holds. */
-function holds(flags: number, code: number): boolean {
-  const zero = (flags & RFLAGS.ZF) !== 0;
-  const carry = (flags & RFLAGS.CF) !== 0;
-  const less = ((flags & RFLAGS.SF) !== 0) !== ((flags & RFLAGS.OF) !== 0);
-  const positive = [
-    (flags & RFLAGS.OF) !== 0,
-    carry,
-    zero,
-    carry || zero,
-    (flags & RFLAGS.SF) !== 0,
-    (flags & RFLAGS.PF) !== 0,
-    less,
-    less || zero,
-  ][code >> 1]!;
-  return positive !== ((code & 1) === 1);
-}
 
 const isNear = (o: Operands): boolean => {
   const { OpKind } = iced();

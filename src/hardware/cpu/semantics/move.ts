@@ -140,10 +140,8 @@ export const move: Group = {
     Movnti: { operation: 'mov', roles: [WRITE, READ] },
     Movzx: sourceSize('movzx'),
     Movsx: sourceSize('movsx'),
-    Movsxd: {
-      operation: (sizes) => (sizes[0] === sizes[1] ? 'mov' : `movsx${sizes[1]}`),
-      roles: [WRITE, READ],
-    },
+    // Its source has 32 bits whatever the destination has.
+    Movsxd: { operation: 'movsx32', roles: [WRITE, READ] },
     Lea: { operation: 'lea', roles: [WRITE, ADDRESS] },
     Xchg: { operation: 'xchg', roles: [UPDATE, UPDATE] },
     Bswap: { operation: 'bswap', roles: [UPDATE] },
