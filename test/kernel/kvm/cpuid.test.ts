@@ -17,7 +17,8 @@ const entry = (leaf: number, fields: Partial<CpuidEntry> = {}): CpuidEntry => ({
   edx: 0,
   ...fields,
 });
-const AMD = entry(0, { eax: 1, ebx: 0x68747541, edx: 0x69746e65, ecx: 0x444d4163 });
+const AMD_NAME = { ebx: 0x68747541, edx: 0x69746e65, ecx: 0x444d4163 };
+const AMD = entry(0, { eax: 1, ...AMD_NAME });
 const INTEL = entry(0, { eax: 1, ebx: 0x756e6547, edx: 0x49656e69, ecx: 0x6c65746e });
 
 /** What the guest gets for leaf and index. */
@@ -76,6 +77,18 @@ describe('a guest’s CPUID', () => {
       const entries = lasts.map((eax) => entry((eax & 0xf000_0000) >>> 0, { eax }));
       expect(answer(leaf, entries)).toEqual(want);
     });
+    it('extended leaves are one class, however far they go', () => {
+      expect(answer(0x8000_0123, [entry(0x8000_0000, { eax: 0x8000_0200 })])).toEqual(ZEROS);
+    });
+    it.each([
+      ['ebx', { ...AMD_NAME, ebx: 0 }],
+      ['edx', { ...AMD_NAME, edx: 0 }],
+      ['ecx', { ...AMD_NAME, ecx: 0 }],
+    ])('a vendor whose name is AMD’s but for %s is taken for Intel', (_, name) => {
+      bench = new VcpuBench();
+      bench.vcpu.setCpuid2([entry(0, { eax: 1, ...name }), entry(1, { eax: 0x11, ebx: 0x22 })]);
+      expect(cpuid(0x20)).toEqual(LAST);
+    });
     it('extended without any: the last basic leaf', () => {
       expect(answer(0x8000_0000, [])).toEqual(LAST);
     });
@@ -108,10 +121,12 @@ describe('a guest’s CPUID', () => {
       entry(0xd, { flags: 1, index: 0, eax: 3, ebx: 832, ecx: 576 }),
       entry(0xd, { flags: 1, index: 1, eax: 7, ebx: 1 }),
       entry(0xd, { flags: 1, index: 2, eax: 256, ebx: 576 }),
+      entry(0xd, { flags: 1, index: 9, eax: 10, ebx: 2688 }),
     ]);
     expect(cpuid(0xd, 0)).toEqual([3, 576, 576, 0]);
     expect(cpuid(0xd, 1)).toEqual([7, 576, 0, 0]);
     expect(cpuid(0xd, 2)).toEqual([256, 576, 0, 0]);
+    expect(cpuid(0xd, 9)).toEqual([10, 2688, 0, 0]);
     bench.close();
     bench = new VcpuBench();
     bench.vcpu.setCpuid2([AMD, entry(0xd, { flags: 1, index: 1, eax: 5, ebx: 1 })]);
@@ -175,6 +190,19 @@ describe('KVM_GET_SUPPORTED_CPUID', () => {
     bench = new VcpuBench();
     const found = supportedCpuid().find((one) => one.function === leaf && one.index === index)!;
     expect((found[register] >>> bit) & 1).toBe(shown);
+  });
+  it('has an index that counts in leaves 7 and 0xd alone, and leaf 0x8000001F last where the machine has SEV', () => {
+    const counts = supportedCpuid().map((one) => [one.function, one.flags]);
+    expect(counts.filter(([, flags]) => flags !== 0)).toEqual([
+      [7, 1],
+      [0xd, 1],
+      [0xd, 1],
+    ]);
+    const lastOf = (entries: CpuidEntry[]) =>
+      [entries.find((one) => one.function === 0x8000_0000)!.eax, entries.at(-1)!.function] as const;
+    expect(lastOf(supportedCpuid())).toEqual([0x8000_0008, 0x8000_0008]);
+    const sev = { signature: 0xa00f11, cBit: 51, maxAsid: 509, minSevAsid: 100 };
+    expect(lastOf(supportedCpuid(sev))).toEqual([0x8000_001f, 0x8000_001f]);
   });
   it('is what a vCPU accepts, and is AMD’s with long mode, NX and SSE2', () => {
     bench = new VcpuBench();

@@ -57,6 +57,26 @@ describe('an entry', () => {
     expect(injected()).toEqual([want]);
   });
 
+  // RF: the handler returns to the instruction, which must not trap on its breakpoint again.
+  it.each([
+    ['#DB', 1, 0n],
+    ['INT3', 3, 0n],
+    ['INTO', 4, 0n],
+    ['#UD', 6, 0x1_0000n],
+    ['#DF', 8, 0n],
+    ['#GP', 13, 0x1_0000n],
+    ['#MC', 18, 0n],
+  ])('pushes RF for faults alone: %s', (_, nr, want) => {
+    const { vcpu } = start();
+    bench.capabilities.exceptionPayload = true;
+    bench.scripted.code = [nr === 3 ? 0xcc : 0xce];
+    const exception = { injected: 0, nr, hasErrorCode: 0, pending: 1, errorCode: 0 };
+    vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), exception });
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(injected()[0]! & 0xffn).toBe(BigInt(nr));
+    expect(bench.scripted.long(0x570) & 0x1_0000n).toBe(want);
+  });
+
   it('takes the interrupt of user space first, and comes back at once for the NMI', () => {
     const { vcpu } = start();
     vcpu.nmi();
@@ -271,6 +291,12 @@ describe('NMIs', () => {
       inShadow();
       expect(bench.runScript(exit(0x72, 0n, 0n, 2), DEBUG_EXCEPTION, HLT)).toBe(0);
       expect(injected()).toEqual([0n, 0n, NMI]);
+    });
+
+    it('leave RFLAGS to user space as the guest has them', () => {
+      inShadow();
+      expect(bench.runScript(look(exit(0x7b, 0x80_0010n, 0n, 2)))).toBe(0);
+      expect([flags, bench.vcpu.getRegs().rflags]).toEqual([[STEPPED], PLAIN]);
     });
 
     it('for a handler wait for its IRET, and the guest steps over that', () => {

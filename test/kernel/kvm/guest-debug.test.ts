@@ -114,3 +114,69 @@ describe('#DB', () => {
     expect(vcpu.getDebugRegs().dr6).toBe(0xffff_0ff1n);
   });
 });
+
+describe('the debug registers', () => {
+  const state = () => [
+    bench.scripted.debugAddresses[0],
+    bench.scripted.long(0x560),
+    bench.scripted.long(0x568),
+  ];
+
+  it('of a guest without a debugger are those that it wrote itself', () => {
+    const { vcpu } = start();
+    const write = (core: typeof bench.scripted): number => {
+      core.debugAddresses[0] = 0x1111n;
+      core.set(0x560, 0x455n);
+      core.set(0x568, 0xffff_4ff0n);
+      return HLT(core);
+    };
+    expect(bench.runScript(write)).toBe(0);
+    const db = [0x1111n, 0n, 0n, 0n];
+    expect(vcpu.getDebugRegs()).toEqual({ db, dr6: 0xffff_4ff0n, dr7: 0x455n, flags: 0n });
+  });
+
+  it('are the guest’s also under a debugger that sets no breakpoints there, but for DR6, until it goes', () => {
+    const { vcpu } = start();
+    vcpu.setDebugRegs({ db: [0x1111n, 0n, 0n, 0n], dr6: 0xffff_0ff1n, dr7: 0x401n, flags: 0n });
+    vcpu.setGuestDebug({ control: 1, debugreg: [0x9999n, 0n, 0n, 0n, 0n, 0n, 0n, 0x455n] });
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(state()).toEqual([0x1111n, 0x401n, 0xffff_0ff0n]);
+    vcpu.setGuestDebug({ control: 0, debugreg: [] });
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(state()).toEqual([0x1111n, 0x401n, 0xffff_0ff1n]);
+  });
+});
+
+describe('TF at an entry', () => {
+  const entry = (): bigint => {
+    expect(bench.runScript(HLT)).toBe(0);
+    return bench.scripted.long(0x570) & 0x100n;
+  };
+
+  it('is not set by a control without ENABLE', () => {
+    const { vcpu } = start();
+    vcpu.setGuestDebug({ control: 2, debugreg: [] });
+    expect(entry()).toBe(0n);
+  });
+
+  it('goes with the debugger who stepped', () => {
+    const { vcpu } = start();
+    vcpu.setGuestDebug({ control: 3, debugreg: [] });
+    vcpu.setGuestDebug({ control: 0, debugreg: [] });
+    expect(entry()).toBe(0n);
+  });
+
+  it('is the debugger’s only where it stepped from', () => {
+    const { vcpu } = start();
+    vcpu.setGuestDebug({ control: 3, debugreg: [] });
+    bench.setRegs({ rip: 0x5000n, rflags: 2n });
+    expect(entry()).toBe(0n);
+  });
+
+  it('of the guest’s own is read back as user space set it', () => {
+    const { vcpu } = start();
+    bench.setRegs({ rflags: 0x102n });
+    expect(vcpu.getRegs().rflags).toBe(0x102n);
+    expect(entry()).toBe(0x100n);
+  });
+});

@@ -162,11 +162,13 @@ describe('KVM_SET_SREGS', () => {
     bench.setSregs({
       ds: segment({ limit: 0xfffff, g: 1 }),
       fs: segment({ unusable: 1 }),
+      gs: segment({ present: 0 }),
       tr: segment({ type: 9, s: 0 }),
     });
     expect(bench.vcpu.getSregs()).toMatchObject({
       ds: { g: 0 },
       fs: { present: 0, unusable: 1 },
+      gs: { present: 0, unusable: 1 },
       tr: { type: 11 },
     });
   });

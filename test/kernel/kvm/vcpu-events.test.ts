@@ -43,3 +43,22 @@ describe('KVM_SET_VCPU_EVENTS', () => {
     }
   });
 });
+
+describe('KVM_GET_VCPU_EVENTS', () => {
+  it.each([
+    ['INT3', 3, 0],
+    ['INTO', 4, 0],
+    ['#BR', 5, 1],
+  ])('does not show what comes again at RIP: %s', (_, nr, injected) => {
+    const { vcpu } = startVm();
+    const now = vcpu.getVcpuEvents();
+    vcpu.setVcpuEvents({ ...now, exception: { ...now.exception, injected: 1, nr } });
+    expect(vcpu.getVcpuEvents().exception).toMatchObject({ nr, injected });
+  });
+
+  it('shows an exception that waits as injected too, unless user space knows of payloads', () => {
+    const { vcpu } = startVm();
+    vcpu.setGuestDebug({ control: 0x4_0001, debugreg: [] });
+    expect(vcpu.getVcpuEvents().exception).toMatchObject({ nr: 1, injected: 1, pending: 1 });
+  });
+});

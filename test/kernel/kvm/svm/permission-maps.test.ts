@@ -60,3 +60,15 @@ describe('the MSR permission map', () => {
     memory.close();
   });
 });
+
+it('the maps of a vCPU take nothing where there is room for one of them alone: ENOMEM', () => {
+  const memory = HostMemory.create({ bytes: MiB, trace: new Trace() });
+  const owner = memory.owner('test');
+  // The ports want 4 frames, the MSRs 2.
+  const pairs: number[] = [];
+  for (let pair = memory.allocate(1, owner); pair >= 0; pair = memory.allocate(1, owner)) pairs.push(pair);
+  memory.free(pairs.pop() as never, 1);
+  expect(() => new PermissionMaps(memory, owner)).toThrow('ENOMEM');
+  expect(memory.allocate(1, owner)).toBeGreaterThanOrEqual(0);
+  memory.close();
+});
