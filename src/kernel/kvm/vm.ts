@@ -33,7 +33,7 @@ import type {
   UserMemoryRegion,
   UserMemoryRegion2,
 } from '../interface.ts';
-import { READ_ACCESS, WRITE_ACCESS } from '../mm/address-space.ts';
+import { READ_ACCESS, WRITE_ACCESS } from '../mm/page-table.ts';
 import type { Process } from '../process.ts';
 import { checkExtension, describeVmTypes, MAX_VCPU_IDS, MAX_VCPUS, vmTypes } from './capabilities.ts';
 import { Descriptor } from './descriptor.ts';

@@ -8,7 +8,7 @@ import { hva, type Pfn, type Spa, spaOf } from '../../../src/base/address.ts';
 import { LinuxError } from '../../../src/base/errors.ts';
 import { Trace } from '../../../src/base/trace.ts';
 import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
-import { READ_ACCESS, WRITE_ACCESS } from '../../../src/kernel/mm/address-space.ts';
+import { READ_ACCESS, WRITE_ACCESS } from '../../../src/kernel/mm/page-table.ts';
 import { Process } from '../../../src/kernel/process.ts';
 
 const BASE = 0x40000000 - 8 * 4096;

@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { hva, pfn, type Spa, spaOf } from '../../../src/base/address.ts';
 import { OpenFile } from '../../../src/kernel/files.ts';
-import { READ_ACCESS, WRITE_ACCESS } from '../../../src/kernel/mm/address-space.ts';
 import { FileMappings, type PageSource } from '../../../src/kernel/mm/page-source.ts';
+import { READ_ACCESS, WRITE_ACCESS } from '../../../src/kernel/mm/page-table.ts';
 import type { Process } from '../../../src/kernel/process.ts';
 import { failure, pattern, startProcess } from '../process-fixture.ts';
 
