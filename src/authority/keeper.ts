@@ -19,7 +19,6 @@ import {
   readRevocations,
   readRootKey,
   readSecret,
-  STATE_NAMES,
 } from './state-files.ts';
 
 export type RootKind = 'ARK' | 'ASK' | 'ASVK';
@@ -131,10 +130,13 @@ export class StoredKeeper implements Keeper {
   readonly shortYears = 1;
   readonly #state: StateDirectory;
 
-  /** Throws StateError: a file's name is misspelt, and what it holds would not count. */
+  /** Throws StateError: the directory is another's, or what it holds of chips, revocations and the secret is damaged, whether it is asked for or not. */
   constructor(path: string) {
     this.#state = new StateDirectory(path);
-    for (const { folder, names, want } of STATE_NAMES) this.#state.requireNames(folder, names, want);
+    this.#revocations();
+    this.chips();
+    const secret = this.#state.read('secret');
+    if (secret !== undefined) readSecret(secret, this.#state.pathOf('secret'));
   }
 
   now(): Date {

@@ -24,12 +24,15 @@ import {
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { StateError } from './state-error.ts';
+import { STATE_NAMES } from './state-files.ts';
 
 export class StateDirectory {
   readonly path: string;
 
+  /** Makes what is missing. StateError: the directory is another's, or a file's name is misspelt and what it holds would not count; then nothing was made. */
   constructor(path: string) {
     this.path = path;
+    for (const { folder, names, want } of STATE_NAMES) this.#requireNames(folder, names, want);
     for (const folder of ['roots', 'certificates', 'chips']) makeDirectory(resolve(path, folder));
   }
 
@@ -68,15 +71,15 @@ export class StateDirectory {
     return readFileSync(this.pathOf(file));
   }
 
-  /** Names in a folder, or at the top, sorted; without our temporary files and what editors and desktops leave. */
+  /** Names in a folder, or at the top, sorted; without our temporary files and what editors and desktops leave. None where there is no folder. */
   list(folder: string): string[] {
-    return readdirSync(join(this.path, folder))
+    return namesIn(join(this.path, folder))
       .filter((name) => !name.startsWith('.') && !name.endsWith('~'))
       .sort();
   }
 
   /** StateError: something in a folder, or at the top, has a name under which nothing would look for it. */
-  requireNames(folder: string, names: RegExp, want: string): void {
+  #requireNames(folder: string, names: RegExp, want: string): void {
     const stranger = this.list(folder).find((name) => !names.test(name));
     if (stranger !== undefined)
       throw new StateError(join(this.path, folder, stranger), 'name', stranger, want);
@@ -92,6 +95,15 @@ export class StateDirectory {
       throw new StateError(this.pathOf(file), '', code, 'to write it');
     }
     return temporary;
+  }
+}
+
+function namesIn(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
   }
 }
 

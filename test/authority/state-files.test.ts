@@ -41,14 +41,20 @@ const record = JSON.parse(readFileSync(join(whole, CHIP), 'utf8'));
 
 let copies = 0;
 /** A copy of the whole directory with other bytes in one file; undefined: without it. */
-function damaged(
-  file: string,
-  bytes: Uint8Array | string | undefined,
-): { authority: Authority; path: string } {
+function copied(file: string, bytes: Uint8Array | string | undefined): string {
   const path = join(folder, String(copies++));
   cpSync(whole, path, { recursive: true });
   rmSync(join(path, file), { force: true });
   if (bytes !== undefined) writeFileSync(join(path, file), bytes);
+  return path;
+}
+
+/** Such a copy, opened. */
+function damaged(
+  file: string,
+  bytes: Uint8Array | string | undefined,
+): { authority: Authority; path: string } {
+  const path = copied(file, bytes);
   return { authority: Authority.stored(path), path };
 }
 
@@ -69,6 +75,14 @@ const refused = async (
     name: 'StateError',
     message: `${join(path, file)}: ${message}`,
   });
+};
+
+/** As above, and nobody gets as far as to ask for anything. */
+const refusedAtOnce = (file: string, bytes: string, message: string): void => {
+  const path = copied(file, bytes);
+  expect(() => Authority.stored(path)).toThrow(
+    expect.objectContaining({ name: 'StateError', message: `${join(path, file)}: ${message}` }),
+  );
 };
 
 const kept = (file: string): Buffer => readFileSync(join(whole, file));
@@ -128,8 +142,8 @@ describe('a state directory', () => {
     [0, ''],
     [47, 'x'.repeat(47)],
     [49, 'x'.repeat(49)],
-  ])('with a secret of %i bytes', async (length, bytes) => {
-    await refused('secret', bytes, `got ${length} bytes, want 48`);
+  ])('with a secret of %i bytes', (length, bytes) => {
+    refusedAtOnce('secret', bytes, `got ${length} bytes, want 48`);
   });
 
   it.each([
@@ -156,14 +170,14 @@ describe('a state directory', () => {
       JSON.stringify({ ...record, launch: '0x1' }),
       'launch: got "0x1", want no field but generation, secret, id, current, committed, reported',
     ],
-  ])('with a chip that is %s', async (text, message) => {
-    await refused(CHIP, text, message);
+  ])('with a chip that is %s', (text, message) => {
+    refusedAtOnce(CHIP, text, message);
   });
 
-  it('with a chip under another’s name', async () => {
+  it('with a chip under another’s name', () => {
     const other = `chips/milan-${'ab'.repeat(64)}.json`;
     const cut = `"${record.id}"`.slice(0, 40);
-    await refused(other, kept(CHIP), `id: got ${cut}..., want that of the file's name`);
+    refusedAtOnce(other, kept(CHIP).toString(), `id: got ${cut}..., want that of the file's name`);
   });
 
   const at = '2026-02-01T00:00:00.000Z';
@@ -199,8 +213,8 @@ describe('a state directory', () => {
       'Milan[0].until: got "2027", want no field but serial, at',
     ],
     ['{"Milan":[{"Serial":65537}]}', 'Milan[0].Serial: got 65537, want no field but serial, at'],
-  ])('with revocations that are %s', async (text, message) => {
-    await refused('revoked.json', text, message);
+  ])('with revocations that are %s', (text, message) => {
+    refusedAtOnce('revoked.json', text, message);
   });
 
   it('with revocations that are as they should be revokes', async () => {
@@ -229,6 +243,25 @@ describe('a state directory', () => {
         message: `${join(path, file)}: name: got ${name}, want ${want}`,
       }),
     );
+  });
+
+  it('that is somebody else’s is left as it is', () => {
+    const path = join(folder, String(copies++));
+    mkdirSync(join(path, 'src'), { recursive: true });
+    writeFileSync(join(path, 'README.md'), 'x');
+    const names = readdirSync(path);
+    expect(() => Authority.stored(path)).toThrow(
+      `${join(path, 'README.md')}: name: got README.md, want roots, certificates, chips, secret or revoked.json`,
+    );
+    expect(readdirSync(path)).toEqual(names);
+  });
+
+  it('in whose chips a stranger lies is left as it is', () => {
+    const path = join(folder, String(copies++));
+    mkdirSync(join(path, 'chips'), { recursive: true });
+    writeFileSync(join(path, 'chips/snack.txt'), 'x');
+    expect(() => Authority.stored(path)).toThrow('name: got snack.txt, want a name such as milan-HWID.json');
+    expect(readdirSync(path)).toEqual(['chips']);
   });
 
   it('with files that editors and desktops leave is used all the same', async () => {
