@@ -151,8 +151,9 @@ export class MmioEmulation implements MmioBus {
     const info = this.#ioInfo;
     if ((info & IOIO.REP) === 0) return 1;
     const { gpr, vmcb } = this.#vcpu;
-    const bits = (info & IOIO.ADDRESS64) !== 0 ? 64 : (info & IOIO.ADDRESS32) !== 0 ? 32 : 16;
-    const count = Number(BigInt.asUintN(Math.min(bits, 32), gpr[GPR.RCX]!));
+    // KVM's count has 32 bits, with 64-bit addresses too.
+    const bits = (info & (IOIO.ADDRESS64 | IOIO.ADDRESS32)) !== 0 ? 32 : 16;
+    const count = Number(BigInt.asUintN(bits, gpr[GPR.RCX]!));
     const offset = Number(gpr[GPR.RDI]! & 0xfffn);
     const inPage = (vmcb.rflags & RFLAGS.DF) !== 0 ? offset : PAGE_SIZE - offset;
     return Math.max(1, Math.min(inPage, READ_AHEAD_BYTES / size, count));

@@ -192,6 +192,40 @@ describe('two exceptions', () => {
   });
 });
 
+describe('an exit says that user space may inject an interrupt', () => {
+  const ready = (then: Step): number => {
+    const { vcpu } = start();
+    bench.setRegs({ rflags: 0x202n });
+    expect(bench.runScript(then)).toBe(0);
+    return vcpu.kvmRun.readyForInterruptInjection;
+  };
+  /** An OUT, at which `field` of the VMCB is `value`. */
+  const out =
+    (field: number, value: bigint): Step =>
+    (core) => {
+      core.set(field, value);
+      return exit(0x7b, 0x80_0010n, 0n, 2)(core);
+    };
+  it.each([
+    ['and so it is', 0x68, 0n, 1],
+    ['but not in a shadow', 0x68, 1n, 0],
+    ['but not while an exception’s delivery is to begin again', EXITINTINFO, VALID | 0x306n, 0],
+    ['but not while an NMI’s delivery is to begin again', EXITINTINFO, VALID | 0x202n, 0],
+    ['but not while an interrupt’s delivery is to begin again', EXITINTINFO, VALID | 0x41n, 0],
+  ] as const)('%s', (_, field, value, want) => {
+    expect(ready(out(field, value))).toBe(want);
+  });
+
+  it('but not while an exception waits', () => {
+    const { vcpu } = start();
+    bench.setRegs({ rflags: 0x202n });
+    vcpu.setGuestDebug({ control: 0x4_0001, debugreg: [] });
+    vcpu.kvmRun.immediateExit = 1;
+    expect(vcpu.run()).toBe(-4);
+    expect(vcpu.kvmRun.readyForInterruptInjection).toBe(0);
+  });
+});
+
 describe('the interrupt window', () => {
   /** Intercepts of word 3 and INT_CTL as VMRUN finds them. */
   const seen: bigint[][] = [];
@@ -218,6 +252,17 @@ describe('the interrupt window', () => {
 });
 
 describe('NMIs', () => {
+  it('are two at most that wait, and one while one is on its way', () => {
+    const { vcpu } = start();
+    const waiting = (injected: 0 | 1): number => {
+      const nmi = { injected, pending: 0, masked: 0 };
+      vcpu.setVcpuEvents({ ...vcpu.getVcpuEvents(), nmi });
+      for (let i = 0; i < 3; i++) vcpu.nmi();
+      return vcpu.getVcpuEvents().nmi.pending;
+    };
+    expect([waiting(0), waiting(1)]).toEqual([2, 1]);
+  });
+
   it('are masked from the injection on, and IRET is intercepted until it is reached', () => {
     const { vcpu } = start();
     const iret: bigint[] = [];

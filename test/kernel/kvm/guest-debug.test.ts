@@ -90,6 +90,20 @@ describe('an instruction that KVM carries out', () => {
     const { exitReason, debugException, debugPc, debugDr6 } = vcpu.kvmRun;
     expect([exitReason, debugException, debugPc, debugDr6]).toEqual([4, 1, want, 0xffff_4ff0n]);
   });
+
+  it('CS.L outside long mode says nothing: the base of CS counts', () => {
+    bench = new VcpuBench();
+    const { cs } = bench.vcpu.getSregs();
+    bench.setSregs({ cs: { ...cs, base: 0x3_0000n } });
+    bench.setRegs({ rip: 0x10n });
+    bench.vcpu.setGuestDebug({ control: 3, debugreg: [] });
+    const loadedWithL = (core: typeof bench.scripted): number => {
+      core.set(0x410, core.long(0x410) | (0x200n << 16n));
+      return CPUID(core);
+    };
+    expect(bench.runScript(loadedWithL)).toBe(0);
+    expect(bench.vcpu.kvmRun.debugPc).toBe(0x3_0012n);
+  });
 });
 
 describe('#DB', () => {

@@ -456,6 +456,15 @@ describe('folios of 2 MiB', () => {
     expect(file.frames).toEqual({ all: 512, huge: 0 });
   });
 
+  it('punched from the middle on, keep their first half', () => {
+    const { host, fd, file } = start();
+    expect(host.touch(GPA)).toBe(0);
+    host.setGuestWord(GPA, 11);
+    host.process.fallocate(fd, PUNCH, 0x10_0000n, 0x30_0000n);
+    expect([file.frames, host.fileFrames]).toEqual([{ all: 256, huge: 0 }, 256]);
+    expect([host.touch(GPA), host.guestWord(GPA)]).toEqual([0, 11]);
+  });
+
   it('punched whole, go whole, and come again', () => {
     const { host, fd, file } = start();
     host.process.fallocate(fd, KEEP_SIZE, 0n, 0x50_0000n);

@@ -287,24 +287,57 @@ describe('MMIO', () => {
     expect(seen).toEqual([[0x77]]);
   });
 
-  it('page tables in no memory are no MMIO', () => {
+  it.each([
+    ['page tables in no memory are', 0x2_0000_0004],
+    ['code in no memory is', 0x1_0000_0014],
+  ])('%s no MMIO', (_, error) => {
     bench = new VcpuBench();
-    expect(bench.runScript(nestedFault(0x9000, 0x2_0000_0004))).toBe(0);
-    expect(bench.vcpu.kvmRun.exitReason).toBe(17);
+    let calls = 0;
+    bench.scripted.emulation = () => {
+      calls++;
+      return 'done';
+    };
+    expect(bench.runScript(nestedFault(0x9000, error))).toBe(0);
+    expect([bench.vcpu.kvmRun.exitReason, calls]).toEqual([17, 0]);
   });
 });
 
 describe('INS', () => {
   it.each([
-    ['alone asks for one element', 0x0060_0215n, 1],
-    ['repeated asks for as many as RCX says', 0x0060_021dn, 5],
-  ])('%s', (_name, info, count) => {
+    ['alone asks for one element', 0x0060_0215n, 5n, 1],
+    ['repeated asks for as many as RCX says', 0x0060_021dn, 5n, 5],
+    ['of RCX its lower half counts', 0x0060_021dn, 0x7_0000_0005n, 5],
+    ['with 32-bit addresses ECX says, up to 1024 bytes', 0x0060_011dn, 0x1_0005n, 1024],
+    ['with 16-bit addresses CX says', 0x0060_009dn, 0x1_0005n, 5],
+  ])('%s', (_name, info, rcx, count) => {
     bench = new VcpuBench();
-    bench.setRegs({ rcx: 5n, rdi: 0x2000n });
+    bench.setRegs({ rcx, rdi: 0x2000n });
     bench.scripted.emulation = (_core, bus) => (bus.portRead(0x60, new Uint8Array(1)) ? 'done' : 'pending');
     expect(bench.runScript(exit(0x7b, info, 0n, 1))).toBe(0);
     const { kvmRun } = bench.vcpu;
     const asked = [kvmRun.exitReason, kvmRun.ioDirection, kvmRun.ioPort, kvmRun.ioSize, kvmRun.ioCount];
     expect(asked).toEqual([2, 0, 0x60, 1, count]);
+  });
+
+  it.each([
+    ['upwards, to its end', 0x2n, 0x2ffdn, 3],
+    ['downwards, to its start', 0x402n, 0x2002n, 2],
+  ])('repeated asks for no more than the page holds: %s', (_name, rflags, rdi, count) => {
+    bench = new VcpuBench();
+    bench.setRegs({ rcx: 9n, rdi, rflags });
+    bench.scripted.emulation = (_core, bus) => (bus.portRead(0x60, new Uint8Array(1)) ? 'done' : 'pending');
+    expect(bench.runScript(exit(0x7b, 0x0060_021dn, 0n, 1))).toBe(0);
+    expect(bench.vcpu.kvmRun.ioCount).toBe(count);
+  });
+
+  it('that faults after it was answered loses the answers', () => {
+    bench = new VcpuBench();
+    bench.setRegs({ rcx: 5n, rdi: 0x2000n });
+    let calls = 0;
+    bench.scripted.emulation = (_core, bus) =>
+      ++calls > 1 || bus.portRead(0x60, new Uint8Array(1)) ? 'done' : 'pending';
+    expect(bench.runScript(exit(0x7b, 0x0060_021dn, 0n, 1))).toBe(0);
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(calls).toBe(2);
   });
 });

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { MsrPermissions, msrAllowed } from '../../../src/kernel/kvm/msr-filter.ts';
 import { failure } from '../process-fixture.ts';
+import { exit, HLT, VcpuBench } from './vcpu-bench.ts';
 
 /** Reads and writes of `nmsrs` MSRs from 0x100 on, of which those whose bit is set are allowed. */
 const range = (over: object = {}) => ({
@@ -49,4 +50,21 @@ describe('a filter', () => {
       false,
     ]);
   });
+});
+
+it.each([
+  ['reads', 1, 0n, 0x8000_0b0dn],
+  ['reads, and the guest writes', 1, 1n, 0n],
+  ['writes', 2, 1n, 0x8000_0b0dn],
+  ['writes, and the guest reads', 2, 0n, 0n],
+])('an MSR whose %s are denied is #GP to them alone', (_, flags, write, want) => {
+  const bench = new VcpuBench();
+  bench.msrFilter = new MsrPermissions({
+    flags: 0,
+    ranges: [{ flags, base: 0x277, nmsrs: 1, bitmap: Uint8Array.of(0) }],
+  });
+  bench.setRegs({ rcx: 0x277n, rax: 0n, rdx: 0n });
+  bench.runScript(exit(0x7c, write, 0n, 2), HLT);
+  expect(bench.scripted.eventInjections).toEqual([0n, want]);
+  bench.close();
 });

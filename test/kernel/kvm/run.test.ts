@@ -135,6 +135,16 @@ describe('port I/O', () => {
 });
 
 describe('exits that end a run', () => {
+  it.each([
+    ['OUT to', OUT8(0x7e), 0x1n],
+    ['IN from', IN(0x7e, 1), 0x0n],
+  ])('%s port 0x7e: RIP at the exit', (_, step, moved) => {
+    bench = new VcpuBench();
+    const { rip } = bench.vcpu.getRegs();
+    expect(bench.runScript(step)).toBe(0);
+    expect(bench.vcpu.getRegs().rip - rip).toBe(moved);
+  });
+
   it('HLT: the guest is behind it', () => {
     const { vcpu } = start();
     bench.setRegs({ rip: 0x1000n });

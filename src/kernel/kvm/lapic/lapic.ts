@@ -353,7 +353,8 @@ export class Lapic {
         this.timer.changeDivider();
         return true;
       case APIC.ESR:
-        return !this.isX2apic || value === 0;
+        // Of the page nobody asks whether a store was refused.
+        return value === 0;
       case APIC.SELF_IPI:
         if (!this.isX2apic || (value & ~LVT.VECTOR) !== 0) return false;
         this.#send(SHORTHAND.SELF | value, 0);

@@ -87,7 +87,7 @@ export function handleExit(vcpu: Vcpu, code: number): number {
   if (code === VMEXIT.INVALID) return failEntry(vcpu);
   // The core has no such instruction or mode: neither has KVM's emulator.
   if (code === VMEXIT.NOT_IMPLEMENTED) return vcpu.mmio.reportFailure();
-  const handler = code >= 0 ? handlers[code] : undefined;
+  const handler = handlers[code];
   return handler === undefined ? unexpectedExit(vcpu) : handler(vcpu);
 }
 
