@@ -23,7 +23,17 @@ import {
 import { GiB, MiB } from './base/address.ts';
 import { type Clock, platformClock } from './base/clock.ts';
 import { seededEntropy } from './base/entropy.ts';
+import {
+  requireArray,
+  requireBytes,
+  requireFiles,
+  requireInteger,
+  requireKnownFields,
+  requireText,
+  textOf,
+} from './base/option-checks.ts';
 import { Trace } from './base/trace.ts';
+import type { Chip } from './hardware/chip.ts';
 import type { Process } from './kernel/interface.ts';
 import { GuestMemfd } from './kernel/kvm/guest-memfd.ts';
 import { createKernel, type Kernel } from './kernel/kvm/index.ts';
@@ -127,7 +137,9 @@ export class Vm {
 
   /** Made by `Host.createVm`. */
   constructor(host: Host, options: VmOptions, from: { clock: Clock; onClose: (vm: Vm) => void }) {
-    checkVmOptions(options);
+    if (!(host instanceof Host))
+      throw new RangeError('host: got something else, want a Host: its createVm makes VMs');
+    checkVmOptions(options, host.chip);
     this.#host = host;
     this.#clock = from.clock;
     this.#onClose = from.onClose;
@@ -228,8 +240,25 @@ async function launchReport(
   return { measurement, pages: launchedPages, policy: snp.policy };
 }
 
-/** The launch digest of an SNP guest, 48 bytes. */
+const CONTENTS: Record<keyof LaunchContents, true> = { pages: true, vmsas: true };
+const PAGE: Record<keyof LaunchContents['pages'][number], true> = { gpa: true, bytes: true, type: true };
+
+/** RangeError: what is no launch of an SNP guest. */
+function requireContents(contents: LaunchContents): void {
+  requireKnownFields('contents', contents, CONTENTS);
+  requireArray('contents.pages', contents.pages, 'pages');
+  for (const [index, page] of contents.pages.entries()) {
+    const path = `contents.pages[${index}]`;
+    requireKnownFields(path, page, PAGE);
+    requireBytes(`${path}.bytes`, page.bytes);
+    requireInteger(`${path}.type`, page.type, 1, PAGE_TYPE_NAMES.size);
+  }
+  requireFiles('contents.vmsas', contents.vmsas);
+}
+
+/** The launch digest of an SNP guest, 48 bytes. Rejects with RangeError: what is no launch. */
 export async function launchMeasurement(contents: LaunchContents): Promise<Uint8Array> {
+  requireContents(contents);
   const pages = contents.pages.map(
     ({ gpa, bytes, type }): LaunchUpdate => ({
       ...{ type: PAGE_TYPE_NAMES.get(type)!, gpa, size: bytes.length, bytes, label: 'page' },
@@ -309,6 +338,8 @@ export class Host {
   readonly #clock: Clock = platformClock();
   /** HostOptions.seed */
   readonly seed: number | undefined;
+  /** HostOptions.chip */
+  readonly chip: Chip | undefined;
   /** Those that are not closed. */
   readonly #vms = new Set<Vm>();
   #closed = false;
@@ -318,6 +349,7 @@ export class Host {
     checkHostOptions(options);
     this.trace = options.trace ?? new Trace();
     this.seed = options.seed;
+    this.chip = options.chip;
     this.#kernel = options.accel === 'kvm' ? realKernel() : ownKernel(options, this.trace);
     this.process = this.#kernel.process;
   }
@@ -340,8 +372,9 @@ export class Host {
     return this.#kernel.sharedFrames();
   }
 
-  /** Frames behind a guest_memfd of the VMM. */
+  /** Frames behind a guest_memfd of the VMM. RangeError: no number. LinuxError: EBADF. */
   gmemFrames(fd: number): GmemFrames {
+    if (typeof fd !== 'number') throw new RangeError(`fd: got ${textOf(fd)}, want a file descriptor`);
     return this.#kernel.gmemFrames(fd);
   }
 
@@ -374,8 +407,9 @@ const prebuilt = (name: string): string => {
   return join(folder, 'guests/prebuilt', name);
 };
 
-/** An image by the name of a guest that comes along (`hello`; `attester.fd` is its firmware image) or by path. Errors: the file system's. */
+/** An image by the name of a guest that comes along (`hello`; `attester.fd` is its firmware image) or by path. Errors: the file system's; RangeError: no text. */
 export async function readImage(nameOrPath: string): Promise<{ image: Uint8Array; imageName: string }> {
+  requireText('image', nameOrPath);
   const own = prebuilt(nameOrPath.endsWith('.fd') ? nameOrPath : `${nameOrPath}.elf`);
   const path = /^[a-z0-9-]+(\.fd)?$/.test(nameOrPath) && existsSync(own) ? own : nameOrPath;
   return { image: await readFile(path), imageName: basename(path) };

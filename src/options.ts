@@ -1,11 +1,15 @@
 /** What the library is asked for, and the checks of it. Sizes and numbers that depend on the machine are checked where they are used. */
 import {
+  isObject,
   requireArray,
   requireBytes,
   requireInteger,
   requireKind,
   requireKnownFields,
+  requireNumber,
   requireOneOf,
+  requireText,
+  textOf,
 } from './base/option-checks.ts';
 import { Trace } from './base/trace.ts';
 import { Chip } from './hardware/chip.ts';
@@ -95,8 +99,10 @@ const U32 = 2 ** 32 - 1;
 /** Throws RangeError: an option that is none, or cannot be what it is. */
 export function checkHostOptions(options: HostOptions): void {
   requireKnownFields('host', options, HOST_OPTIONS);
-  const { accel, kernel, early = [], gmemFolio, seed, trace, chip } = options;
+  const { accel, memory, kernel, early = [], gmemFolio, seed, trace, chip } = options;
   if (accel !== undefined) requireOneOf('accel', accel, ACCELERATORS);
+  if (accel === 'kvm') refuseOptionsOfOurKernel(options);
+  requireNumber('memory', memory, 'bytes');
   if (kernel !== undefined) requireOneOf('kernel', kernel, KERNELS);
   requireArray('early', early, 'forms');
   for (const form of early) requireOneOf('early', form, EARLY_FORMS);
@@ -106,23 +112,49 @@ export function checkHostOptions(options: HostOptions): void {
   requireKind('chip', chip, (value) => value instanceof Chip, 'a Chip');
 }
 
-/** Throws RangeError: an option that is none, or cannot be what it is. */
-export function checkVmOptions(options: VmOptions): void {
+/** What the real kernel cannot be told. */
+function refuseOptionsOfOurKernel({ accel, trace, ...ours }: HostOptions): void {
+  for (const [option, got] of Object.entries(ours))
+    if (got !== undefined)
+      throw new RangeError(
+        `${option}: got it with accel ${accel}, want accel softcvm: the real kernel has no such option`,
+      );
+}
+
+/** Throws RangeError: an option that is none, or cannot be what it is. `chip` is the host's. */
+export function checkVmOptions(options: VmOptions, chip: Chip | undefined): void {
   requireKnownFields('vm', options, VM_OPTIONS);
-  const { type, irqchip, image, imageName, onConsole } = options;
-  if (type !== undefined) requireOneOf('type', type, VM_TYPES);
+  const { type = VM_TYPES[0], irqchip, image, imageName, onConsole } = options;
+  requireOneOf('type', type, VM_TYPES);
+  requireNumber('memory', options.memory, 'bytes');
+  requireNumber('smp', options.smp, 'vCPUs');
   if (irqchip !== undefined) requireOneOf('irqchip', irqchip, IRQCHIPS);
   requireBytes('image', image);
   if (options.vcpuSignature !== undefined) requireInteger('vcpuSignature', options.vcpuSignature, 0, U32);
   requireKind('imageName', imageName, (value) => typeof value === 'string', 'a string');
   if (options.snp !== undefined) {
     requireKnownFields('snp', options.snp, SNP_OPTIONS);
-    checkSnpOptions(options.snp);
+    checkSnpOptions(options.snp, chip);
+    if (type !== 'sev-snp') throw new RangeError(`snp: got it with type ${type}, want type sev-snp`);
   }
   requireKind('onConsole', onConsole, (value) => typeof value === 'function', 'a function');
-  checkDirtyRing(options.dirtyRingSize, type ?? VM_TYPES[0]);
+  checkDirtyRing(options.dirtyRingSize, type);
   if (options.backend !== undefined) checkBackend(options.backend);
 }
+
+const KERNEL_FILES: Record<keyof NonNullable<SnpMachineOptions['kernel']>, true> = {
+  ...{ kernel: true, initrd: true, append: true },
+};
+
+function checkKernelFiles(files: NonNullable<SnpMachineOptions['kernel']>): void {
+  requireKnownFields('snp.kernel', files, KERNEL_FILES);
+  requireBytes('snp.kernel.kernel', files.kernel);
+  if (files.initrd !== undefined) requireBytes('snp.kernel.initrd', files.initrd);
+  if (files.append !== undefined) requireText('snp.kernel.append', files.append);
+}
+
+/** Of a page table entry. */
+const LAST_BIT = 63;
 
 /** Entries of the least ring: a page of them (KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING). */
 const LEAST_RING = 256;
@@ -131,7 +163,7 @@ function checkDirtyRing(size: unknown, type: NonNullable<VmOptions['type']>): vo
   if (size === undefined || size === 0) return;
   const isPowerOfTwo = Number.isSafeInteger(size) && Math.log2(size as number) % 1 === 0;
   if (!isPowerOfTwo || (size as number) < LEAST_RING)
-    throw new RangeError(`dirtyRingSize: got ${String(size)}, want a power of two from ${LEAST_RING}`);
+    throw new RangeError(`dirtyRingSize: got ${textOf(size)}, want a power of two from ${LEAST_RING}`);
   if (type !== 'default')
     throw new RangeError(
       `dirtyRingSize: got ${String(size)} with type ${type}, want type default: RAM with a guest_memfd has no dirty log`,
@@ -145,12 +177,17 @@ function checkBackend(backend: NonNullable<VmOptions['backend']>): void {
   }
   requireKnownFields('backend', backend, { kind: true, path: true });
   if (typeof backend.path !== 'string' || backend.path === '')
-    throw new RangeError(`backend.path: got ${JSON.stringify(backend.path)}, want the name of a file`);
+    throw new RangeError(`backend.path: got ${textOf(backend.path)}, want the name of a file`);
 }
 
-function checkSnpOptions({ guest, cBit, certificates, guestData }: SnpMachineOptions): void {
-  requireKind('snp.guest', guest, (value) => typeof value === 'object' && value !== null, 'an object');
-  requireKind('snp.cBit', cBit, Number.isInteger, 'an integer');
+function checkSnpOptions(options: SnpMachineOptions, chip: Chip | undefined): void {
+  const { guest, cBit, certificates, guestData, kernel } = options;
+  requireKind('snp.guest', guest, isObject, 'an object');
+  if (cBit !== undefined) requireInteger('snp.cBit', cBit, 0, LAST_BIT);
+  const { cBit: want = cBit } = chip?.personality ?? {};
+  if (cBit !== undefined && cBit !== want)
+    throw new RangeError(`snp.cBit: got ${cBit}, want ${want}, as the chip has it`);
+  if (kernel !== undefined) checkKernelFiles(kernel);
   requireKind('snp.guestData', guestData, (value) => value instanceof Uint8Array, 'a Uint8Array');
   if (guestData !== undefined && guestData.length > GUEST_DATA_BYTES)
     throw new RangeError(`snp.guestData: got ${guestData.length} bytes, want at most ${GUEST_DATA_BYTES}`);

@@ -48,6 +48,15 @@ export function requireKind(path: string, got: unknown, is: (value: unknown) => 
   if (got !== undefined && !is(got)) throw new RangeError(`${path}: got ${textOf(got)}, want ${want}`);
 }
 
+/** RangeError: `got` is no function. */
+export function requireFunction(path: string, got: unknown): void {
+  if (typeof got !== 'function') throw new RangeError(`${path}: got ${textOf(got)}, want a function`);
+}
+
+/** RangeError: `got` is there, and no number; which one it is others check. `of` says what it counts. */
+export const requireNumber = (path: string, got: unknown, of: string): void =>
+  requireKind(path, got, (value) => typeof value === 'number', `a number of ${of}`);
+
 /** RangeError: `got` is no string. */
 export function requireText(path: string, got: unknown): asserts got is string {
   if (typeof got !== 'string') throw new RangeError(`${path}: got ${textOf(got)}, want a string`);

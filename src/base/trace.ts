@@ -7,6 +7,8 @@
  *
  * Events are plain data (they are written as one JSON object a line) and never hold a guest's private bytes.
  */
+import { requireFunction } from './option-checks.ts';
+
 export type Actor = 'core' | 'kernel' | 'firmware' | 'vmm' | 'device' | 'guest';
 
 export interface TraceEvent {
@@ -49,8 +51,9 @@ export class Trace {
     this.emit(event);
   }
 
-  /** Calls `listener` for each `fail` until the returned function is called. Leaves `on` alone: all else costs what it did. */
+  /** Calls `listener` for each `fail` until the returned function is called. Leaves `on` alone: all else costs what it did. RangeError: no function. */
   listenToFailures(listener: TraceListener): () => void {
+    requireFunction('listener', listener);
     this.#failureListeners = [...this.#failureListeners, listener];
     return () => {
       this.#failureListeners = this.#failureListeners.filter((other) => other !== listener);
@@ -84,8 +87,9 @@ export class Trace {
     if (this.#kept.length > 0) this.#tellKept();
   }
 
-  /** Calls `listener` for each event until the returned function is called. */
+  /** Calls `listener` for each event until the returned function is called. RangeError: no function. */
   listen(listener: TraceListener): () => void {
+    requireFunction('listener', listener);
     this.#listeners = [...this.#listeners, listener];
     this.on = true;
     return () => {

@@ -8,6 +8,7 @@ import {
   EARLY_FORMS,
   GiB,
   type Host,
+  type HostOptions,
   IRQCHIPS,
   KERNELS,
   type LaunchReport,
@@ -107,16 +108,15 @@ export async function run(
   const trace = new Trace();
   const file = options.trace === undefined ? undefined : new TraceFile(options.trace, trace);
   try {
-    using host = createHost({
-      accel,
+    const ours: HostOptions = {
       memory: hostMemory,
       kernel,
       early,
-      trace,
       ...(seed === undefined ? {} : { seed }),
       ...(options.gmemHuge === true ? { gmemFolio: '2M' } : {}),
       ...(snp === undefined ? {} : { chip: snp.chip }),
-    });
+    };
+    using host = createHost({ accel, trace, ...(accel === 'kvm' ? {} : ours) });
     snp?.prepare(host);
     const json = options.json === true;
     using vm = await createVm(host, options, {

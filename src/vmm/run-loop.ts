@@ -55,9 +55,10 @@ const isEarlyNotice = (run: KvmRun): boolean => run.exitReason === KVM_EXIT_VMGE
 
 function checkRunOptions(options: RunOptions): void {
   requireKnownFields('run', options, RUN_OPTIONS);
-  const { timeoutMs, signal } = options;
+  const { timeoutMs, signal, clock } = options;
   requireKind('timeoutMs', timeoutMs, (value) => typeof value === 'number' && value >= 0, 'a number from 0');
   requireKind('signal', signal, (value) => value instanceof AbortSignal, 'an AbortSignal');
+  requireKind('clock', clock, (value) => typeof (value as Clock | null)?.now === 'function', 'a Clock');
 }
 
 export class RunLoop {

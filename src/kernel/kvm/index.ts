@@ -3,11 +3,19 @@
  * ioctls as methods (kernel/interface.ts).
  */
 
-import { type Entropy, platformEntropy } from '../../base/entropy.ts';
+import { type Entropy, platformEntropy, requireEntropy } from '../../base/entropy.ts';
+import {
+  requireArray,
+  requireInteger,
+  requireKind,
+  requireKnownFields,
+  requireNumber,
+  requireText,
+} from '../../base/option-checks.ts';
 import { Trace } from '../../base/trace.ts';
 import { supportedPolicyBits } from '../../hardware/asp/launch.ts';
 import { SecureProcessor } from '../../hardware/asp/secure-processor.ts';
-import type { Chip } from '../../hardware/chip.ts';
+import { Chip } from '../../hardware/chip.ts';
 import { Core } from '../../hardware/cpu/core.ts';
 import { HostMemory } from '../../hardware/memory/host-memory.ts';
 import { Psp } from '../ccp/psp.ts';
@@ -48,6 +56,25 @@ export interface KernelOptions {
   readonly entropy?: Entropy;
 }
 
+const OPTIONS: Record<keyof KernelOptions, true> = {
+  ...{ memory: true, kernel: true, early: true, gmemHuge: true, timeslice: true },
+  ...{ turns: true, trace: true, chip: true, entropy: true },
+};
+const LIMITS: Record<keyof Pick<ProcessOptions, 'fileLimit'>, true> = { fileLimit: true };
+
+/** RangeError: an option that is none, or of a wrong kind. Sizes and versions are checked where they are used. */
+function checkOptions(options: KernelOptions): void {
+  requireKnownFields('kernel', options, OPTIONS);
+  const { memory, early = [], gmemHuge, turns, trace, chip, entropy } = options;
+  requireNumber('memory', memory, 'bytes');
+  requireArray('early', early, 'forms');
+  requireKind('gmemHuge', gmemHuge, (value) => typeof value === 'boolean', 'true or false');
+  requireEntropy('turns', turns);
+  requireEntropy('entropy', entropy);
+  requireKind('trace', trace, (value) => value instanceof Trace, 'a Trace');
+  requireKind('chip', chip, (value) => value instanceof Chip, 'a Chip');
+}
+
 export class Kernel {
   readonly memory: HostMemory;
   readonly trace: Trace;
@@ -58,10 +85,13 @@ export class Kernel {
   readonly #processes = new Set<Process>();
   #closing = false;
 
+  /** Throws RangeError: an option that is none, or cannot be what it is. */
   constructor(options: KernelOptions = {}) {
+    checkOptions(options);
     const trace = options.trace ?? new Trace();
-    const { chip, timeslice = 0 } = options;
+    const { chip, timeslice = 0, kernel = '7.2', early = [] } = options;
     checkTimeslice(timeslice);
+    const policy = kvmPolicy(kernel, early);
     const memory = HostMemory.create({
       bytes: options.memory ?? 256 * 1024 * 1024,
       trace,
@@ -83,7 +113,7 @@ export class Kernel {
     this.#host = {
       memory,
       trace,
-      policy: kvmPolicy(options.kernel ?? '7.2', options.early ?? []),
+      policy,
       timeslice,
       turns: options.turns,
       time,
@@ -100,8 +130,11 @@ export class Kernel {
     };
   }
 
-  /** `fileLimit`: its RLIMIT_NOFILE, 1024 when absent. Throws Error: the kernel is closed. */
+  /** `fileLimit`: its RLIMIT_NOFILE, 1024 when absent. Throws Error: the kernel is closed; RangeError: an argument of a wrong kind. */
   newProcess(name?: string, limits: Pick<ProcessOptions, 'fileLimit'> = {}): Process {
+    if (name !== undefined) requireText('name', name);
+    requireKnownFields('limits', limits, LIMITS);
+    if (limits.fileLimit !== undefined) requireInteger('fileLimit', limits.fileLimit, 0);
     if (this.#closing) throw new Error('newProcess: the kernel is closed');
     const process = new Process({
       memory: this.memory,
