@@ -24,6 +24,7 @@ const RESERVED_2M = 0x1fe000;
 const RESERVED_1G = 0x3fffe000;
 const RESERVED_TOP = 0x180;
 const GPA_FRAMES = 2 ** 36;
+const LAST_EPOCH = 2 ** 53;
 
 /** Rights of a nested translation. WRITE: writable and dirty, so that nothing has to be noted for a write. */
 export const NESTED_WRITE = 1;
@@ -46,9 +47,11 @@ export class NestedWalker {
   readonly #events: Events;
   readonly #guest: EncryptedGuest;
   readonly #rmp: RmpCheck;
+  /** `#epoch` and gfn of each translation: a flush begins another epoch. */
   readonly #tags = new Float64Array(CACHE_ENTRIES).fill(-1);
   readonly #frames = new Int32Array(CACHE_ENTRIES);
   readonly #rights = new Uint8Array(CACHE_ENTRIES);
+  #epoch = 0;
   #used = false;
 
   constructor(memory: NestedMemory, events: Events, guest: EncryptedGuest, rmp: RmpCheck) {
@@ -73,7 +76,7 @@ export class NestedWalker {
   /** The same by the nested tables alone, without the RMP's say (PVALIDATE, RMPADJUST). */
   translateNested(gfn: number, offset: number, access: number, stage: number, encrypted: boolean): number {
     const at = gfn & (CACHE_ENTRIES - 1);
-    if (this.#tags[at] === gfn) {
+    if (this.#tags[at] === this.#epoch + gfn) {
       const rights = this.#rights[at]!;
       if (
         access === ACCESS.READ ||
@@ -91,7 +94,7 @@ export class NestedWalker {
       const enc = encrypted && this.#guest.snp ? NPF.HIGH_ENC : 0;
       return this.#events.nestedFault(error, stage | enc, gfn, offset);
     }
-    this.#tags[at] = gfn;
+    this.#tags[at] = this.#epoch + gfn;
     this.#frames[at] = this.frame;
     this.#rights[at] = this.rights;
     this.#used = true;
@@ -100,8 +103,11 @@ export class NestedWalker {
 
   flush(): void {
     if (!this.#used) return;
-    this.#tags.fill(-1);
     this.#used = false;
+    this.#epoch += GPA_FRAMES;
+    if (this.#epoch < LAST_EPOCH) return;
+    this.#epoch = 0;
+    this.#tags.fill(-1);
   }
 
   /** 0, or the low word of EXITINFO1. Sets `frame` and `rights`. */

@@ -11,6 +11,8 @@ export class PageEntries {
   readonly #chunks = new Map<number, Int32Array>();
   #lastKey = -1;
   #last: Int32Array = NO_CHUNK;
+  /** All zero: a page that comes and goes by itself needs no new chunk each time. */
+  #spare: Int32Array | undefined;
   #count = 0;
 
   /** Entries that are not 0. */
@@ -44,7 +46,8 @@ export class PageEntries {
     let chunk = key === this.#lastKey ? this.#last : this.#chunks.get(key);
     if (chunk === undefined) {
       if (word === 0) return;
-      chunk = new Int32Array(CHUNK + 1);
+      chunk = this.#spare ?? new Int32Array(CHUNK + 1);
+      this.#spare = undefined;
       this.#chunks.set(key, chunk);
     }
     const index = page - key * CHUNK;
@@ -54,6 +57,7 @@ export class PageEntries {
     this.#count += change;
     if (chunk[COUNT] === 0) {
       this.#chunks.delete(key);
+      this.#spare = chunk;
       if (key === this.#lastKey) {
         this.#lastKey = -1;
         this.#last = NO_CHUNK;
