@@ -15,6 +15,8 @@ import type { Events } from './events.ts';
 import type { RmpCheck } from './rmp-check.ts';
 
 const LEVELS = 4;
+/** Frames of 4 KiB that an entry of each level maps. */
+const FRAMES_BELOW = [1, 2 ** 9, 2 ** 18, 2 ** 27];
 const CACHE_ENTRIES = 1024;
 const NX = 1 << 31;
 /** Physical addresses have 48 bits: bits 51:48, in the high word. */
@@ -121,8 +123,7 @@ export class NestedWalker {
     let noExecute = false;
     for (let level = LEVELS - 1; ; level--) {
       if (table >= frameCount) return fault | NPF.PRESENT | NPF.RESERVED;
-      const slot = Math.floor(gfn / 2 ** (9 * level)) & 511;
-      const entry = table * 1024 + slot * 2;
+      const entry = table * 1024 + (Math.floor(gfn / FRAMES_BELOW[level]!) & 511) * 2;
       const low = words[entry]!;
       const high = words[entry + 1]!;
       if ((low & PTE.P) === 0) return fault;
@@ -148,7 +149,8 @@ export class NestedWalker {
         Atomics.or(words, entry, PTE.D);
         dirty = true;
       }
-      this.frame = level === 0 ? frame : frame - (frame % 512 ** level) + (gfn % 512 ** level);
+      const below = FRAMES_BELOW[level]!;
+      this.frame = frame - (frame % below) + (gfn % below);
       if (this.frame >= frameCount) {
         throw new NotImplementedError(
           `an access to system physical frame 0x${this.frame.toString(16)}, where no host memory is`,
