@@ -158,9 +158,8 @@ export function checkXcrs({ flags, xcrs }: Xcrs): void {
 }
 
 /** After FNINIT, with empty registers of 0. */
-const INITIAL_X87 = Uint8Array.from({ length: X87_BYTES }, (_, i) =>
-  i === AT.FCW ? FCW_INITIAL & 0xff : i === AT.FCW + 1 ? FCW_INITIAL >> 8 : 0,
-);
+const INITIAL_X87 = new Uint8Array(X87_BYTES);
+INITIAL_X87.set([FCW_INITIAL & 0xff, FCW_INITIAL >> 8], AT.FCW);
 
 const isInitial = (x87: DataView<ArrayBuffer>): boolean =>
   new Uint8Array(x87.buffer).every((byte, i) => byte === INITIAL_X87[i]);

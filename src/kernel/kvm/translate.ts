@@ -41,7 +41,8 @@ function walk(vcpu: Pick<Vcpu, 'vmcb' | 'cpuid' | 'vm'>, address: bigint): bigin
   for (const shift of SHIFTS) {
     const entry = readGuest(vcpu, table + ((address >> shift) & 0x1ffn) * 8n);
     if (entry === undefined || (entry & BigInt(PTE.P)) === 0n || (entry & reserved) !== 0n) return undefined;
-    const large = (entry & BigInt(PTE.PS)) !== 0n && shift !== PAGE_SHIFT;
+    // In the last table the bit is PAT.
+    const large = (entry & BigInt(PTE.PS)) !== 0n;
     if (large && shift === ROOT_SHIFT) return undefined;
     if (large || shift === PAGE_SHIFT) {
       const offset = (1n << shift) - 1n;

@@ -251,6 +251,20 @@ describe('the interrupt window', () => {
   });
 });
 
+it('no interrupt window opens while an interrupt goes in', () => {
+  const { vcpu } = start();
+  bench.setRegs({ rflags: 0x202n });
+  vcpu.interrupt(0x41);
+  vcpu.kvmRun.requestInterruptWindow = 1;
+  let control = -1n;
+  const look: Step = (core) => {
+    control = core.long(0x60);
+    return HLT(core);
+  };
+  expect(bench.runScript(look)).toBe(0);
+  expect([injected(), control & 0x100n]).toEqual([[0x8000_0041n], 0n]);
+});
+
 describe('NMIs', () => {
   it('are two at most that wait, and one while one is on its way', () => {
     const { vcpu } = start();

@@ -154,6 +154,26 @@ describe('MMIO', () => {
     expect(bench.calls).toEqual([]);
   });
 
+  it('a read of a read-only slot is a read of memory', () => {
+    bench = new VcpuBench();
+    bench.addSlot({ flags: 2 });
+    const seen: number[][] = [];
+    bench.scripted.emulation = instruction(
+      [
+        [0x105_004, 1],
+        [0x9000, 1],
+      ],
+      seen,
+    );
+    const frame = bench.frame(`hva ${0x7000_0000 + 5 * 4096}`);
+    bench.memory.write((frame * 4096 + 4) as never, Uint8Array.of(0xab));
+    bench.runScript(nestedFault(0x9000, READ));
+    expect(mmio()).toMatchObject({ at: 0x9000, length: 1 });
+    answer(1);
+    expect(bench.runScript(HLT)).toBe(0);
+    expect(seen).toEqual([[0xab], [1]]);
+  });
+
   it('memory that the instruction touches besides is memory', () => {
     bench = new VcpuBench();
     bench.addSlot({ flags: 0 });

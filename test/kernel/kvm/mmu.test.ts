@@ -112,6 +112,15 @@ describe('nested page tables', () => {
     expect(bench.mmu.tlbGeneration).toBeGreaterThan(flushes);
   });
 
+  it('write-protect a page below the GiB where they did last', () => {
+    bench = new FaultBench();
+    // A third GiB is the one that was mapped last.
+    for (const gfn of [5, 0x4_0005, 0x8_0005]) map(gfn, 0x50, 1);
+    expect(bench.mmu.writeProtectMasked(0x4_0000, 1 << 5)).toBe(true);
+    expect(bench.mmu.writeProtectMasked(0, 1 << 5)).toBe(true);
+    expect([lookup(5)?.writable, lookup(0x4_0005)?.writable]).toEqual([false, false]);
+  });
+
   it('keep the frames of dropped tables until the flush', () => {
     bench = new FaultBench();
     for (let i = 0; i < 8; i++) map(i * 512, 0x100 + i, 1);

@@ -49,6 +49,13 @@ const WRITES: [string, number, bigint, number, number][] = [
   ['a bank behind the last', 0x480, 0n, UNSUPPORTED, UNSUPPORTED],
   ['the first event select of the K7', 0xc001_0000, 1n, DONE, DONE],
   ['the last counter of the K7', 0xc001_0007, 1n, DONE, DONE],
+  ['the second counter of the P6', 0xc2, 1n, DONE, DONE],
+  ['the first event select of the P6', 0x186, 1n, DONE, DONE],
+  ['the second event select of the P6', 0x187, 1n, DONE, DONE],
+  ['what lies before the first MTRR', 0x1ff, 6n, UNSUPPORTED, UNSUPPORTED],
+  ['MTRR default type of a type that is none', 0x2ff, 0xc02n, INVALID, INVALID],
+  ['MC0_CTL, none', 0x400, 0n, DONE, DONE],
+  ['MC0_ADDR', 0x402, 5n, DONE, DONE],
   ['MCG_STATUS', 0x17a, 0n, DONE, DONE],
   ['MC0_CTL, all ones', 0x400, ONES, DONE, DONE],
   ['MC0_CTL, some', 0x400, 2n, INVALID, INVALID],
@@ -183,6 +190,7 @@ describe('feature MSRs of /dev/kvm', () => {
       { index: 0xc001_1029, data: 2n },
       { index: 0xce, data: 0x8000_0000n },
     ]);
+    expect(kvm.getMsrs([0x8b, 0xce]).map(({ index }) => index)).toEqual([0x8b, 0xce]);
     expect(failure(() => kvm.getMsrs(new Array<number>(256).fill(0x8b)))).toBe('E2BIG');
   });
 
@@ -192,4 +200,16 @@ describe('feature MSRs of /dev/kvm', () => {
     expect(host.vcpu.getMsrs(list).map(({ index }) => index)).toEqual(list);
     expect(host.vcpu.setMsrs(host.vcpu.getMsrs(list))).toBe(list.length);
   });
+});
+
+it('a WRMSR that user space has carried out leaves the guest’s registers, whatever its data are by then', () => {
+  bench = new VcpuBench();
+  bench.capabilities.userSpaceMsr = 2;
+  bench.setRegs({ rcx: 0x12345n, rax: 7n, rdx: 1n });
+  expect(bench.runScript(exit(0x7c, 1n, 0n, 2))).toBe(0);
+  const { kvmRun } = bench.vcpu;
+  expect([kvmRun.exitReason, kvmRun.msrIndex, kvmRun.msrData]).toEqual([30, 0x12345, 0x1_0000_0007n]);
+  kvmRun.msrData = 0x99n;
+  expect(bench.runScript(HLT)).toBe(0);
+  expect(bench.vcpu.getRegs()).toMatchObject({ rax: 7n, rdx: 1n });
 });

@@ -212,3 +212,16 @@ describe('KVM_SET_SREGS', () => {
     expect(bench.vcpu.getSregs().cr3).toBe(1n << 40n);
   });
 });
+
+it.each([
+  ['as after reset', () => {}, 0n],
+  ['with a bit in an x87 register', () => bench.scripted.x87.set([1], 32), 1n],
+  ['with a bit in XMM0', () => bench.scripted.xmm.set([1], 5), 2n],
+  ['with another MXCSR', () => void (bench.scripted.mxcsr = 0x1f00), 2n],
+])('KVM_GET_XSAVE says which parts are not as after reset: %s', (_, change, want) => {
+  bench = new VcpuBench();
+  bench.runScript(HLT);
+  change();
+  const image = bench.vcpu.getXsave();
+  expect(new DataView(image.buffer, image.byteOffset).getBigUint64(512, true)).toBe(want);
+});

@@ -14,6 +14,13 @@ const OUT8 = (port: number) => exit(0x7b, BigInt(port * 0x10000 + 0x10), 0n, 1);
 const IN = (port: number, size: 1 | 2 | 4) => exit(0x7b, BigInt(port * 0x10000 + (size << 4) + 1), 0n, 1);
 
 describe('KVM_RUN', () => {
+  it('would go on at once on a vCPU that nothing holds up, until that is closed', () => {
+    const { vcpu } = start();
+    expect(vcpu.ready).toBe(true);
+    vcpu.close();
+    expect(vcpu.ready).toBe(false);
+  });
+
   it('resets exit_reason at its start', () => {
     const { vcpu } = start();
     vcpu.kvmRun.exitReason = 39;
@@ -105,8 +112,9 @@ describe('port I/O', () => {
       value: kvmRun.ioValue(),
     }).toEqual({ reason: 2, direction: 1, size: 1, port: 0x3f8, count: 1, offset: 0x1000, value: 0x78 });
     expect(vcpu.getRegs().rip).toBe(0x1000n);
+    kvmRun.setIoValue(0x99);
     bench.runScript(HLT);
-    expect(vcpu.getRegs().rip).toBe(0x1002n);
+    expect(vcpu.getRegs()).toMatchObject({ rip: 0x1002n, rax: 0x1234_5678n });
   });
 
   it.each([
@@ -397,6 +405,7 @@ describe('a vCPU that waits', () => {
     expect(vcpu.kvmRun.exitReason).toBe(0);
     const { pending } = vcpu;
     expect(vcpu.run()).toBe(1);
+    expect(vcpu.ready).toBe(false);
     deliver();
     await Promise.all([pending, vcpu.pending]);
     expect(bench.runScript(HLT)).toBe(0);

@@ -65,6 +65,22 @@ describe('the xAPIC page', () => {
     expect(bench.vcpu.getSregs().cr8).toBe(0n);
   });
 
+  it('reads as ones and takes no stores while the APIC is disabled', () => {
+    start();
+    bench.setSregs({ apicBase: 0xfee0_0100n });
+    const bytes = new Uint8Array(4);
+    bench.runScript(store(0x80, 0x50), load(0x80, bytes), OUT);
+    expect([...bytes]).toEqual([0xff, 0xff, 0xff, 0xff]);
+    bench.setSregs({ apicBase: 0xfee0_0900n });
+    expect(bench.vcpu.getSregs().cr8).toBe(0n);
+  });
+
+  it('begins where its base says', () => {
+    start();
+    expect(bench.runScript(load(-4, new Uint8Array(4)))).toBe(0);
+    expect([bench.vcpu.kvmRun.exitReason, bench.vcpu.kvmRun.mmioPhysAddr]).toEqual([6, 0xfedf_fffcn]);
+  });
+
   it('is one page', () => {
     start();
     const bytes = new Uint8Array(4);
@@ -170,6 +186,32 @@ describe('interrupts', () => {
     expect(() => bench.vcpu.interrupt(0x21)).toThrow('EEXIST');
     bench.runScript(OUT);
     expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0020n);
+  });
+
+  it('of user space’s PIC wait, and are not wanted, while LINT0 is masked', () => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), store(0x350, 0x1_0700), OUT);
+    expect(bench.vcpu.kvmRun.bytes[0x0c]).toBe(0);
+    bench.vcpu.interrupt(0x20);
+    bench.runScript(OUT);
+    expect(bench.scripted.eventInjections.at(-1)).toBe(0n);
+  });
+
+  it('of user space’s PIC wake a vCPU that halted', () => {
+    start();
+    expect(bench.runScript(store(0xf0, 0x1ff), HLT)).toBe(1);
+    bench.vcpu.interrupt(0x20);
+    expect(bench.vcpu.ready).toBe(true);
+    bench.runScript(OUT);
+    expect(bench.scripted.eventInjections.at(-1)).toBe(0x8000_0020n);
+  });
+
+  it('of INIT leave the boot processor running', () => {
+    start();
+    bench.runScript(store(0xf0, 0x1ff), OUT);
+    msi(0x4500);
+    expect(bench.runScript(OUT)).toBe(0);
+    expect(bench.vcpu.getRegs().rip).toBe(0xfff0n);
   });
 
   it('of user space’s PIC are wanted while none waits', () => {
