@@ -7,11 +7,11 @@
  * says of them.
  */
 import type { Gfn } from '../../base/address.ts';
+import { pagesPerEntry } from './mmu/guest-memory.ts';
 import type { PrivateRanges } from './private-ranges.ts';
 
 const MIXED = 1 << 31;
 const LEVELS = [2, 3] as const;
-const pagesAt = (level: number): number => 512 ** (level - 1);
 
 /** The part of a slot that this needs; `userGfn` is the page number of its user-space address. */
 export interface SlotRange {
@@ -52,7 +52,7 @@ export class LargePages {
   afterChange(start: Gfn, end: Gfn, attributes: PrivateRanges): void {
     for (const level of LEVELS) {
       const words = this.#words[level - 2]!;
-      const pages = pagesAt(level);
+      const pages = pagesPerEntry(level);
       const from = this.#index(Math.max(Math.ceil(start / pages) * pages, this.#firstWhole(level)), level);
       const to = this.#index(Math.min(Math.floor(end / pages) * pages, this.#endOfWhole(level)), level);
       // A large page that the slot holds whole is disallowed by the slot's alignment alone. `fill`: a terabyte has half a million.
@@ -66,7 +66,7 @@ export class LargePages {
 
   #initial(level: number): Int32Array {
     const { baseGfn, npages } = this.#slot;
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     const words = new Int32Array(this.#index(baseGfn + npages - 1, level) + 1);
     if (baseGfn % pages !== 0) words[0] = 1;
     if ((baseGfn + npages) % pages !== 0) words[words.length - 1] = 1;
@@ -76,7 +76,7 @@ export class LargePages {
 
   /** Guest and user addresses do not reach the boundary of a large page together. */
   #isMisaligned(level: number): boolean {
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     return this.#slot.baseGfn % pages !== this.#slot.userGfn % pages;
   }
 
@@ -85,7 +85,7 @@ export class LargePages {
     const { baseGfn, npages } = this.#slot;
     attributes.forEachBoundary(baseGfn as Gfn, (baseGfn + npages) as Gfn, (boundary) => {
       for (const level of LEVELS) {
-        if (boundary % pagesAt(level) === 0) continue;
+        if (boundary % pagesPerEntry(level) === 0) continue;
         this.#words[level - 2]![this.#index(boundary, level)]! |= MIXED;
       }
     });
@@ -93,7 +93,7 @@ export class LargePages {
 
   /** The large pages that hold gfns inside and outside of [start, end): one at each end, which may be the same. */
   #forStraddling(start: Gfn, end: Gfn, level: number, act: (index: number, firstGfn: Gfn) => void): void {
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     const head = Math.floor(start / pages) * pages;
     const tail = Math.floor(end / pages) * pages;
     if (head !== start) act(this.#index(start, level), head as Gfn);
@@ -101,17 +101,17 @@ export class LargePages {
   }
 
   #firstWhole(level: number): number {
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     return Math.ceil(this.#slot.baseGfn / pages) * pages;
   }
 
   #endOfWhole(level: number): number {
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     return Math.floor((this.#slot.baseGfn + this.#slot.npages) / pages) * pages;
   }
 
   #index(gfn: number, level: number): number {
-    const pages = pagesAt(level);
+    const pages = pagesPerEntry(level);
     return Math.floor(gfn / pages) - Math.floor(this.#slot.baseGfn / pages);
   }
 }

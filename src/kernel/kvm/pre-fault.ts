@@ -10,7 +10,7 @@ import { u64 } from '../../abi/layout.ts';
 import { type Gpa, gfnOf, gpaOf, PAGE_SIZE, wrapsAround } from '../../base/address.ts';
 import { type ErrnoName, errnoName, LinuxError } from '../../base/errors.ts';
 import type { PreFaultRange } from '../interface.ts';
-import { pagesPerEntry } from './mmu/mmu.ts';
+import { pagesPerEntry } from './mmu/guest-memory.ts';
 import { PageFault, RET_PF } from './mmu/page-fault.ts';
 import type { Vcpu } from './vcpu.ts';
 

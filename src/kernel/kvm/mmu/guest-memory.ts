@@ -13,6 +13,8 @@ import type { DirtyBitmap } from '../dirty-bitmap.ts';
 export const LEVEL_4K = 1;
 export const LEVEL_2M = 2;
 export const LEVEL_1G = 3;
+/** Pages of 4 KiB that a mapping of `level` has; 2^27 for an entry of the fourth. */
+export const pagesPerEntry = (level: number): number => 1 << (9 * (level - 1));
 
 /** A slot as a fault sees it. */
 export interface FaultSlot {

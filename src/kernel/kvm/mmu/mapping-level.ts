@@ -7,8 +7,7 @@
 
 import { KVM_MEM_LOG_DIRTY_PAGES } from '../../../abi/kvm.ts';
 import type { Gfn, Pfn } from '../../../base/address.ts';
-import { type FaultSlot, LEVEL_1G, LEVEL_2M, LEVEL_4K } from './guest-memory.ts';
-import { pagesPerEntry } from './mmu.ts';
+import { type FaultSlot, LEVEL_1G, LEVEL_2M, LEVEL_4K, pagesPerEntry } from './guest-memory.ts';
 
 /** The largest level that a block of 2^order frames can back. */
 export function maxLevelForOrder(order: number): number {

@@ -12,7 +12,7 @@ import { type Gfn, PAGE_SHIFT, type Pfn, pfn, type Spa, spaOf } from '../../../b
 import { LinuxError } from '../../../base/errors.ts';
 import type { Trace } from '../../../base/trace.ts';
 import type { FrameOwner, HostMemory } from '../../../hardware/memory/host-memory.ts';
-import { LEVEL_2M, LEVEL_4K } from './guest-memory.ts';
+import { LEVEL_2M, LEVEL_4K, pagesPerEntry } from './guest-memory.ts';
 
 const ENTRIES = 512;
 const ROOT_LEVEL = 4;
@@ -35,9 +35,6 @@ const LARGE_LEAF = 1;
 const TABLES_PER_FAULT = 3;
 /** What a page directory (of 2 MiB entries) maps. */
 const DIRECTORY_PAGES = ENTRIES * ENTRIES;
-
-/** Pages that one entry of `level` spans. */
-export const pagesPerEntry = (level: number): number => 512 ** (level - 1);
 
 /** What is mapped, and how many frames the tables take. */
 export interface MmuStats {
