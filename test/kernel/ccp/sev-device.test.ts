@@ -148,6 +148,7 @@ describe('SEV_ISSUE_CMD', () => {
       return { errno, error: command.error, needed: view.getUint32(8, true), blob: command.blob! };
     };
     expect(ask(0n, 0)).toMatchObject({ errno: EIO, error: 0x04, needed: 64 });
+    expect(ask(0n, 128)).toMatchObject({ errno: EIO, error: 0x04, needed: 64 });
     expect(ask(0x1000n, 63)).toMatchObject({ errno: EIO, error: 0x04, needed: 64, blob: new Uint8Array(63) });
     for (const blob of [undefined, new Uint8Array(63)]) {
       const data = new Uint8Array(12);

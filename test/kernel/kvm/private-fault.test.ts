@@ -419,3 +419,26 @@ describe('a fault whose backing delivers later', () => {
     expect(bench.calls).toEqual([]);
   });
 });
+
+describe('the trace of a fault', () => {
+  it.each([
+    ['a read of private memory', READ, 'private', 'fixed', 'read', true],
+    ['a write of private memory', WRITE, 'private', 'fixed', 'write', true],
+    ['a fetch', 0x10, 'private', 'fixed', 'fetch', true],
+    ['one that exits', READ, 'shared', 'errno 14', 'read', false],
+  ] as const)(
+    'says what it came to and why, and which frame: %s',
+    (_, error, visibility, what, why, hasFrame) => {
+      start('7.2', { slot: GMEM, private: [0x105] });
+      const events: object[] = [];
+      bench.trace.listen((event) => {
+        if (event.kind === 'fault') events.push({ ...event });
+      });
+      bench.take(0x105_000, error, visibility);
+      const frame = hasFrame ? { pfn: bench.frame('gmem 261') } : {};
+      const want = { kind: 'fault', who: 'kernel', what, why, gfn: 0x105, private: visibility === 'private' };
+      expect(events).toEqual([expect.objectContaining({ ...want, ...frame })]);
+      expect('pfn' in events[0]!).toBe(hasFrame);
+    },
+  );
+});

@@ -149,7 +149,7 @@ export class SnpVm {
   }
 
   /** All of it. */
-  launch(program: readonly Instruction[], request: { certs?: boolean } = {}): this {
+  launch(program: readonly Instruction[], request: Parameters<this['init']>[0] = {}): this {
     this.init(request).start().load(program);
     this.update(1, 0, SECRETS);
     this.update(5, SECRETS, 4096);

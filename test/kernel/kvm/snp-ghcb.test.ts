@@ -480,7 +480,9 @@ describe('the scratch area of version 1 (6.12)', () => {
     bench.write(ELSEWHERE, Uint8Array.of(11));
     vcpu.run();
     expect([...bench.snp.read(ELSEWHERE, 2)]).toEqual([11, 2]);
+    expect(vcpu.kvmRun.mmioIsWrite).toBe(1);
     bench.request({ code: 0x8000_0001n, info1: 0xd000_0000n, info2: 4n, scratch });
+    expect(vcpu.kvmRun.mmioIsWrite).toBe(0);
     vcpu.kvmRun.mmioData.set([21, 22, 23, 24]);
     vcpu.run();
     expect([...bench.snp.read(ELSEWHERE, 6)]).toEqual([21, 22, 23, 24, 5, 6]);

@@ -163,6 +163,7 @@ describe('2 MiB of an SNP guest', () => {
     expect(run(privateFault(0x12_3000), HLT)).toBe(0);
     expect(guestPages(snp).size).toBe(1);
     expect(guestPages(snp).get(0)).toMatchObject({ large: true, state: 'guest-invalid' });
+    expect(snp.vm.mmu.lookup(0x123 as never)).toMatchObject({ level: 2 });
   });
 
   it('are small pages where part of them was launched', () => {
@@ -172,6 +173,9 @@ describe('2 MiB of an SNP guest', () => {
     expect(guestPages(snp).get(0x5000)).toMatchObject({ large: false, state: 'guest-valid' });
     expect(guestPages(snp).get(0x6000)).toMatchObject({ large: false, state: 'guest-invalid' });
     expect(guestPages(snp).size).toBe(2);
+    snp.process.fallocate(snp.gmem, PUNCH, 0n, BigInt(MiB2));
+    expect(guestPages(snp).size).toBe(0);
+    expect(snp.kernel.psp!.leakedPages).toBe(0);
   });
 
   it('are cut when one page is punched out: the others stay the guest’s', () => {
@@ -258,5 +262,29 @@ describe('2 MiB of an SNP guest', () => {
     snp.attributes(0, MiB2, 8n);
     run(privateFault(0x12_3000), HLT);
     expect(guestPages(snp).get(0x12_3000)).toMatchObject({ large: false });
+  });
+});
+
+describe('what KVM knows of a guest whose registers it cannot see', () => {
+  it.each([
+    ['on', 2n, 1],
+    ['off', 0n, 0],
+  ])('is whether interrupts are %s', (_, interruptState, want) => {
+    const { snp, run } = guest();
+    const step: Step = (core) => {
+      core.set(0x68, interruptState);
+      return privateFault(FRESH)(core);
+    };
+    expect(run(step)).toBe(-14);
+    expect(snp.vcpu.kvmRun.ifFlag).toBe(want);
+  });
+
+  it('is nothing of a VMGEXIT without a GHCB: the guest goes on', () => {
+    const { run } = guest({ kernel: '6.12' });
+    const step: Step = (core) => {
+      core.set(0xa0, 0n);
+      return exit(0x403)(core);
+    };
+    expect(run(step, HLT)).toBe(0);
   });
 });

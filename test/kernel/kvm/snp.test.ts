@@ -35,8 +35,11 @@ describe('an SNP guest', () => {
     expect([...snp.vcpu.gpr]).not.toContain(SECRET);
   });
 
-  it('is told its version and features by the GHCB MSR', () => {
-    const snp = new SnpVm().launch([
+  it.each([
+    ['the version that the VMM wants', 2],
+    ['the newest version where the VMM wants none', 0],
+  ])('is told its version and features by the GHCB MSR: %s', (_, ghcbVersion) => {
+    const program = [
       ...ghcbMsr(2n),
       set('rdi', SHARED),
       store('rdi', 'rax'),
@@ -45,7 +48,8 @@ describe('an SNP guest', () => {
       set('rdi', SHARED),
       store('rdi', 'rax', 16),
       hlt(),
-    ]);
+    ];
+    const snp = new SnpVm().launch(program, { ghcbVersion });
     expect(snp.vcpu.run()).toBe(0);
     expect(snp.vcpu.kvmRun.exitReason).toBe(5);
     expect(snp.long(SHARED + 8)).toBe(0x0002_0001n);

@@ -53,10 +53,9 @@ export function invalidatePages(memory: HostMemory, first: Pfn, order: number): 
   return all;
 }
 
-/** The largest page that may be mapped around a private frame: KVM's level. */
+/** The largest page that may be mapped around a private frame: KVM's level, 4 KiB of one that is not assigned. */
 export function maxMappingLevel(memory: HostMemory, frame: Pfn): number {
-  const { assigned, level } = lookup(memory, frame);
-  return assigned ? level : LEVEL_4K;
+  return lookup(memory, frame).level;
 }
 
 /**
