@@ -33,7 +33,12 @@ export function addAttestationCommands(program: Command): void {
       .addOption(new Option('--port <n>', '0: any that is free').default('8080'))
       .addOption(new Option('--host <address>', 'address to listen on').default('127.0.0.1'))
       .addOption(new Option('--answer <how>', 'normal, 404, 429, or down: no answer').default('normal'))
-      .addOption(new Option('--count <n>', 'how many requests get that answer').default(undefined, 'all'))
+      .addOption(
+        new Option('--count <n>', 'how many requests get that answer, if it is not normal').default(
+          undefined,
+          'all',
+        ),
+      )
       .addOption(new Option('--seconds-per-key <s>', 'a client that asks sooner gets 429').default('0'))
       .addOption(new Option('--quiet', 'do not print requests')),
   ).action(async (options) => {
@@ -46,10 +51,20 @@ export function addAttestationCommands(program: Command): void {
       .command('certs')
       .description("Print an authority's certificates.")
       .argument('<what>', 'root, chain, vlek-chain, vcek, vlek, table, vlek-table, crl, fingerprint, chips')
-      .addOption(new Option('--product <name>', 'Milan, Genoa or Turin').default('Milan'))
-      .addOption(new Option('--chip <id>', 'hardware id in hex').default(undefined, 'the first one'))
       .addOption(
-        new Option('--tcb <version>', 'TCB_VERSION in hex').default(undefined, 'what the chip reports'),
+        new Option('--product <name>', 'Milan, Genoa or Turin').default(undefined, 'Milan; of chips all'),
+      )
+      .addOption(
+        new Option('--chip <id>', 'hardware id in hex, of a key or table').default(
+          undefined,
+          'the first one',
+        ),
+      )
+      .addOption(
+        new Option('--tcb <version>', 'TCB_VERSION in hex, of a key or table').default(
+          undefined,
+          'what the chip reports',
+        ),
       )
       .addOption(new Option('--der', 'DER in place of PEM'))
       .addOption(new Option('--out <file>', 'write there').default(undefined, 'stdout')),
@@ -72,13 +87,15 @@ function addMeasure(program: Command): void {
     .addOption(new Option('--vcpu-family <n>', 'with --vcpu-model and --vcpu-stepping'))
     .addOption(new Option('--vcpu-model <n>'))
     .addOption(new Option('--vcpu-stepping <n>'))
-    .addOption(new Option('--guest-features <number>', 'SEV_FEATURES').default('0x1'))
-    .addOption(new Option('--vmm-type <type>', 'qemu, ec2 or gce; in capitals too').default('qemu'))
+    .addOption(new Option('--guest-features <number>', 'SEV_FEATURES').default(undefined, '0x1'))
+    .addOption(
+      new Option('--vmm-type <type>', 'qemu, ec2 or gce; in capitals too').default(undefined, 'qemu'),
+    )
     .addOption(new Option('--kernel <path>', 'kernel that is measured with the firmware'))
     .addOption(new Option('--initrd <path>'))
     .addOption(new Option('--append <cmdline>'))
     .addOption(new Option('--snp-ovmf-hash <hex>', "the image's digest, from --mode snp:ovmf-hash"))
-    .addOption(new Option('--output-format <format>', 'hex or base64').default('hex'))
+    .addOption(new Option('--output-format <format>', 'hex or base64').default(undefined, 'hex'))
     .addOption(new Option('--explain', 'list the pages: address, type, content digest, digest so far'))
     .addOption(
       new Option('--diff <image>', 'say where the launch of another image differs; exit status 1 if it does'),
@@ -142,7 +159,7 @@ function addVerify(program: Command): void {
     .addOption(new Option('--maximum-age <seconds>', 'since the report was obtained; it says no time itself'))
     .addOption(new Option('--obtained <time>', 'when that was').default(undefined, "the file's time"))
     .addOption(new Option('--json', 'print one JSON object'))
-    .addOption(new Option('--quiet', 'print failing checks alone'))
+    .addOption(new Option('--quiet', 'print failing checks alone, in JSON too'))
     .action(async (report: string, options) => {
       const { verify } = await import('./verify.ts');
       process.exitCode = await verify(report, options);

@@ -3,17 +3,19 @@
  * it.
  */
 import type { Product } from '../abi/amd-certificate.ts';
-import { generationOf, PRODUCTS } from '../abi/amd-certificate.ts';
+import { generationOf, hwidBytes, PRODUCTS } from '../abi/amd-certificate.ts';
 import { writePem } from '../abi/pem.ts';
 import { hasReservedTcbBytes } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
+import type { Chip } from '../hardware/chip.ts';
 import { type AuthorityOptions, openAuthority } from './authority.ts';
 import { writeOutput } from './files.ts';
 import { InputError, parseChoice } from './size.ts';
 
 /** Options as commander has them. */
 export interface CertsCommandOptions extends AuthorityOptions {
-  readonly product: string;
+  /** Milan when absent; of `chips` all. */
+  readonly product?: string;
   readonly chip?: string;
   readonly tcb?: string;
   readonly der?: boolean;
@@ -34,6 +36,11 @@ const KINDS = [
 ] as const;
 type Kind = (typeof KINDS)[number];
 
+/** What hangs on a chip and its TCB. */
+const OF_CHIPS: readonly Kind[] = ['vcek', 'vlek', 'table', 'vlek-table'];
+/** What is one certificate or list, which can be had in DER. */
+const SINGLE: readonly Kind[] = ['root', 'vcek', 'vlek', 'crl'];
+
 interface File {
   readonly label: string;
   readonly bytes: Uint8Array;
@@ -41,34 +48,53 @@ interface File {
 
 export async function certs(what: string, options: CertsCommandOptions): Promise<number> {
   const kind = parseChoice(what, 'certs', KINDS);
-  const product = parseChoice(options.product, '--product', PRODUCTS);
+  refuseOptionsOfOthers(kind, options);
+  const product = parseChoice(options.product ?? 'Milan', '--product', PRODUCTS);
   const tcb = options.tcb === undefined ? undefined : tcbOf(options.tcb, product);
   const authority = openAuthority(options);
-  if (kind === 'chips') {
-    for (const chip of authority.chips()) {
-      const id = Buffer.from(chip.fuses.id).toString('hex');
-      console.log(
-        `${chip.personality.product} ${id} reported TCB 0x${chip.reportedTcb.toString(16).padStart(16, '0')}`,
-      );
-    }
-    return 0;
-  }
-  const fingerprint = await authority.fingerprint(product);
-  if (kind === 'fingerprint') {
-    console.log(fingerprint);
-    return 0;
-  }
-  console.error(`ARK-${product} ${fingerprint}`);
-  const files = await filesOf(kind, product, authority, options.chip, tcb);
-  if (options.der && files.length > 1)
-    throw new InputError(`--der: got ${files.length} certificates, want PEM for them`);
-  const isBinary = options.der === true || kind === 'table' || kind === 'vlek-table';
-  const output = isBinary
-    ? files[0]!.bytes
-    : files.map(({ label, bytes }) => writePem(label, bytes)).join('');
+  const output = await outputOf(kind, product, authority, options, tcb);
   if (options.out === undefined) process.stdout.write(output);
   else writeOutput(options.out, output, '--out');
   return 0;
+}
+
+/** What would change nothing. */
+function refuseOptionsOfOthers(kind: Kind, { chip, tcb, der }: CertsCommandOptions): void {
+  const refuse = (option: string, kinds: readonly Kind[]): never => {
+    const want = `${kinds.slice(0, -1).join(', ')} or ${kinds.at(-1)}`;
+    throw new InputError(`${option}: got it with ${kind}, want it with ${want}`);
+  };
+  if (chip !== undefined && !OF_CHIPS.includes(kind)) refuse('--chip', OF_CHIPS);
+  if (tcb !== undefined && !OF_CHIPS.includes(kind)) refuse('--tcb', OF_CHIPS);
+  if (der === true && !SINGLE.includes(kind)) refuse('--der', SINGLE);
+}
+
+async function outputOf(
+  kind: Kind,
+  product: Product,
+  authority: Authority,
+  options: CertsCommandOptions,
+  tcb: bigint | undefined,
+): Promise<Uint8Array | string> {
+  if (kind === 'chips') {
+    const chips = authority.chips();
+    const wanted =
+      options.product === undefined
+        ? chips
+        : chips.filter(({ personality }) => personality.product === product);
+    return wanted.map(lineOf).join('');
+  }
+  const fingerprint = await authority.fingerprint(product);
+  if (kind === 'fingerprint') return `${fingerprint}\n`;
+  console.error(`ARK-${product} ${fingerprint}`);
+  const files = await filesOf(kind, product, authority, options.chip, tcb);
+  const isBinary = options.der === true || kind === 'table' || kind === 'vlek-table';
+  return isBinary ? files[0]!.bytes : files.map(({ label, bytes }) => writePem(label, bytes)).join('');
+}
+
+function lineOf({ personality, fuses, reportedTcb }: Chip): string {
+  const id = Buffer.from(fuses.id).toString('hex');
+  return `${personality.product} ${id} reported TCB 0x${reportedTcb.toString(16).padStart(16, '0')}\n`;
 }
 
 async function filesOf(
@@ -80,6 +106,10 @@ async function filesOf(
 ): Promise<File[]> {
   const certificate = (bytes: Uint8Array): File => ({ label: 'CERTIFICATE', bytes });
   const chip = () => chipOf(authority, product, chipId);
+  const leafTcb = () => {
+    const { reportedTcb } = chip();
+    return tcb ?? reportedTcb;
+  };
   switch (kind) {
     case 'root':
       return [certificate(await authority.ark(product))];
@@ -89,9 +119,9 @@ async function filesOf(
       return [certificate(intermediate), certificate(ark)];
     }
     case 'vcek':
-      return [certificate(await authority.vcek(chip(), tcb ?? chip().reportedTcb))];
+      return [certificate(await authority.vcek(chip(), leafTcb()))];
     case 'vlek':
-      return [certificate(await authority.vlek(product, tcb ?? chip().reportedTcb))];
+      return [certificate(await authority.vlek(product, leafTcb()))];
     case 'crl':
       return [{ label: 'X509 CRL', bytes: await authority.crl(product) }];
     case 'table':
@@ -105,15 +135,15 @@ async function filesOf(
   }
 }
 
-function chipOf(
-  authority: Authority,
-  product: Product,
-  id: string | undefined,
-): ReturnType<Authority['chip']> {
+function chipOf(authority: Authority, product: Product, id: string | undefined): Chip {
   if (id === undefined) return authority.chip(generationOf(product));
-  const chip = authority.findChip(product, Buffer.from(id, 'hex'));
+  const bytes = hwidBytes(product);
+  const isId = id.length === 2 * bytes && /^[0-9a-f]*$/i.test(id);
+  const chip = isId ? authority.findChip(product, Buffer.from(id, 'hex')) : undefined;
   if (chip === undefined)
-    throw new InputError(`--chip: got ${id}, want the id of a ${product} of this authority`);
+    throw new InputError(
+      `--chip: got ${id}, want the id of a ${product} of this authority, ${bytes} bytes in hex`,
+    );
   return chip;
 }
 

@@ -14,12 +14,18 @@ export interface KdsCommandOptions extends AuthorityOptions {
   readonly quiet?: boolean;
 }
 
-const ANSWERS: readonly KdsAnswer[] = ['normal', '404', '429', 'down'];
+const ANSWERS = ['normal', '404', '429', 'down'] as const satisfies readonly KdsAnswer[];
 
 export async function kds(options: KdsCommandOptions): Promise<number> {
-  const authority = openAuthority(options);
+  const answer = parseChoice(options.answer ?? ANSWERS[0], '--answer', ANSWERS);
+  if (options.count !== undefined && answer === 'normal')
+    throw new InputError('--count: got it with --answer normal, want 404, 429 or down');
+  const count = options.count === undefined ? undefined : parseInteger(options.count, '--count', 0, 2 ** 32);
+  // An empty one would be all addresses.
+  if (options.host === '') throw new InputError('--host: got "", want an address');
   const port = parseInteger(options.port, '--port', 0, 65535);
   const secondsPerKey = parseNumber(options.secondsPerKey ?? '0', '--seconds-per-key', 0, 3600);
+  const authority = openAuthority(options);
   const server = new KeyServer(authority, {
     port,
     host: options.host,
@@ -31,13 +37,7 @@ export async function kds(options: KdsCommandOptions): Promise<number> {
             console.error(`${method} ${url} ${status === 0 ? 'no answer' : status}`),
         }),
   });
-  if (options.answer !== undefined) {
-    const answer = parseChoice(options.answer, '--answer', ANSWERS);
-    server.answer(
-      answer,
-      options.count === undefined ? undefined : parseInteger(options.count, '--count', 0, 2 ** 32),
-    );
-  }
+  server.answer(answer, count);
   const chips = authority.chips();
   const base = await server.listen().catch((error: Error) => {
     throw new InputError(`--host, --port: got ${options.host}, ${options.port}: ${error.message}`);

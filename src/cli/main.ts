@@ -53,7 +53,7 @@ program
       'softcvm',
     ),
   )
-  .addOption(new Option('--kernel <version>', 'kernel personality: 7.2 or 6.12').default('7.2'))
+  .addOption(new Option('--kernel <version>', 'kernel personality: 7.2 or 6.12').default(undefined, '7.2'))
   .addOption(new Option('--early <list>', 'interfaces in their first form, by comma: private-fault, certs'))
   .addOption(new Option('--seed <n>', 'repeat byte for byte'))
   .addOption(new Option('--gmem-huge', 'guest_memfd in folios of 2 MiB'))

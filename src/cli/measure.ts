@@ -18,6 +18,7 @@ import {
   parseFirmware,
   VCPU_TYPES,
   VMM_TYPES,
+  type VmmType,
   vcpuSignature,
 } from '../attest/index.ts';
 import { readGuestImage, readInput } from './files.ts';
@@ -33,13 +34,13 @@ export interface MeasureCommandOptions {
   readonly vcpuFamily?: string;
   readonly vcpuModel?: string;
   readonly vcpuStepping?: string;
-  readonly guestFeatures: string;
-  readonly vmmType: string;
+  readonly guestFeatures?: string;
+  readonly vmmType?: string;
   readonly kernel?: string;
   readonly initrd?: string;
   readonly append?: string;
   readonly snpOvmfHash?: string;
-  readonly outputFormat: string;
+  readonly outputFormat?: string;
   readonly explain?: boolean;
   readonly diff?: string;
   readonly json?: boolean;
@@ -52,10 +53,19 @@ const FIRMWARE_OPTIONS = {
   vcpuType: '--vcpu-type',
   vcpuSig: '--vcpu-sig',
   vcpuFamily: '--vcpu-family',
+  vcpuModel: '--vcpu-model',
+  vcpuStepping: '--vcpu-stepping',
+  vmmType: '--vmm-type',
   kernel: '--kernel',
   initrd: '--initrd',
   append: '--append',
   snpOvmfHash: '--snp-ovmf-hash',
+} as const satisfies Partial<Record<keyof MeasureCommandOptions, string>>;
+/** What a digest of the image alone does not depend on. */
+const LAUNCH_OPTIONS = {
+  vcpus: '--vcpus',
+  guestFeatures: '--guest-features',
+  ...FIRMWARE_OPTIONS,
 } as const satisfies Partial<Record<keyof MeasureCommandOptions, string>>;
 const DIFFERENT = 1;
 
@@ -75,11 +85,13 @@ async function measureImage(image: string | undefined, options: MeasureCommandOp
   const mode = parseChoice(options.mode, '--mode', MODES);
   if (mode !== 'snp' && mode !== 'snp:ovmf-hash')
     throw new InputError(`--mode: got ${mode}, which is not implemented; want snp or snp:ovmf-hash`);
+  refuseContradictions(mode, options);
   if ((image === undefined) === (options.ovmf === undefined)) {
     throw new InputError('measure: want one image, as --ovmf PATH or by itself');
   }
   const path = image ?? options.ovmf!;
-  const base64 = parseChoice(options.outputFormat, '--output-format', ['hex', 'base64']) === 'base64';
+  const base64 =
+    parseChoice(options.outputFormat ?? 'hex', '--output-format', ['hex', 'base64']) === 'base64';
   const asPeer = image === undefined;
   const updates = await launchOf({ path, option: asPeer ? '--ovmf' : 'image' }, mode, asPeer, options);
   if (options.diff !== undefined) {
@@ -107,6 +119,42 @@ async function measureImage(image: string | undefined, options: MeasureCommandOp
   return 0;
 }
 
+/** Options of which one would count for nothing. */
+function refuseContradictions(mode: 'snp' | 'snp:ovmf-hash', options: MeasureCommandOptions): void {
+  if (mode === 'snp:ovmf-hash') {
+    const given = firstGiven(options, LAUNCH_OPTIONS);
+    if (given !== undefined)
+      throw new InputError(`${given}: got it with --mode ${mode}, which is the image alone`);
+  }
+  const { vcpuType, vcpuSig, vcpuFamily, vcpuModel, vcpuStepping } = options;
+  const signatures = Object.entries({
+    '--vcpu-type': vcpuType,
+    '--vcpu-sig': vcpuSig,
+    '--vcpu-family': vcpuFamily,
+  });
+  const [one, other] = signatures.filter(([, given]) => given !== undefined).map(([option]) => option);
+  if (other !== undefined) throw new InputError(`${one}: got it with ${other}, want one of them`);
+  if (vcpuFamily === undefined) {
+    const part = vcpuModel === undefined ? '--vcpu-stepping' : '--vcpu-model';
+    if ((vcpuModel ?? vcpuStepping) !== undefined)
+      throw new InputError(`${part}: got it without --vcpu-family, want both`);
+  }
+  if (options.diff === undefined) return;
+  if (options.explain === true) throw new InputError('--explain: got it with --diff, want one of them');
+  if (options.outputFormat !== undefined)
+    throw new InputError('--output-format: got it with --diff, which prints no digest');
+}
+
+/** The first of `names` that the user gave. */
+function firstGiven(
+  options: MeasureCommandOptions,
+  names: Partial<Record<keyof MeasureCommandOptions, string>>,
+): string | undefined {
+  return Object.entries(names).find(
+    ([name]) => options[name as keyof MeasureCommandOptions] !== undefined,
+  )?.[1];
+}
+
 const hex = (value: number): string => `0x${value.toString(16)}`;
 const stepAsJson = ({ gpa, type, content, digest, label }: LaunchStep): object => ({
   gpa: hex(gpa),
@@ -126,11 +174,10 @@ async function launchOf(
   const bytes = asPeer ? readInput(path, given) : (await readGuestImage(path, given)).image;
   const format = asPeer || isFirmware(bytes) ? 'firmware' : imageFormat(path, bytes);
   if (format !== 'firmware') {
-    for (const [name, option] of Object.entries(FIRMWARE_OPTIONS))
-      if (options[name as keyof MeasureCommandOptions] !== undefined)
-        throw new InputError(
-          `${option}: got it for ${format === 'ELF' ? 'an ELF image' : 'a flat binary'}, want a firmware image`,
-        );
+    const what = format === 'ELF' ? 'an ELF image' : 'a flat binary';
+    if (mode !== 'snp') throw new InputError(`--mode: got ${mode} for ${what}, want a firmware image`);
+    const given = firstGiven(options, FIRMWARE_OPTIONS);
+    if (given !== undefined) throw new InputError(`${given}: got it for ${what}, want a firmware image`);
     return imageUpdates({
       image: bytes,
       format,
@@ -140,11 +187,12 @@ async function launchOf(
   }
   const firmware = parseFirmware(bytes, path);
   if (mode === 'snp:ovmf-hash') return [imageUpdate(firmware)];
+  const vmm = parseChoice((options.vmmType ?? 'qemu').toLowerCase(), '--vmm-type', VMM_TYPES);
   const launch: FirmwareLaunch = {
     firmware,
     vcpus: vcpusOf(options, asPeer),
-    vmm: parseChoice(options.vmmType.toLowerCase(), '--vmm-type', VMM_TYPES),
-    vcpuSignature: signatureOf(options, asPeer),
+    vmm,
+    vcpuSignature: signatureOf(options, vmm, asPeer),
     guestFeatures: featuresOf(options.guestFeatures),
     ...kernelOf(options),
   };
@@ -167,7 +215,7 @@ function vcpusOf({ vcpus }: MeasureCommandOptions, asPeer: boolean): number {
   return parseInteger(vcpus ?? '1', '--vcpus', 1, MAX_VCPUS);
 }
 
-function signatureOf(options: MeasureCommandOptions, asPeer: boolean): number {
+function signatureOf(options: MeasureCommandOptions, vmm: VmmType, asPeer: boolean): number {
   const { vcpuFamily, vcpuModel, vcpuStepping, vcpuSig, vcpuType } = options;
   if (vcpuFamily !== undefined) {
     return vcpuSignature(
@@ -180,13 +228,14 @@ function signatureOf(options: MeasureCommandOptions, asPeer: boolean): number {
   if (vcpuType !== undefined)
     return VCPU_TYPES[parseChoice(vcpuType, '--vcpu-type', Object.keys(VCPU_TYPES))]!;
   if (!asPeer) return VCPU_TYPES['EPYC-Milan']!;
-  if (options.vmmType.toLowerCase() === 'qemu') {
+  if (vmm === 'qemu') {
     throw new InputError('--vcpu-type: got nothing, want it, --vcpu-sig or --vcpu-family');
   }
   return 0;
 }
 
-const featuresOf = (text: string): bigint => wholeNumber(text, '--guest-features', 64);
+/** SNP alone, unless the user says more. */
+const featuresOf = (text = '0x1'): bigint => wholeNumber(text, '--guest-features', 64);
 
 /** A number as Python's int(text, 0) takes it. */
 function wholeNumber(text: string, option: string, bits: number): bigint {

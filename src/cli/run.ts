@@ -36,7 +36,8 @@ export interface RunCommandOptions extends SnpCommandOptions {
   readonly vcpuType?: string;
   readonly irqchip?: string;
   readonly accel?: string;
-  readonly kernel: string;
+  /** The newest when absent. */
+  readonly kernel?: string;
   readonly early?: string;
   readonly seed?: string;
   readonly gmemHuge?: boolean;
@@ -67,6 +68,8 @@ export async function run(
 ): Promise<number> {
   const type = parseChoice(options.type, '--type', VM_TYPES);
   if (type !== 'sev-snp') refuseSnpOptions(options, type);
+  if (options.gmemHuge === true && type === 'default')
+    throw new InputError('--gmem-huge: got it with --type default, whose memory is in no guest_memfd');
   const memory = parseSize(options.memory, '--memory');
   if (memory === 0 || memory % PAGE !== 0) {
     throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
@@ -77,7 +80,7 @@ export async function run(
       ? undefined
       : VCPU_TYPES[parseChoice(options.vcpuType, '--vcpu-type', Object.keys(VCPU_TYPES))]!;
   const irqchip = parseChoice(options.irqchip ?? IRQCHIPS[0], '--irqchip', IRQCHIPS);
-  const kernel = parseChoice(options.kernel, '--kernel', KERNELS);
+  const kernel = parseChoice(options.kernel ?? KERNELS[0], '--kernel', KERNELS);
   const early = (options.early?.split(',') ?? []).map((form) =>
     parseChoice(form.trim(), '--early', EARLY_FORMS),
   );
@@ -145,7 +148,7 @@ export async function run(
 /** What the real kernel cannot be told. */
 function refuseOptionsOfOurKernel(options: RunCommandOptions): void {
   const given = {
-    '--kernel': options.kernel !== KERNELS[0],
+    '--kernel': options.kernel !== undefined,
     '--early': options.early !== undefined,
     '--seed': options.seed !== undefined,
     '--gmem-huge': options.gmemHuge === true,

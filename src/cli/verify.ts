@@ -239,6 +239,8 @@ function policyOf(options: VerifyCommandOptions): ReportPolicy {
   if (options.requireCrl) policy.revocation = 'required';
   if (options.maximumAge !== undefined)
     policy.maximumAge = parseNumber(options.maximumAge, '--maximum-age', 0, 1e9);
+  else if (options.obtained !== undefined)
+    throw new InputError('--obtained: got it without --maximum-age, want both');
   return policy;
 }
 
@@ -303,12 +305,12 @@ function show(verdict: Verdict, roots: readonly Certificate[], options: VerifyCo
   const fingerprints = roots
     .filter(({ subject, issuer }) => subject.text === issuer.text)
     .map(({ bytes }) => createHash('sha256').update(bytes).digest('hex'));
+  const shown = options.quiet ? verdict.failures : verdict.checks;
   if (options.json) {
-    const { ok, checks, isSoftware } = verdict;
-    console.log(JSON.stringify({ ok, software: isSoftware, roots: fingerprints, checks }));
+    const { ok, isSoftware } = verdict;
+    console.log(JSON.stringify({ ok, software: isSoftware, roots: fingerprints, checks: shown }));
     return;
   }
-  const shown = options.quiet ? verdict.failures : verdict.checks;
   const width = Math.max(0, ...shown.map(({ name }) => name.length));
   for (const { name, ok, got, want } of shown) {
     // What is malformed says itself what it should be.

@@ -9,7 +9,8 @@ import { encodeCertificateTable } from '../../src/abi/certificate-table.ts';
 import { writePem } from '../../src/abi/pem.ts';
 import { decodeCertificateTable, parseCertificate, readCertificates } from '../../src/attest/index.ts';
 import { KeyServer } from '../../src/authority/kds.ts';
-import { certs } from '../../src/cli/certs.ts';
+import { type CertsCommandOptions, certs } from '../../src/cli/certs.ts';
+import { kds } from '../../src/cli/kds.ts';
 import { type MeasureCommandOptions, measure } from '../../src/cli/measure.ts';
 import { showReport } from '../../src/cli/report.ts';
 import { type VerifyCommandOptions, verify } from '../../src/cli/verify.ts';
@@ -187,6 +188,17 @@ describe('softcvm verify', () => {
     expect(await run({ ...known, maximumAge: '59' }, path)).toBe(1);
   });
 
+  it('shows failing checks alone with --quiet, in JSON too', async () => {
+    const certs = [paths.table];
+    expect(await run({ certs, json: true, quiet: true })).toBe(1);
+    const { ok, checks } = JSON.parse(lines[0]!);
+    expect(ok).toBe(false);
+    expect(checks.length).toBeGreaterThan(0);
+    expect(checks.every((check: { ok: boolean }) => !check.ok)).toBe(true);
+    expect(await run({ certs, json: true })).toBe(1);
+    expect(JSON.parse(lines[1]!).checks.length).toBeGreaterThan(checks.length);
+  });
+
   it('asks a key distribution server', async () => {
     const server = new KeyServer(authority);
     try {
@@ -302,6 +314,7 @@ describe('softcvm verify', () => {
     [{ guestPolicy: 'x' }, '--guest-policy: got x'],
     [{ at: 'noon' }, '--at: got noon'],
     [{ product: 'Rome' }, '--product: got Rome'],
+    [{ obtained: '2026-06-01T00:00:00Z' }, '--obtained: got it without --maximum-age, want both'],
   ] as [VerifyCommandOptions, string][])('refuses %j as bad input', async (bad, message) => {
     await expect(run(bad)).rejects.toMatchObject({
       name: 'InputError',
@@ -314,9 +327,6 @@ describe('softcvm measure', () => {
   const ovmf = file('OVMF.fd', firmwareImage());
   const usual: MeasureCommandOptions = {
     mode: 'snp',
-    guestFeatures: '0x1',
-    vmmType: 'QEMU',
-    outputFormat: 'hex',
   };
   const peer = { ...usual, ovmf, vcpus: '2', vcpuType: 'EPYC-Milan' };
   const digest = async (one: MeasureCommandOptions, image?: string): Promise<string> => {
@@ -342,7 +352,7 @@ describe('softcvm measure', () => {
   });
 
   it('goes on from the digest of the image', async () => {
-    const snpOvmfHash = await digest({ ...peer, mode: 'snp:ovmf-hash' });
+    const snpOvmfHash = await digest({ ovmf, mode: 'snp:ovmf-hash' });
     expect(await digest({ ...peer, snpOvmfHash })).toBe(await digest(peer));
   });
 
@@ -384,6 +394,27 @@ describe('softcvm measure', () => {
     [{ ...peer, ovmf: file('half', new Uint8Array(9)) }, 'got 9 bytes'],
     [{ ...peer, mode: 'tdx' }, '--mode: got tdx'],
     [{ ...peer, snpOvmfHash: 'ab' }, '--snp-ovmf-hash: got ab'],
+    [
+      { ...peer, mode: 'snp:ovmf-hash' },
+      '--vcpus: got it with --mode snp:ovmf-hash, which is the image alone',
+    ],
+    [
+      { ovmf, mode: 'snp:ovmf-hash', snpOvmfHash: '00'.repeat(48) },
+      '--snp-ovmf-hash: got it with --mode snp:ovmf-hash, which is the image alone',
+    ],
+    [
+      { ovmf, mode: 'snp:ovmf-hash', guestFeatures: '0x1' },
+      '--guest-features: got it with --mode snp:ovmf-hash',
+    ],
+    [{ ...peer, vcpuSig: '0xa00f11' }, '--vcpu-type: got it with --vcpu-sig, want one of them'],
+    [{ ...peer, vcpuFamily: '25' }, '--vcpu-type: got it with --vcpu-family, want one of them'],
+    [{ ...peer, vcpuModel: '1' }, '--vcpu-model: got it without --vcpu-family, want both'],
+    [{ ...peer, vcpuStepping: '1' }, '--vcpu-stepping: got it without --vcpu-family, want both'],
+    [{ ...peer, diff: ovmf, explain: true }, '--explain: got it with --diff, want one of them'],
+    [
+      { ...peer, diff: ovmf, outputFormat: 'hex' },
+      '--output-format: got it with --diff, which prints no digest',
+    ],
   ] as [MeasureCommandOptions, string][])('refuses %j as bad input', async (bad, message) => {
     await expect(measure(undefined, bad)).rejects.toMatchObject({
       name: 'InputError',
@@ -419,6 +450,12 @@ describe('softcvm measure', () => {
   it('refuses for an ELF image what only firmware has', async () => {
     await expect(measure('attester', { ...usual, vcpuType: 'EPYC-Genoa' })).rejects.toThrow(
       '--vcpu-type: got it for an ELF image, want a firmware image',
+    );
+    await expect(measure('attester', { ...usual, vmmType: 'ec2' })).rejects.toThrow(
+      '--vmm-type: got it for an ELF image, want a firmware image',
+    );
+    await expect(measure('attester', { mode: 'snp:ovmf-hash' })).rejects.toThrow(
+      '--mode: got snp:ovmf-hash for an ELF image, want a firmware image',
     );
   });
 
@@ -481,14 +518,34 @@ describe('softcvm certs', () => {
   });
 
   it('prints the root’s fingerprint', async () => {
-    await certs('fingerprint', { product: 'Turin', seed });
-    expect(lines).toEqual([await authority.fingerprint('Turin')]);
+    const fingerprint = `${await authority.fingerprint('Turin')}\n`;
+    expect((await output('fingerprint', { product: 'Turin' })).toString()).toBe(fingerprint);
+  });
+
+  it('prints the chips, of all generations or of one, to a file too', async () => {
+    const chips = (await output('chips', { product: undefined })).toString();
+    expect(chips.match(/^(Milan|Genoa|Turin)(?= [0-9a-f]+ reported TCB 0x[0-9a-f]{16}$)/gm)).toEqual([
+      'Milan',
+      'Genoa',
+      'Turin',
+    ]);
+    const turins = (await output('chips', { product: 'Turin' })).toString();
+    expect(turins).toBe(`${chips.split('\n')[2]}\n`);
+    const out = join(folder, 'chips.txt');
+    expect(await output('chips', { product: 'Turin', out })).toHaveLength(0);
+    expect(readFileSync(out, 'utf8')).toBe(turins);
+  });
+
+  it('takes a chip by its id, a provider’s key at that chip’s TCB too', async () => {
+    const id = Buffer.from(chip.fuses.id).toString('hex');
+    for (const what of ['vcek', 'vlek', 'table', 'vlek-table'])
+      expect(await output(what, { chip: id.toUpperCase() })).toEqual(await output(what));
   });
 
   it.each([
     ['keys', {}, 'certs: got keys'],
     ['chain', { product: 'Rome' }, '--product: got Rome'],
-    ['chain', { der: true }, '--der: got 2 certificates'],
+    ['chain', { der: true }, '--der: got it with chain, want it with root, vcek, vlek or crl'],
     ['vcek', { tcb: '0' }, '--tcb: got 0, want a TCB_VERSION in hex, such as 0x5218000000000004'],
     ['vcek', { tcb: '0x5218000000010004' }, '--tcb: got 0x5218000000010004, want a TCB_VERSION of a Milan'],
     [
@@ -497,14 +554,45 @@ describe('softcvm certs', () => {
       '--tcb: got garbage, want a TCB_VERSION in hex, such as 0x5218000000000004',
     ],
     ['vlek-table', { tcb: 'garbage' }, '--tcb: got garbage'],
-    ['root', { tcb: 'garbage' }, '--tcb: got garbage'],
-    ['chips', { tcb: 'garbage' }, '--tcb: got garbage'],
     ['vcek', { chip: 'ab' }, '--chip: got ab'],
+    [
+      'vcek',
+      { chip: `${Buffer.from(chip.fuses.id).toString('hex')}zz` },
+      'want the id of a Milan of this authority, 64 bytes in hex',
+    ],
+    ['vlek', { chip: 'ab' }, '--chip: got ab'],
+    ...['root', 'chain', 'vlek-chain', 'crl', 'fingerprint', 'chips'].flatMap(
+      (what): [string, Partial<CertsCommandOptions>, string][] => [
+        [what, { chip: 'ab' }, `--chip: got it with ${what}, want it with vcek, vlek, table or vlek-table`],
+        [what, { tcb: '0x1' }, `--tcb: got it with ${what}, want it with vcek, vlek, table or vlek-table`],
+      ],
+    ),
+    ...['table', 'vlek-table', 'fingerprint', 'chips'].map(
+      (what): [string, Partial<CertsCommandOptions>, string] => [
+        what,
+        { der: true },
+        `--der: got it with ${what}, want it with root, vcek, vlek or crl`,
+      ],
+    ),
     ['root', { state: folder }, '--seed: got --state as well'],
     ['root', { out: '/absent/root.pem' }, '--out: got /absent/root.pem: no such directory'],
     ['root', { out: folder }, `--out: got ${folder}: is a directory`],
     ['root', { out: folder }, `--out: got ${folder}: `],
   ])('refuses %s %j', async (what, more, message) => {
     await expect(certs(what, { product: 'Milan', seed, ...more })).rejects.toThrow(message);
+  });
+});
+
+describe('softcvm kds', () => {
+  const usual = { seed: '7', port: '0', host: '127.0.0.1', answer: 'normal' };
+  it.each([
+    [{ count: '3' }, '--count: got it with --answer normal, want 404, 429 or down'],
+    [{ answer: '404', count: 'x' }, '--count: got x, want a number from 0 to 4294967296'],
+    [{ answer: '500' }, '--answer: got 500, want normal or 404 or 429 or down'],
+    [{ port: '65536' }, '--port: got 65536, want a number from 0 to 65535'],
+    [{ host: '' }, '--host: got "", want an address'],
+    [{ secondsPerKey: '-1' }, '--seconds-per-key: got -1, want a number from 0 to 3600'],
+  ])('refuses %j', async (more, message) => {
+    await expect(kds({ ...usual, ...more })).rejects.toMatchObject({ name: 'InputError', message });
   });
 });

@@ -24,7 +24,7 @@ async function printed(action: () => Promise<number>): Promise<string> {
   return lines.join('\n');
 }
 const DEFAULTS: RunCommandOptions = {
-  ...{ type: 'sev-snp', memory: '16M', smp: '1', kernel: '7.2', seed: '9', timeout: '60', json: true },
+  ...{ type: 'sev-snp', memory: '16M', smp: '1', seed: '9', timeout: '60', json: true },
 };
 
 describe('softcvm run of firmware', () => {

@@ -14,7 +14,6 @@ const DEFAULTS: RunCommandOptions = {
   type: 'sev-snp',
   memory: '16M',
   smp: '1',
-  kernel: '7.2',
   seed: '9',
   timeout: '60',
 };
@@ -108,7 +107,7 @@ describe('softcvm run --type sev-snp', () => {
     const { launch } = await attest();
     const lines: string[] = [];
     vi.spyOn(console, 'log').mockImplementation((line) => lines.push(line));
-    await measure('attester', { mode: 'snp', guestFeatures: '0x1', vmmType: 'QEMU', outputFormat: 'hex' });
+    await measure('attester', { mode: 'snp' });
     expect(lines).toEqual([launch.measurement]);
   });
 

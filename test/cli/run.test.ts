@@ -6,7 +6,7 @@ import { type RunCommandOptions, run } from '../../src/cli/run.ts';
 import { InputError } from '../../src/cli/size.ts';
 import { exitWith, HALT, LOOP, print, TRIPLE_FAULT, tinyElf } from './tiny-elf.ts';
 
-const DEFAULTS: RunCommandOptions = { type: 'sw-protected', memory: '8M', smp: '1', kernel: '7.2' };
+const DEFAULTS: RunCommandOptions = { type: 'sw-protected', memory: '8M', smp: '1' };
 const folder = mkdtempSync(join(tmpdir(), 'softcvm-cli-'));
 afterAll(() => rmSync(folder, { recursive: true }));
 afterEach(() => vi.restoreAllMocks());
@@ -170,6 +170,18 @@ describe('softcvm run: bad input is refused by name', () => {
       () => 'hello',
       { early: 'private-fault,sev-launch' },
       '--early: got sev-launch',
+    ],
+    [
+      'folios of a guest_memfd without one',
+      () => 'hello',
+      { type: 'default', gmemHuge: true },
+      '--gmem-huge: got it with --type default, whose memory is in no guest_memfd',
+    ],
+    [
+      'a version of the real kernel',
+      () => 'hello',
+      { accel: 'kvm', kernel: '7.2' },
+      '--accel kvm: got --kernel, which the real kernel does not have',
     ],
     ['no vCPU', () => 'hello', { smp: '0' }, '--smp: got 0'],
     ['a seed that is no number', () => 'hello', { seed: 'x' }, '--seed: got x'],
