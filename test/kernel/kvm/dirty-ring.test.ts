@@ -99,6 +99,13 @@ describe('a ring', () => {
     expect([first![0], second![0]]).toEqual([0, 1]);
   });
 
+  it('is there until its vCPU is closed', () => {
+    const { vcpus } = start({ pages: 1, ...ring() });
+    expect(vcpus[0]!.dirtyRing).toBeDefined();
+    vcpus[0]!.close();
+    expect(vcpus[0]!.dirtyRing).toBeUndefined();
+  });
+
   it('gets an entry for the first write to a page: flags, slot, page', () => {
     const bench = start({ pages: 70, ...ring() });
     for (const page of [69, 3, 3, 40]) expect(bench.write(page)).toEqual(HLT);

@@ -352,6 +352,13 @@ describe('NMIs', () => {
       expect(injected()).toEqual([0n, 0n, NMI]);
     });
 
+    it('leave a step of the guest’s own where KVM carries the instruction out', () => {
+      inShadow();
+      bench.setRegs({ rflags: 0x102n });
+      expect(bench.runScript(exit(0x72, 0n, 0n, 2), outOfShadow(HLT))).toBe(0);
+      expect(injected().map((event) => event & 0xffff_ffffn)).toEqual([0n, 0x8000_0301n]);
+    });
+
     it('leave RFLAGS to user space as the guest has them', () => {
       inShadow();
       expect(bench.runScript(look(exit(0x7b, 0x80_0010n, 0n, 2)))).toBe(0);

@@ -95,6 +95,19 @@ describe('writes', () => {
     expect(bench.vcpu.getMsrs([0x176])[0]!.data).toBe(0x8123_4567n);
   });
 
+  it.each([
+    ['AMD’s, drops the upper half', [0x68747541, 0x69746e65, 0x444d4163], 1],
+    ['Intel’s, refuses one', [0x756e6547, 0x49656e69, 0x6c65746e], 0],
+  ] as const)('of TSC_AUX: a processor that is %s', (_, [ebx, edx, ecx], written) => {
+    bench = new VcpuBench();
+    const leaf = { index: 0, flags: 0, eax: 1, ebx: 0, ecx: 0 };
+    bench.vcpu.setCpuid2([
+      { ...leaf, function: 0, ebx, ecx, edx },
+      { ...leaf, function: 0x8000_0001, edx: 1 << 27 },
+    ]);
+    expect(bench.vcpu.setMsrs([{ index: 0xc000_0103, data: (1n << 32n) | 5n }])).toBe(written);
+  });
+
   it('with McStatusWrEn let a guest set the status of a bank', () => {
     bench = new VcpuBench();
     const { msrs } = bench.vcpu;

@@ -225,3 +225,14 @@ it.each([
   const image = bench.vcpu.getXsave();
   expect(new DataView(image.buffer, image.byteOffset).getBigUint64(512, true)).toBe(want);
 });
+
+it('the C-bit of leaf 0x8000001F is no address bit of a plain VM', () => {
+  bench = new VcpuBench();
+  const leaf = (number: number, eax: number, ebx: number) =>
+    ({ function: number, index: 0, flags: 0, eax, ebx, ecx: 0, edx: 0 }) as const;
+  const LONG_MODE = { ...leaf(0x8000_0001, 0, 0), edx: 1 << 29 };
+  bench.vcpu.setCpuid2([leaf(0x8000_0008, 0x3030, 0), leaf(0x8000_001f, 2, 51), LONG_MODE]);
+  bench.enterLongMode();
+  expect(() => bench.setSregs({ cr3: 1n << 51n })).toThrow('EINVAL');
+  bench.setSregs({ cr3: 1n << 47n });
+});

@@ -246,6 +246,28 @@ describe('device attributes of /dev/kvm', () => {
     });
 });
 
+it('attributes of SEV are 0 where KVM has no SEV', () => {
+  const { kvm } = startVm({ type: 0 });
+  expect([1n, 2n].map((attr) => kvm.getDeviceAttr({ group: 1, attr }))).toEqual([0n, 0n]);
+});
+
+it.each([
+  ['with', true, 4],
+  ['without', false, 0],
+])('firmware is told to finish a launch %s VCEK_DIS', (_, vcekDisabled, flags) => {
+  const snp = new SnpVm().init().start();
+  const psp = snp.kernel.psp!;
+  const command = psp.command.bind(psp);
+  const told: number[] = [];
+  psp.command = (number, buffer, report) => {
+    if (number === 0xa2) told.push(buffer![24]!);
+    return command(number, buffer, report);
+  };
+  const data = { vcekDisabled, hostData: new Uint8Array(32), flags: 0 };
+  snp.vm.memoryEncryptOp({ id: 102, sevFd: snp.sevFd, data });
+  expect(told).toEqual([flags]);
+});
+
 describe('SNP_LAUNCH_START', () => {
   // policy; errno and firmware's status on 6.12 and on 7.2, on a Milan. Bits 23 to 25 are nothing that its firmware knows.
   const ROWS: readonly (readonly [string, bigint, number, number, number, number])[] = [

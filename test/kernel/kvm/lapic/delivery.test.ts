@@ -499,6 +499,19 @@ describe('routes', () => {
     expect(eoiOf(gone)).toBe(0x60);
   });
 
+  it('that went away keep the EOI of what is in service', () => {
+    const bench = new LapicBench([0], 24).enable();
+    bench.controller.setRoutes([route(4)], 0);
+    bench.controller.setLine(4, 1);
+    expect(bench.take()).toBe(0x60);
+    bench.controller.setRoutes(
+      [route(4, { msi: { addressLo: 0xfee0_7000, addressHi: 0, data: 0x8060 } })],
+      0,
+    );
+    bench.write(0xb0, 0);
+    expect(bench.lapic.pendingIoapicEoi).toBe(0x60);
+  });
+
   it('tell of EOIs although the guest suppresses them, unless user space said that it knows', () => {
     const suppress = (flags: bigint) => (bench: LapicBench) => {
       bench.controller.setX2apicApi(flags);
