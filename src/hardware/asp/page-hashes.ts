@@ -9,9 +9,11 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { PAGE_SIZE } from '../../base/address.ts';
 
-const SLOTS = 64;
+const SLOTS = 256;
 /** So many pages that wait keep lanes busy. */
-const ENOUGH = 8;
+const ENOUGH = 64;
+/** For so many a lane is woken: that takes as long as the hash of a page. */
+const WORTH_WAKING = 16;
 /** More lanes than these would wait for whoever brings the pages. */
 const MOST_LANES = 2;
 const DIGEST_SIZE = 48;
@@ -21,9 +23,11 @@ const LAYOUT = {
   ...{ CAME: 0, RUNNING: 1, ASLEEP: 2, STATES: 4 },
   ...{ WAITING: 1, TAKEN: 2, DONE: 3 },
   DIGESTS: (4 + SLOTS) * 4,
-  PAGES: PAGE_SIZE,
+  PAGES: 4 * PAGE_SIZE,
   SLOTS,
 } as const;
+
+export const RING_BYTES = LAYOUT.PAGES + SLOTS * PAGE_SIZE;
 
 /** SHA-384 as a string of 48 characters, a byte each: the platform's fastest form, where it has one-shot hashes. */
 export const digestOf = (bytes: Uint8Array): string =>
@@ -80,9 +84,8 @@ export class PageHashes {
   #came = 0;
   #out = 0;
 
-  /** With so many lanes, which start. */
-  constructor(lanes: number) {
-    const shared = new SharedArrayBuffer(LAYOUT.PAGES + SLOTS * PAGE_SIZE);
+  /** With so many lanes, which start. `shared`: where the ring lies, all zero. */
+  constructor(lanes: number, shared = new SharedArrayBuffer(RING_BYTES)) {
     this.#words = new Int32Array(shared, 0, LAYOUT.DIGESTS / 4);
     this.#bytes = Buffer.from(shared);
     for (let i = 0; i < lanes; i++) startLane(shared);
@@ -115,7 +118,7 @@ export class PageHashes {
     label.type = type;
     label.permissions = permissions;
     label.gpa = gpa;
-    const enough = this.length >= ENOUGH && this.#state(this.#came - ENOUGH) === LAYOUT.WAITING;
+    const enough = this.#isWaiting(ENOUGH);
     if (enough) this.#put(slot, digestOf(page));
     else {
       this.#bytes.set(page, LAYOUT.PAGES + slot * PAGE_SIZE);
@@ -123,7 +126,8 @@ export class PageHashes {
     }
     this.#came = (this.#came + 1) | 0;
     Atomics.store(words, LAYOUT.CAME, this.#came);
-    if (!enough && Atomics.load(words, LAYOUT.ASLEEP) > 0) Atomics.notify(words, LAYOUT.CAME);
+    if (Atomics.load(words, LAYOUT.ASLEEP) > 0 && this.#isWaiting(WORTH_WAKING))
+      Atomics.notify(words, LAYOUT.CAME);
   }
 
   /** Takes the oldest page out: `into` gets its digest, 48 bytes, at `at`. Returns what came with it. */
@@ -131,14 +135,33 @@ export class PageHashes {
     const words = this.#words;
     const slot = this.#out & (SLOTS - 1);
     const state = LAYOUT.STATES + slot;
-    const page = LAYOUT.PAGES + slot * PAGE_SIZE;
-    if (Atomics.compareExchange(words, state, LAYOUT.WAITING, LAYOUT.TAKEN) === LAYOUT.WAITING)
-      this.#put(slot, digestOf(this.#bytes.subarray(page, page + PAGE_SIZE)));
-    else while (Atomics.load(words, state) === LAYOUT.TAKEN) Atomics.wait(words, state, LAYOUT.TAKEN);
+    while (!this.#hash(slot) && Atomics.load(words, state) !== LAYOUT.DONE)
+      if (!this.#hashNewest()) Atomics.wait(words, state, LAYOUT.TAKEN);
     const digest = LAYOUT.DIGESTS + slot * DIGEST_SIZE;
     for (let i = 0; i < DIGEST_SIZE; i++) into[at + i] = this.#bytes[digest + i]!;
     this.#out = (this.#out + 1) | 0;
     return this.#labels[slot]!;
+  }
+
+  /** Hashes the page of a slot, if it waits. */
+  #hash(slot: number): boolean {
+    const { WAITING, TAKEN, STATES, PAGES } = LAYOUT;
+    if (Atomics.compareExchange(this.#words, STATES + slot, WAITING, TAKEN) !== WAITING) return false;
+    const page = PAGES + slot * PAGE_SIZE;
+    this.#put(slot, digestOf(this.#bytes.subarray(page, page + PAGE_SIZE)));
+    return true;
+  }
+
+  /** Hashes one of the pages that came last, which lanes, who begin with the first, would get to last: they may be long about a page where processors are busy. */
+  #hashNewest(): boolean {
+    for (let back = 1; back <= this.length; back++)
+      if (this.#hash((this.#came - back) & (SLOTS - 1))) return true;
+    return false;
+  }
+
+  /** Whether so many pages wait, or more: lanes take the oldest first. */
+  #isWaiting(pages: number): boolean {
+    return this.length >= pages && this.#state(this.#came - pages) === LAYOUT.WAITING;
   }
 
   /** State of the page that came as number `page`. */
@@ -152,42 +175,54 @@ export class PageHashes {
   }
 }
 
-/** Keeps no process alive. */
+/** Keeps no process alive. One that cannot start is missed by nobody: `lanes` does not count it. */
 function startLane(shared: SharedArrayBuffer): void {
   const script = `(${lane})(require('node:crypto'), require('node:worker_threads').workerData)`;
-  const worker = new Worker(script, { eval: true, execArgv: [], workerData: { shared, layout: LAYOUT } });
-  // One that cannot start is missed by nobody: `lanes` does not count it.
-  worker.on('error', () => {});
-  worker.unref();
+  try {
+    const worker = new Worker(script, { eval: true, execArgv: [], workerData: { shared, layout: LAYOUT } });
+    worker.on('error', () => {});
+    worker.unref();
+  } catch {
+    // Node's permission model forbids threads.
+  }
 }
 
-/** What a lane runs: its text becomes a script of its own, so nothing of this file is in its reach. */
+/**
+ * What a lane runs: its text becomes a script of its own, so nothing of this file is in its reach, nor what a bundler would give names to functions with. A page that it
+ * cannot hash it leaves to others, and ends.
+ */
 function lane(
   { createHash, hash }: typeof crypto,
   { shared, layout }: { shared: SharedArrayBuffer; layout: typeof LAYOUT },
-): never {
+): void {
   const { CAME, RUNNING, ASLEEP, STATES, WAITING, TAKEN, DONE, DIGESTS, PAGES, SLOTS: slots } = layout;
   const words = new Int32Array(shared, 0, DIGESTS / 4);
   const bytes = Buffer.from(shared);
-  const digestOf = (page: Uint8Array): string =>
-    typeof hash === 'function'
-      ? hash('sha384', page, 'binary')
-      : createHash('sha384').update(page).digest('binary');
+  let state = STATES;
   let next = Atomics.load(words, CAME);
   Atomics.add(words, RUNNING, 1);
-  for (;;) {
-    // The next page comes in microseconds, as a rule, and to be woken takes as long.
-    for (let spin = 0; spin < 10_000 && Atomics.load(words, CAME) === next; spin++);
-    Atomics.add(words, ASLEEP, 1);
-    Atomics.wait(words, CAME, next);
-    Atomics.sub(words, ASLEEP, 1);
-    for (const end = Atomics.load(words, CAME); next !== end; next = (next + 1) | 0) {
-      const slot = next & (slots - 1);
-      if (Atomics.compareExchange(words, STATES + slot, WAITING, TAKEN) !== WAITING) continue;
-      const at = PAGES + slot * 4096;
-      bytes.write(digestOf(bytes.subarray(at, at + 4096)), DIGESTS + slot * 48, 48, 'latin1');
-      Atomics.store(words, STATES + slot, DONE);
-      Atomics.notify(words, STATES + slot);
+  try {
+    for (;;) {
+      Atomics.add(words, ASLEEP, 1);
+      Atomics.wait(words, CAME, next);
+      Atomics.sub(words, ASLEEP, 1);
+      for (const end = Atomics.load(words, CAME); next !== end; next = (next + 1) | 0) {
+        const slot = next & (slots - 1);
+        state = STATES + slot;
+        if (Atomics.compareExchange(words, state, WAITING, TAKEN) !== WAITING) continue;
+        const page = bytes.subarray(PAGES + slot * 4096, PAGES + (slot + 1) * 4096);
+        const digest =
+          typeof hash === 'function'
+            ? hash('sha384', page, 'binary')
+            : createHash('sha384').update(page).digest('binary');
+        bytes.write(digest, DIGESTS + slot * 48, 48, 'latin1');
+        Atomics.store(words, state, DONE);
+        Atomics.notify(words, state);
+      }
     }
+  } finally {
+    Atomics.sub(words, RUNNING, 1);
+    Atomics.compareExchange(words, state, TAKEN, WAITING);
+    Atomics.notify(words, state);
   }
 }
