@@ -5,7 +5,7 @@
 import { generationOf, PRODUCTS, type Product } from '../abi/amd-certificate.ts';
 import { decodeTcb, encodeTcb, type TcbVersion, tcbAtMost, tcbComponents } from '../abi/tcb-version.ts';
 import { toHex } from '../base/hex.ts';
-import { isObject, requireKind, requireKnownFields, requireOneOf } from '../base/option-checks.ts';
+import { isObject, requireKind, requireKnownFields, requireOneOf, textOf } from '../base/option-checks.ts';
 import type { Checks } from './check.ts';
 import type { AttestationReport } from './report.ts';
 
@@ -158,7 +158,7 @@ function hexOf(value: HexOrBytes, field: string, lengths: readonly number[]): st
   const hex = typeof value === 'string' ? value.toLowerCase().replace(/^0x/, '') : toHex(value);
   if (!/^[0-9a-f]*$/.test(hex) || !lengths.includes(hex.length / 2)) {
     throw new RangeError(
-      `policy.${field}: got ${typeof value === 'string' ? value : hex}, want ${lengths.join(' or ')} bytes in hex`,
+      `policy.${field}: got ${textOf(typeof value === 'string' ? value : hex)}, want ${lengths.join(' or ')} bytes in hex`,
     );
   }
   return hex;

@@ -14,6 +14,7 @@ export function openAuthority({ state, seed }: AuthorityOptions): Authority {
     if (state !== undefined) throw new InputError('--seed: got --state as well, want one of them');
     return Authority.seeded(parseInteger(seed, '--seed', 0, 2 ** 32 - 1));
   }
+  if (state === '') throw new InputError('--state: got "", want a directory');
   const path = state ?? defaultStateDirectory();
   try {
     return Authority.stored(path);

@@ -7,6 +7,7 @@ import { generationOf, hwidBytes, PRODUCTS } from '../abi/amd-certificate.ts';
 import { writePem } from '../abi/pem.ts';
 import { hasReservedTcbBytes } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
+import { textOf } from '../base/option-checks.ts';
 import type { Chip } from '../hardware/chip.ts';
 import { type AuthorityOptions, openAuthority } from './authority.ts';
 import { writeOutput } from './files.ts';
@@ -86,8 +87,8 @@ async function outputOf(
   }
   const fingerprint = await authority.fingerprint(product);
   if (kind === 'fingerprint') return `${fingerprint}\n`;
-  console.error(`ARK-${product} ${fingerprint}`);
   const files = await filesOf(kind, product, authority, options.chip, tcb);
+  console.error(`ARK-${product} ${fingerprint}`);
   const isBinary = options.der === true || kind === 'table' || kind === 'vlek-table';
   return isBinary ? files[0]!.bytes : files.map(({ label, bytes }) => writePem(label, bytes)).join('');
 }
@@ -142,18 +143,18 @@ function chipOf(authority: Authority, product: Product, id: string | undefined):
   const chip = isId ? authority.findChip(product, Buffer.from(id, 'hex')) : undefined;
   if (chip === undefined)
     throw new InputError(
-      `--chip: got ${id}, want the id of a ${product} of this authority, ${bytes} bytes in hex`,
+      `--chip: got ${textOf(id)}, want the id of a ${product} of this authority, ${bytes} bytes in hex`,
     );
   return chip;
 }
 
 function tcbOf(text: string, product: Product): bigint {
   if (!/^0x[0-9a-f]{1,16}$/i.test(text))
-    throw new InputError(`--tcb: got ${text}, want a TCB_VERSION in hex, such as 0x5218000000000004`);
+    throw new InputError(`--tcb: got ${textOf(text)}, want a TCB_VERSION in hex, such as 0x5218000000000004`);
   const tcb = BigInt(text);
   if (hasReservedTcbBytes(generationOf(product), tcb)) {
     throw new InputError(
-      `--tcb: got ${text}, want a TCB_VERSION of a ${product}: its reserved bytes are zero`,
+      `--tcb: got ${textOf(text)}, want a TCB_VERSION of a ${product}: its reserved bytes are zero`,
     );
   }
   return tcb;

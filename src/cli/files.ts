@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { textOf } from '../base/option-checks.ts';
 import { readImage } from '../index.ts';
 import { InputError } from './size.ts';
 
@@ -10,7 +11,7 @@ export function readInput(path: string, option: string): Buffer {
   try {
     return readFileSync(path);
   } catch (error) {
-    throw new InputError(`${option}: got ${path}: ${reasonOf(error)}`);
+    throw new InputError(`${option}: got ${textOf(path)}: ${reasonOf(error)}`);
   }
 }
 
@@ -19,7 +20,7 @@ export function writeOutput(path: string, content: Uint8Array | string, option: 
   try {
     writeFileSync(path, content);
   } catch (error) {
-    throw new InputError(`${option}: got ${path}: ${reasonOfWrite(error)}`);
+    throw new InputError(`${option}: got ${textOf(path)}: ${reasonOfWrite(error)}`);
   }
 }
 
@@ -33,7 +34,7 @@ export async function readGuestImage(
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     const reason = code === 'ENOENT' ? 'no such file, nor a guest of that name' : reasonOf(error);
-    throw new InputError(`${option}: got ${nameOrPath}: ${reason}`);
+    throw new InputError(`${option}: got ${textOf(nameOrPath)}: ${reason}`);
   }
 }
 
@@ -47,7 +48,7 @@ export function filesOf(paths: readonly string[], option: string): string[] {
             .map((name) => join(path, name))
         : [path];
     } catch (error) {
-      throw new InputError(`${option}: got ${path}: ${reasonOf(error)}`);
+      throw new InputError(`${option}: got ${textOf(path)}: ${reasonOf(error)}`);
     }
   });
 }

@@ -21,8 +21,9 @@ import {
   type VmmType,
   vcpuSignature,
 } from '../attest/index.ts';
+import { textOf } from '../base/option-checks.ts';
 import { readGuestImage, readInput } from './files.ts';
-import { InputError, parseChoice, parseInteger } from './size.ts';
+import { InputError, parseChoice, parseInteger, parseWord } from './size.ts';
 
 /** Options as commander has them. */
 export interface MeasureCommandOptions {
@@ -172,12 +173,12 @@ async function launchOf(
   options: MeasureCommandOptions,
 ): Promise<LaunchUpdate[]> {
   const bytes = asPeer ? readInput(path, given) : (await readGuestImage(path, given)).image;
-  const format = asPeer || isFirmware(bytes) ? 'firmware' : imageFormat(path, bytes);
+  const format = asPeer || isFirmware(bytes) ? 'firmware' : imageFormat(path, bytes, given);
   if (format !== 'firmware') {
     const what = format === 'ELF' ? 'an ELF image' : 'a flat binary';
     if (mode !== 'snp') throw new InputError(`--mode: got ${mode} for ${what}, want a firmware image`);
-    const given = firstGiven(options, FIRMWARE_OPTIONS);
-    if (given !== undefined) throw new InputError(`${given}: got it for ${what}, want a firmware image`);
+    const other = firstGiven(options, FIRMWARE_OPTIONS);
+    if (other !== undefined) throw new InputError(`${other}: got it for ${what}, want a firmware image`);
     return imageUpdates({
       image: bytes,
       format,
@@ -185,9 +186,9 @@ async function launchOf(
       guestFeatures: featuresOf(options.guestFeatures),
     });
   }
-  const firmware = parseFirmware(bytes, path);
+  const firmware = parseFirmware(bytes, `${given} ${path}`);
   if (mode === 'snp:ovmf-hash') return [imageUpdate(firmware)];
-  const vmm = parseChoice((options.vmmType ?? 'qemu').toLowerCase(), '--vmm-type', VMM_TYPES);
+  const vmm = parseWord(options.vmmType ?? 'qemu', '--vmm-type', VMM_TYPES);
   const launch: FirmwareLaunch = {
     firmware,
     vcpus: vcpusOf(options, asPeer),
@@ -202,11 +203,11 @@ async function launchOf(
 }
 
 /** As `softcvm run` takes it: `.bin` is a flat binary, whatever it holds. */
-function imageFormat(path: string, bytes: Uint8Array): 'ELF' | 'flat' {
+function imageFormat(path: string, bytes: Uint8Array, option: string): 'ELF' | 'flat' {
   if (path.endsWith('.bin')) return 'flat';
   if (isElfImage(bytes)) return 'ELF';
   throw new InputError(
-    `image: got ${path}, want an ELF file, a flat binary (.bin), or firmware with a GUIDed table as OVMF has`,
+    `${option}: got ${path}, want an ELF file, a flat binary (.bin), or firmware with a GUIDed table as OVMF has`,
   );
 }
 
@@ -241,7 +242,7 @@ const featuresOf = (text = '0x1'): bigint => wholeNumber(text, '--guest-features
 function wholeNumber(text: string, option: string, bits: number): bigint {
   const value = /^(0x[0-9a-f]+|0o[0-7]+|0b[01]+|\d+)$/i.test(text) ? BigInt(text) : -1n;
   if (value < 0n || value >> BigInt(bits) !== 0n) {
-    throw new InputError(`${option}: got ${text}, want a number of at most ${bits} bits`);
+    throw new InputError(`${option}: got ${textOf(text)}, want a number of at most ${bits} bits`);
   }
   return value;
 }
@@ -262,7 +263,8 @@ function kernelOf({ kernel, initrd, append }: MeasureCommandOptions): Pick<Firmw
 }
 
 function digestOf(text: string): Uint8Array {
-  if (!/^[0-9a-f]{96}$/i.test(text)) throw new InputError(`--snp-ovmf-hash: got ${text}, want 96 hex digits`);
+  if (!/^[0-9a-f]{96}$/i.test(text))
+    throw new InputError(`--snp-ovmf-hash: got ${textOf(text)}, want 96 hex digits`);
   return Buffer.from(text, 'hex');
 }
 

@@ -4,11 +4,12 @@ import { SEV_ISSUE_CMD, sevUserVlekLoad } from '../abi/sev-device.ts';
 import { decodeTcb } from '../abi/tcb-version.ts';
 import type { Authority } from '../authority/authority.ts';
 import { platformEntropy, seededEntropy } from '../base/entropy.ts';
+import { textOf } from '../base/option-checks.ts';
 import { Chip, type ChipGeneration, type Host, type Process, type SnpMachineOptions } from '../index.ts';
 import { GUEST_DATA_BYTES } from '../vmm/loaders/snp-boot.ts';
 import { openAuthority } from './authority.ts';
 import { readInput } from './files.ts';
-import { InputError, parseChoice } from './size.ts';
+import { InputError, parseChoice, parseWord } from './size.ts';
 
 /** Options as commander has them. */
 export interface SnpCommandOptions {
@@ -87,10 +88,7 @@ export async function snpSetup(options: SnpCommandOptions): Promise<SnpSetup> {
     throw new InputError('--author-key: got it without --id-block and --id-auth, want all three');
   const kernel = kernelOption(options);
   const given = options.certs === undefined ? undefined : certificateTable(options.certs);
-  const signingKey = parseChoice((options.signingKey ?? 'VCEK').toUpperCase(), OPTIONS.signingKey, [
-    'VCEK',
-    'VLEK',
-  ]);
+  const signingKey = parseWord(options.signingKey ?? 'VCEK', OPTIONS.signingKey, ['VCEK', 'VLEK']);
   const authority = openAuthority(options);
   const chip = chipOf(authority, generation, options.tcb);
   const vlek = signingKey === 'VLEK' ? await authority.loadedKey(chip) : undefined;
@@ -147,7 +145,7 @@ function putOff(text: string, seed: string | undefined): () => boolean {
   const number = Number(digits);
   if (digits === undefined || (percent === '%' && number > 100))
     throw new InputError(
-      `${OPTIONS.certsBusy}: got ${text}, want a number of requests, such as 3, or a share, such as 25%`,
+      `${OPTIONS.certsBusy}: got ${textOf(text)}, want a number of requests, such as 3, or a share, such as 25%`,
     );
   if (percent === '') {
     let left = number;
@@ -200,14 +198,14 @@ const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base6
 function hexOption(text: string | undefined, option: string, bytes: number): Uint8Array | undefined {
   if (text === undefined) return undefined;
   if (text.length !== 2 * bytes || !/^[0-9a-f]*$/i.test(text))
-    throw new InputError(`${option}: got ${text}, want ${bytes} bytes in hex`);
+    throw new InputError(`${option}: got ${textOf(text)}, want ${bytes} bytes in hex`);
   return new Uint8Array(Buffer.from(text, 'hex'));
 }
 
 function numberOption(text: string, option: string): bigint {
   const value = /^(0x[0-9a-f]+|\d+)$/i.test(text) ? BigInt(text) : -1n;
   if (value < 0n || value >> 64n !== 0n)
-    throw new InputError(`${option}: got ${text}, want a number of 64 bits such as 0x30000`);
+    throw new InputError(`${option}: got ${textOf(text)}, want a number of 64 bits such as 0x30000`);
   return value;
 }
 

@@ -1,5 +1,6 @@
 /** The trace as a file: one JSON object a line, written in pieces while the run goes on. */
 import { closeSync, openSync, writeSync } from 'node:fs';
+import { textOf } from '../base/option-checks.ts';
 import type { Trace } from '../base/trace.ts';
 import { reasonOfWrite } from './files.ts';
 import { InputError } from './size.ts';
@@ -17,7 +18,7 @@ export class TraceFile {
     try {
       this.#file = openSync(path, 'w');
     } catch (error) {
-      throw new InputError(`--trace: got ${path}: ${reasonOfWrite(error)}`);
+      throw new InputError(`--trace: got ${textOf(path)}: ${reasonOfWrite(error)}`);
     }
     this.#stop = trace.listen((event) => {
       this.#text += `${JSON.stringify(event)}\n`;

@@ -23,10 +23,11 @@ import {
   type Verdict,
   verifyReport,
 } from '../attest/index.ts';
+import { textOf } from '../base/option-checks.ts';
 import { filesOf, readInput } from './files.ts';
 import { asInput, readReport } from './report.ts';
 import { runEvidence } from './run-evidence.ts';
-import { InputError, parseChoice, parseInteger, parseNumber } from './size.ts';
+import { InputError, parseChoice, parseInteger, parseNumber, parseWord } from './size.ts';
 
 /** Options as commander has them. */
 export interface VerifyCommandOptions {
@@ -198,7 +199,7 @@ function policyOf(options: VerifyCommandOptions): ReportPolicy {
   if (options.reportData !== undefined) policy.reportData = reportDataOf(options.reportData);
   if (options.chipId !== undefined) policy.chipId = options.chipId;
   if (options.signingKey !== undefined) {
-    policy.signingKey = parseChoice(options.signingKey.toUpperCase(), '--signing-key', ['VCEK', 'VLEK']);
+    policy.signingKey = parseWord(options.signingKey, '--signing-key', ['VCEK', 'VLEK']);
   }
   if (options.vmpl !== undefined) policy.vmpl = parseInteger(options.vmpl, '--vmpl', 0, 3);
   policy.allow = (options.allow ?? ['smt']).map((name) =>
@@ -253,13 +254,13 @@ const withOption = (message: string): string =>
 
 function reportDataOf(text: string): string {
   if (!/^(0x)?([0-9a-f]{2}){1,64}$/i.test(text))
-    throw new InputError(`--report-data: got ${text}, want 1 to 64 bytes in hex`);
+    throw new InputError(`--report-data: got ${textOf(text)}, want 1 to 64 bytes in hex`);
   return text.replace(/^0x/i, '').padEnd(128, '0');
 }
 
 function u64(text: string, option: string): bigint {
   if (!/^(0x[0-9a-f]{1,16}|\d{1,19})$/i.test(text))
-    throw new InputError(`${option}: got ${text}, want a 64-bit number`);
+    throw new InputError(`${option}: got ${textOf(text)}, want a 64-bit number`);
   return BigInt(text);
 }
 
@@ -267,7 +268,7 @@ function versionOf(text: string, option: string, parts: number): number[] {
   const numbers = text.split('.').map((part) => (/^\d{1,3}$/.test(part) ? Number(part) : Number.NaN));
   if (numbers.length !== parts || numbers.some((part) => !(part <= 255))) {
     throw new InputError(
-      `${option}: got ${text}, want ${parts} numbers such as ${'1.55.21'.split('.').slice(0, parts).join('.')}`,
+      `${option}: got ${textOf(text)}, want ${parts} numbers such as ${'1.55.21'.split('.').slice(0, parts).join('.')}`,
     );
   }
   return numbers;
@@ -284,17 +285,24 @@ function tcbOf(text: string, option: string): Partial<TcbVersion> {
         (one) => one.toLowerCase() === name.trim().replace('-', '').toLowerCase(),
       );
       if (component === undefined) {
-        throw new InputError(`${option}: got ${part}, want ${COMPONENTS.join('=N, ')}=N`);
+        throw new InputError(`${option}: got ${textOf(part)}, want ${COMPONENTS.join('=N, ')}=N`);
       }
       return [component, parseInteger(level, `${option} ${component}`, 0, 255)];
     }),
   );
 }
 
+/** As RFC 3339 has it; the time may be missing (midnight, UTC), or its seconds or zone (this machine's). */
+const TIME = /^(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?$/;
+
 function timeOf(text: string, option: string): Date {
+  const [, day] = TIME.exec(text) ?? [];
+  // JavaScript has a 30th of February, which is the 2nd of March.
+  const midnight = new Date(day ?? Number.NaN);
+  const isDay = !Number.isNaN(midnight.getTime()) && midnight.toISOString().slice(0, 10) === day;
   const time = new Date(text);
-  if (Number.isNaN(time.getTime()))
-    throw new InputError(`${option}: got ${text}, want a time such as 2026-11-21T08:00:00Z`);
+  if (!isDay || Number.isNaN(time.getTime()))
+    throw new InputError(`${option}: got ${textOf(text)}, want a time such as 2026-11-21T08:00:00Z`);
   return time;
 }
 

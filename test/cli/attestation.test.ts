@@ -288,7 +288,7 @@ describe('softcvm verify', () => {
     for (const bad of ['', 'xy', 'a', '0x1234zz', 'ab'.repeat(65)]) {
       await expect(run({ [key]: isSeveral ? [good, bad] : bad })).rejects.toMatchObject({
         name: 'InputError',
-        message: `${option}: got ${bad}, want ${length} bytes in hex`,
+        message: `${option}: got ${bad || '""'}, want ${length} bytes in hex`,
       });
     }
   });
@@ -312,7 +312,15 @@ describe('softcvm verify', () => {
     [{ minimumTcb: 'ucode=3' }, '--minimum-tcb: got ucode=3'],
     [{ minimumAbi: '1' }, '--minimum-abi: got 1'],
     [{ guestPolicy: 'x' }, '--guest-policy: got x'],
-    [{ at: 'noon' }, '--at: got noon'],
+    ...['noon', '-1', '1.5', '1', '', '2026-02-30', '2026-13-01', '2026-11-21T25:00:00Z', '21 Nov 2026'].map(
+      (wrong): [VerifyCommandOptions, string] => [
+        { at: wrong },
+        `--at: got ${wrong || '""'}, want a time such as 2026-11-21T08:00:00Z`,
+      ],
+    ),
+    [{ signingKey: 'vcel' }, '--signing-key: got vcel, want VCEK or VLEK'],
+    [{ certs: [''] }, '--certs: got "": no such file'],
+    [{ reportData: '' }, '--report-data: got "", want 1 to 64 bytes in hex'],
     [{ product: 'Rome' }, '--product: got Rome'],
     [{ obtained: '2026-06-01T00:00:00Z' }, '--obtained: got it without --maximum-age, want both'],
   ] as [VerifyCommandOptions, string][])('refuses %j as bad input', async (bad, message) => {
@@ -408,6 +416,11 @@ describe('softcvm measure', () => {
     ],
     [{ ...peer, vcpuSig: '0xa00f11' }, '--vcpu-type: got it with --vcpu-sig, want one of them'],
     [{ ...peer, vcpuFamily: '25' }, '--vcpu-type: got it with --vcpu-family, want one of them'],
+    [
+      { ...peer, diff: file('no.fd', 'x') },
+      `--diff ${join(folder, 'no.fd')}: got 1 bytes, want a multiple of 4096`,
+    ],
+    [{ ...peer, vmmType: 'Xen' }, '--vmm-type: got Xen, want qemu or ec2 or gce'],
     [{ ...peer, vcpuModel: '1' }, '--vcpu-model: got it without --vcpu-family, want both'],
     [{ ...peer, vcpuStepping: '1' }, '--vcpu-stepping: got it without --vcpu-family, want both'],
     [{ ...peer, diff: ovmf, explain: true }, '--explain: got it with --diff, want one of them'],
@@ -428,6 +441,13 @@ describe('softcvm measure', () => {
     expect(lines).toEqual([expect.stringMatching(/^[0-9a-f]{96}$/), expect.stringMatching(/^[0-9a-f]{96}$/)]);
     await expect(measure('absent', usual)).rejects.toThrow(
       'image: got absent: no such file, nor a guest of that name',
+    );
+  });
+
+  it('names the option of another image that is none', async () => {
+    const diff = file('no-image', 'x');
+    await expect(measure('attester', { ...usual, diff })).rejects.toThrow(
+      `--diff: got ${diff}, want an ELF file, a flat binary (.bin), or firmware with a GUIDed table as OVMF has`,
     );
   });
 
@@ -580,6 +600,15 @@ describe('softcvm certs', () => {
     ['root', { out: folder }, `--out: got ${folder}: `],
   ])('refuses %s %j', async (what, more, message) => {
     await expect(certs(what, { product: 'Milan', seed, ...more })).rejects.toThrow(message);
+  });
+});
+
+describe('a state directory', () => {
+  it.each([
+    ['', '--state: got "", want a directory'],
+    [paths.report, `--state: got ${paths.report}: ${paths.report}: got ENOTDIR, want a directory`],
+  ])('is not %j', async (state, message) => {
+    await expect(certs('root', { state })).rejects.toMatchObject({ name: 'InputError', message });
   });
 });
 

@@ -1,5 +1,12 @@
 import { describe, expect, it } from 'vitest';
-import { InputError, parseChoice, parseInteger, parseNumber, parseSize } from '../../src/cli/size.ts';
+import {
+  InputError,
+  parseChoice,
+  parseInteger,
+  parseNumber,
+  parseSize,
+  parseWord,
+} from '../../src/cli/size.ts';
 
 describe('sizes on the command line', () => {
   it.each([
@@ -34,6 +41,20 @@ describe('numbers and choices', () => {
     expect(() => parseInteger('two', '--smp', 1, 8)).toThrow(InputError);
     expect(parseNumber('0.25', '--timeout', 0.001, 10)).toBe(0.25);
     expect(() => parseNumber('-1', '--timeout', 0.001, 10)).toThrow(InputError);
+  });
+
+  it('a word is taken in capitals too, and shown as it was typed', () => {
+    expect(parseWord('vlek', '--signing-key', ['VCEK', 'VLEK'])).toBe('VLEK');
+    expect(parseWord('QEMU', '--vmm-type', ['qemu', 'ec2'])).toBe('qemu');
+    const refusal = new InputError('--signing-key: got Vcel, want VCEK or VLEK');
+    expect(() => parseWord('Vcel', '--signing-key', ['VCEK', 'VLEK'])).toThrow(refusal);
+  });
+
+  it('that are missing are shown as missing', () => {
+    expect(() => parseSize('', '--memory')).toThrow('--memory: got "", want a size');
+    expect(() => parseNumber('', '--timeout', 0, 5)).toThrow('--timeout: got "", want a number from 0 to 5');
+    expect(() => parseInteger('', '--smp', 0, 5)).toThrow('--smp: got "", want a number from 0 to 5');
+    expect(() => parseWord('', '--answer', ['404'])).toThrow('--answer: got "", want 404');
   });
 
   it('a choice is one of those offered', () => {
