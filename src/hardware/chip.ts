@@ -78,7 +78,14 @@ export class Chip {
   /** Throws RangeError for an option that is none, fuses of the wrong length, an SVN that is no byte, or something committed that is above what runs. */
   constructor(options: ChipOptions) {
     requireKnownFields('chip', options, CHIP_OPTIONS);
-    const { generation, entropy = platformEntropy(), fuses, firmware, committed = {} } = options;
+    const {
+      generation,
+      entropy = platformEntropy(),
+      fuses,
+      firmware,
+      committed = {},
+      signatures = SIGNATURES[0],
+    } = options;
     requireOneOf('generation', generation, Object.keys(PERSONALITIES));
     this.personality = PERSONALITIES[generation];
     requireEntropy('entropy', entropy);
@@ -90,8 +97,8 @@ export class Chip {
         `fuses of ${generation}: got ${this.fuses.secret.length} and ${this.fuses.id.length} bytes, want ${want}`,
       );
     }
-    this.signatures = options.signatures ?? 'random';
-    requireOneOf('signatures', this.signatures, SIGNATURES);
+    requireOneOf('signatures', signatures, SIGNATURES);
+    this.signatures = signatures;
     requireKnownFields('committed', committed, COMMITTED);
     if (firmware !== undefined) requireFirmware('firmware', firmware);
     if (committed.firmware !== undefined) requireFirmware('committed.firmware', committed.firmware);

@@ -129,6 +129,7 @@ describe('a chip', () => {
       { generation: 'milan', fuses: { secret: new Uint8Array(48), id: 'x' } },
       'fuses.id: got string, want a Uint8Array',
     ],
+    [{ generation: 'milan', signatures: null }, 'signatures: got null, want random or rfc6979'],
     [{ generation: 'milan', signatures: 'rfc' }, 'signatures: got rfc, want random or rfc6979'],
     [{ generation: 'milan', firmware: 5 }, 'firmware: got 5, want an object'],
     [

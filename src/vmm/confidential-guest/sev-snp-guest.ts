@@ -10,6 +10,7 @@ import { SNP_PAGE_TYPE } from '../../abi/sev-firmware.ts';
 import { SEV_STATUS, sevStatusName } from '../../abi/sev-status.ts';
 import { type Hva, hva, PAGE_SIZE } from '../../base/address.ts';
 import { ERRNO, LinuxError } from '../../base/errors.ts';
+import { textOf } from '../../base/option-checks.ts';
 import type { KvmVcpu, KvmVm, Process, SevCommand, SnpLaunchUpdateCommand } from '../../kernel/interface.ts';
 import { hex, VmmError } from '../error.ts';
 import type { KvmState } from '../kvm-state.ts';
@@ -100,7 +101,7 @@ export class SevSnpGuest {
       throw bad('policy', String(this.policy), 'a 64-bit number');
     this.kernelHashes = properties['kernel-hashes'] ?? false;
     this.#reducedPhysBits = properties['reduced-phys-bits'] ?? 1;
-    if (this.#reducedPhysBits < 1 || this.#reducedPhysBits > 63)
+    if (!Number.isInteger(this.#reducedPhysBits) || this.#reducedPhysBits < 1 || this.#reducedPhysBits > 63)
       throw bad('reduced-phys-bits', String(this.#reducedPhysBits), '1 to 63');
     this.#cbitpos = properties.cbitpos;
     this.#gosvw =
@@ -270,7 +271,7 @@ function checkProperties(properties: SevSnpGuestProperties): void {
     if (!Object.hasOwn(PROPERTY_TYPES, name))
       throw new VmmError(`Property 'sev-snp-guest.${name}' not found`);
     const want = PROPERTY_TYPES[name as keyof SevSnpGuestProperties];
-    if (value !== undefined && typeof value !== want) throw bad(name, String(value), `a ${want}`);
+    if (value !== undefined && typeof value !== want) throw bad(name, textOf(value), `a ${want}`);
   }
 }
 
