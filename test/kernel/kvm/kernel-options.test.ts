@@ -24,6 +24,14 @@ it.each(['6.12', '7.2'] as const)('a kernel %s is there', (kernel) => {
   it.close();
 });
 
+it('a process’s memory is told by its name', () => {
+  const kernel = createKernel({ memory });
+  const process = kernel.newProcess('qemu');
+  process.memory.write(process.memory.mmap({ length: 4096, protection: 3, flags: 0x22 }), new Uint8Array(1));
+  expect(kernel.memory.usage().get('process qemu')).toBe(1);
+  kernel.close();
+});
+
 it('a kernel that is closed starts no process', () => {
   const kernel = createKernel({ memory });
   kernel.close();

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { getLapic, setLapic } from '../../../../src/kernel/kvm/lapic/lapic-state.ts';
 import { LapicBench } from './lapic-bench.ts';
 
 const TIMER = 0x320;
@@ -121,6 +122,27 @@ describe('a one-shot timer', () => {
     bench.write(INITIAL, 0);
     bench.pass(10_000);
     expect(bench.lapic.timer.pending).toBe(false);
+  });
+
+  it('that has expired waits while the APIC is disabled in its base', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 100);
+    bench.pass(100);
+    const pending = (base: bigint): boolean => {
+      bench.base(base);
+      return bench.lapic.timerPending;
+    };
+    expect([pending(0xfee0_0100n), pending(0xfee0_0900n)]).toEqual([false, true]);
+  });
+
+  it('of an APIC that KVM_SET_LAPIC gives software-disabled does not interrupt, though its entry is unmasked', () => {
+    const bench = armed(0);
+    bench.write(INITIAL, 100);
+    const state = getLapic(bench.lapic, bench.controller);
+    new DataView(state.buffer, state.byteOffset).setUint32(0xf0, 0xff, true);
+    setLapic(bench.lapic, bench.controller, state);
+    bench.pass(100);
+    expect([bench.lapic.timer.pending, bench.lapic.timerPending]).toEqual([true, false]);
   });
 
   it('masked, it counts, and what expires is not delivered', () => {
