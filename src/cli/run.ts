@@ -68,8 +68,6 @@ export async function run(
 ): Promise<number> {
   const type = parseChoice(options.type, '--type', VM_TYPES);
   if (type !== 'sev-snp') refuseSnpOptions(options, type);
-  if (options.gmemHuge === true && type === 'default')
-    throw new InputError('--gmem-huge: got it with --type default, whose memory is in no guest_memfd');
   const memory = parseSize(options.memory, '--memory');
   if (memory === 0 || memory % PAGE !== 0) {
     throw new InputError(`--memory: got ${options.memory}, want a positive multiple of 4K`);
@@ -87,6 +85,8 @@ export async function run(
   const seed = options.seed === undefined ? undefined : parseInteger(options.seed, '--seed', 0, 2 ** 32 - 1);
   const accel = parseChoice(options.accel ?? ACCELERATORS[0], '--accel', ACCELERATORS);
   if (accel === 'kvm') refuseOptionsOfOurKernel(options);
+  if (options.gmemHuge === true && type === 'default')
+    throw new InputError('--gmem-huge: got it with --type default, whose memory is in no guest_memfd');
   if (accel === 'kvm' && type === 'sev-snp')
     throw new InputError('--accel: got kvm with --type sev-snp, want softcvm: our chips are our own');
   const timeout = options.timeout ?? (accel === 'kvm' ? REAL_KERNEL_TIMEOUT : undefined);
