@@ -27,6 +27,8 @@ beforeEach(() => {
   bench.becomeUser();
   for (const vector of [6, 13, 14, 17]) bench.interceptException(vector);
   bench.setLong(CR0, 0x80050033n);
+  // What MASKMOVDQU stores: all bytes.
+  bench.core.xmm.fill(0xff, 16, 32);
   bench.setLong(RFLAGS, 0x40202n);
 });
 afterEach(() => bench.close());
@@ -59,6 +61,7 @@ const accesses: [string, number[], 1 | 2 | 4 | 8 | 16][] = [
   ['MOVUPS', [0x0f, 0x10, 0x03], 16],
   ['MOVUPS to memory', [0x0f, 0x11, 0x03], 16],
   ['LDDQU', [0xf2, 0x0f, 0xf0, 0x03], 16],
+  ['MASKMOVDQU', [0x66, 0x0f, 0xf7, 0xc1], 8],
   ['PCMPISTRI', [0x66, 0x0f, 0x3a, 0x63, 0x03, 0], 16],
 ];
 describe.each(accesses)('%s', (_, bytes, alignment) => {
@@ -69,6 +72,26 @@ describe.each(accesses)('%s', (_, bytes, alignment) => {
     if (offset % alignment === 0) return;
     expect([bench.long(EXITINFO1), bench.long(RIP)]).toEqual([0n, BigInt(CODE)]);
   });
+});
+
+it('MASKMOVDQU stores the bytes whose mask has its top bit, wherever they lie', () => {
+  const { core } = bench;
+  bench.setLong(RFLAGS, 0x202n);
+  for (let n = 0; n < 16; n++) {
+    core.xmm[n] = 0xa0 + n;
+    core.xmm[16 + n] = n % 3 === 0 ? 0x80 : 0x7f;
+  }
+  for (const at of [DATA + 0x200, DATA + 0x301, DATA + 0xff9]) {
+    const before = [bench.read(at), bench.read(at + 8)];
+    expect(run([0x66, 0x0f, 0xf7, 0xc1], at)).toBe(UD);
+    const bytes = [bench.read(at), bench.read(at + 8)].flatMap((long) =>
+      Array.from({ length: 8 }, (_, n) => Number((long >> BigInt(8 * n)) & 0xffn)),
+    );
+    const old = before.flatMap((long) =>
+      Array.from({ length: 8 }, (_, n) => Number((long >> BigInt(8 * n)) & 0xffn)),
+    );
+    expect(bytes).toEqual(old.map((byte, n) => (n % 3 === 0 ? 0xa0 + n : byte)));
+  }
 });
 
 describe('on the stack', () => {
@@ -105,6 +128,17 @@ describe('the order of faults', () => {
   it('an operand that must be aligned in any case is #GP', () => {
     expect(run([0x0f, 0x28, 0x03], DATA + 1)).toBe(GP); // movaps
     expect(run([0x48, 0x0f, 0xc7, 0x0b], DATA + 8)).toBe(GP); // cmpxchg16b
+  });
+  it.each([
+    ['FXSAVE', [0x0f, 0xae, 0x03]],
+    ['FXRSTOR', [0x0f, 0xae, 0x0b]],
+  ])('%s is #GP at a multiple of 4, #AC elsewhere, and #GP again where nothing is checked', (_, bytes) => {
+    bench.setLong(0x548, bench.long(0x548) | (1n << 9n)); // CR4.OSFXSR
+    for (const at of [4, 8, 12]) expect(run(bytes, DATA + at)).toBe(GP);
+    for (const at of [1, 2, 3, 5, 6, 15]) expect(run(bytes, DATA + at)).toBe(AC);
+    expect([bench.long(EXITINFO1), bench.long(RIP)]).toEqual([0n, BigInt(CODE)]);
+    bench.setLong(RFLAGS, 0x202n);
+    expect(run(bytes, DATA + 1)).toBe(GP);
   });
 });
 

@@ -168,7 +168,7 @@ function planMaskedStore({ instruction, line, handler }: Plan): boolean {
   const { memorySegment: segment } = instruction;
   if (segment === Register.FS) address = { ...address, index: SEGMENT_BASE.FS };
   if (segment === Register.GS) address = { ...address, index: SEGMENT_BASE.GS };
-  line.add(handler('maskmovdqu.128.memory0')!, address);
+  line.add(handler('maskmovdqu.128')!, address);
   for (const k of [1, 2]) line.operand(k, registers().places.get(instruction.opRegister(k))!.offset);
   return true;
 }

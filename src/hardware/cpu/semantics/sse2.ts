@@ -88,9 +88,17 @@ const lowLane = (c: OperandContext, old: V128, bits: 32 | 64): V128 =>
  * the mask leaves out may fault is up to the processor; here all 16 count.
  */
 function storeSelected(c: OperandContext): void {
-  const old = c.readVector(0);
-  const mask = i8x16.gtS(v128.zero(), c.readVector(2));
-  c.writeVector(0, v128.select(c.readVector(1), old, mask));
+  const low = c.code.let(c.effectiveAddress());
+  const high = c.code.let(i64.add(low, 8));
+  c.checkStore(low, 64);
+  c.checkStore(high, 64);
+  const half = (at: I64, lane: 0 | 1): void => {
+    const mask = c.code.let(i64x2.extract(i8x16.gtS(v128.zero(), c.readVector(2)), lane));
+    const kept = i64.and(c.load(at, 64), i64.not(mask));
+    c.store(at, i64.or(kept, i64.and(i64x2.extract(c.readVector(1), lane), mask)), 64);
+  };
+  half(low, 0);
+  half(high, 1);
 }
 
 function extractWord(c: OperandContext): void {
@@ -183,7 +191,7 @@ export const sse2: Group = {
     },
     dwordIntoVector: { sizes: VECTOR, emit: (c) => c.writeVector(0, lowLane(c, c.readVector(0), 32)) },
     quadwordIntoVector: { sizes: VECTOR, emit: (c) => c.writeVector(0, lowLane(c, c.readVector(0), 64)) },
-    maskmovdqu: { sizes: VECTOR, forms: ['memory0'], emit: storeSelected },
+    maskmovdqu: { sizes: VECTOR, emit: storeSelected },
     /** MOVDDUP: the low quadword twice. */
     movddup: {
       sizes: VECTOR,

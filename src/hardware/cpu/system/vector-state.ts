@@ -10,6 +10,7 @@ import { checkImage, loadImage, storeImage } from './image-access.ts';
 import type { SystemInstruction } from './instruction.ts';
 
 const ALIGNMENT = 15n;
+const CHECKED_ALIGNMENT = 3n;
 /** The image's last byte: of those from FX_BYTES on, which the program may use, too, the pages must be there. */
 const LAST = 511n;
 
@@ -30,16 +31,17 @@ export function takeMxcsr(i: SystemInstruction, value: number): number {
   return 0;
 }
 
-/** The linear address of the image; undefined: an exception is pending. */
+/** The linear address of the image; undefined: an exception is pending. Where alignment is checked, an EPYC has #AC for less than 4 bytes of it. */
 function imageAddress(i: SystemInstruction): bigint | undefined {
-  const { registers, events } = i.parts;
+  const { registers, events, access } = i.parts;
   if ((registers.saveWord(SAVE.CR0) & (CR0.EM | CR0.TS)) !== 0) {
     events.raise(VECTOR.NM);
     return undefined;
   }
   const address = registers.long(STATE.TEMP_EA);
   if ((address & ALIGNMENT) !== 0n) {
-    i.generalProtection();
+    if ((address & CHECKED_ALIGNMENT) !== 0n && access.checksAlignment) events.raiseWith(VECTOR.AC, 0);
+    else i.generalProtection();
     return undefined;
   }
   return address;
