@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { writePem } from '../../src/abi/pem.ts';
 import { parseCertificate, parseCrl, verifyReport } from '../../src/attest/index.ts';
+import { sameAttributes } from '../../src/attest/x509.ts';
 import { evidenceOf } from './evidence.ts';
 import { forged, signerOf } from './forged-certificate.ts';
 
@@ -9,6 +10,24 @@ const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8A
 const vlek = await authority.vlek('Milan', chip.reportedTcb);
 const [arkKey, askKey] = [await signerOf('Milan', 'ARK'), await signerOf('Milan', 'ASK')];
 const hex = (text: string): string => Buffer.from(text).toString('hex');
+
+it.each([
+  ['the same', [['2.5.4.3', 'a']], true],
+  ['another value', [['2.5.4.3', 'b']], false],
+  ['another type', [['2.5.4.4', 'a']], false],
+  [
+    'one more',
+    [
+      ['2.5.4.3', 'a'],
+      ['2.5.4.4', 'b'],
+    ],
+    false,
+  ],
+  ['none', [], false],
+] as const)('a name is another with %s', (_, other, same) => {
+  expect(sameAttributes([['2.5.4.3', 'a']], other as never)).toBe(same);
+  expect(sameAttributes(other as never, [['2.5.4.3', 'a']])).toBe(same);
+});
 
 describe('a certificate', () => {
   it('is known by subject and issuer', () => {
@@ -61,6 +80,37 @@ describe('what a verdict shows of a chain', () => {
         'OU = Engineering, C = US, L = Santa Clara, ST = CA, O = Advanced Micro Devices, CN = SEV-VCEK',
         'OU = Engineering, C = US, L = Santa Clara, ST = CA, O = Advanced Micro Devices, CN = SEV-VCEK',
       ],
+    });
+  });
+
+  it('has one text twice where it holds, and two where it fails', async () => {
+    const stranger = await evidenceOf('genoa');
+    const verdicts = [
+      await verifyReport(report, options),
+      // Of another generation, and signed by nobody who is here.
+      await verifyReport(report, { ...options, certificates: stranger.options.certificates }),
+      await verifyReport(stranger.report, options),
+    ];
+    const texts = /^(?:[A-Z]+\.(?:subject|signature|hwid)|report\.signature)$/;
+    const seen = verdicts.flatMap(({ checks }) => checks.filter(({ name }) => texts.test(name)));
+    for (const { name, ok, got, want } of seen) expect([name, got === want]).toEqual([name, ok]);
+    for (const ok of [true, false])
+      for (const name of ['VCEK.hwid', 'report.signature'])
+        expect(seen.some((check) => check.name === name && check.ok === ok)).toBe(true);
+  });
+
+  it('says who is missing, and of which product', async () => {
+    const checks = async (certificates: Uint8Array[], roots: Uint8Array[]) => {
+      const verdict = await verifyReport(report, { ...options, certificates, roots });
+      return Object.fromEntries(verdict.checks.map(({ name, got, want }) => [name, [got, want]]));
+    };
+    expect(await checks([], [])).toMatchObject({
+      'VCEK.present': ['no certificate', 'VCEK of Milan'],
+      'ARK.trusted': ['no ARK', 'a root: none was given'],
+    });
+    expect(await checks([ask, ark], [ark])).toMatchObject({
+      'VCEK.present': ['SEV-Milan, ARK-Milan', 'VCEK of Milan'],
+      'ASK.present': [expect.stringContaining('CN = SEV-Milan'), 'ASK of Milan'],
     });
   });
 

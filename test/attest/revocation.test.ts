@@ -45,6 +45,16 @@ describe('a revocation list', () => {
     expect(names.filter((name) => name.startsWith('CRL'))).toEqual(failures);
   });
 
+  it('counts until a year beyond 2049, which is written otherwise', async () => {
+    const late = issueCrl(issuer, 1, revoked(9), year(2026, 2051));
+    const counts = async (at: string) =>
+      (await failing({ crls: [late], at: new Date(at) })).includes('CRL.validity');
+    expect([await counts('2050-12-31T00:00:00Z'), await counts('2051-01-02T00:00:00Z')]).toEqual([
+      false,
+      true,
+    ]);
+  });
+
   it.each<[what: string, change: Change, failures: string[]]>([
     [
       'a salt of 32 bytes',
