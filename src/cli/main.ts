@@ -12,11 +12,12 @@ import { InputError } from './size.ts';
 const EXIT_BAD_INPUT = 2;
 const EXIT_ERROR = 125;
 
-/** A reader such as `head` that has seen enough is no error. */
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(EXIT_ERROR);
-  throw error;
-});
+/** A reader such as `head` that has seen enough is nothing to speak of. */
+function endWithoutOutput(error: NodeJS.ErrnoException): never {
+  if (error.code !== 'EPIPE') console.error(`softcvm: stdout: ${error.message}`);
+  process.exit(EXIT_ERROR);
+}
+process.stdout.on('error', endWithoutOutput);
 
 const program = new Command('softcvm')
   .description('A confidential-VM host in software: KVM private memory on any machine.')
@@ -97,7 +98,11 @@ program
   .action(async (image: string, options) => {
     const { run } = await import('./run.ts');
     // Leaves at once: Node would wait for code that V8 still optimises, and the host would be scrubbed for nobody.
-    process.exitCode = await run(image, options, (status) => process.exit(status));
+    process.exitCode = await run(image, options, (status) => {
+      const { errored } = process.stdout;
+      if (errored !== null) endWithoutOutput(errored);
+      process.exit(status);
+    });
   });
 
 addAttestationCommands(program);

@@ -1,6 +1,6 @@
 /** The CLI as a user has it: dist/cli.js in a process of its own, and a stranger's C file. */
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -45,6 +45,27 @@ describe('softcvm', () => {
       expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
       expect(stderr).toContain(message);
     }
+  });
+
+  it
+    .skipIf(!existsSync('/dev/full'))
+    .each([
+      ['run', 'hello'],
+      ['run', 'hello', '--json'],
+      ['certs', 'root', '--seed', '7'],
+      ['measure', 'attester'],
+      ['doctor'],
+    ])('ends with 125 and a message where its output cannot be written: %s %s %s', (...arguments_) => {
+    const full = openSync('/dev/full', 'w');
+    const { status, stderr } = spawnSync(process.execPath, [cli, ...arguments_], {
+      encoding: 'utf8',
+      stdio: ['ignore', full, 'pipe'],
+    });
+    closeSync(full);
+    expect(status).toBe(125);
+    expect(stderr).toMatch(
+      /^(ARK-Milan [0-9a-f]{64}\n)?softcvm: stdout: ENOSPC: no space left on device, write\n$/,
+    );
   });
 
   it('shows its help and its version with 0', () => {
