@@ -48,6 +48,14 @@ describe('a certificate', () => {
     }
   });
 
+  it.each([
+    ['a CA by an extension of its own', ask, arkKey, '8837536f667443564d', '8838536f667443564d'],
+    ['a leaf by the name of its authority', vcek, askKey, hex('urn:softcvm:'), hex('urn:softcvx:')],
+  ])('is known as made in software: %s', (_, bytes, key, from, to) => {
+    expect(parseCertificate(bytes).isSoftware).toBe(true);
+    expect(parseCertificate(forged(bytes, key, [{ from, to }])).isSoftware).toBe(false);
+  });
+
   it('has levels from 0 to 255', () => {
     const microcode = '1.3.6.1.4.1.3704.1.3.8';
     const of = (level: string) =>

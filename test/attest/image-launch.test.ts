@@ -33,6 +33,16 @@ const pages = (image: Uint8Array) =>
     .filter(({ label }) => label === 'image')
     .map(({ type, gpa }) => [type, gpa]);
 
+it.each([
+  ['as ELF', [0x7f, 0x45, 0x4c, 0x46], true],
+  ['with another first byte', [0x7e, 0x45, 0x4c, 0x46], false],
+  ['with another second byte', [0x7f, 0x44, 0x4c, 0x46], false],
+  ['with another third byte', [0x7f, 0x45, 0x4d, 0x46], false],
+  ['with another fourth byte', [0x7f, 0x45, 0x4c, 0x47], false],
+] as const)('knows an image that begins %s', (_, bytes, isElf) => {
+  expect(isElfImage(Uint8Array.from(bytes))).toBe(isElf);
+});
+
 describe('an ELF image', () => {
   it('is launched by pages: bytes of the file, or zeros', () => {
     expect(isElfImage(elf())).toBe(true);

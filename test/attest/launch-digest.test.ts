@@ -153,6 +153,20 @@ describe('the VMSA at reset', () => {
     );
   });
 
+  // Attributes of CS, SS and TR, PAT, RDX, MXCSR and FCW; the first vCPU's EIP and another.
+  it.each([
+    ['qemu', 0xffff_fff0, [0x9b, 0x93, 0x8b], 0x0007_0406_0007_0406n, 0xa00f11n, [0x1f80, 0x37f]],
+    ['ec2', 0xffff_fff0, [0x9a, 0x92, 0x83], 0x0007_0406_0007_0406n, 0x600n, [0, 0]],
+    ['ec2', 0x80_b004, [0x9b, 0x92, 0x83], 0x0007_0406_0007_0406n, 0x600n, [0, 0]],
+    ['gce', 0xffff_fff0, [0x9b, 0x93, 0x8b], 0x7_0106n, 0x600n, [0, 0]],
+  ] as const)('of %s at 0x%x has what that VMM sets', (vmm, eip, attributes, pat, rdx, float) => {
+    const page = resetVmsa({ vmm, eip, guestFeatures: 1n, vcpuSignature: 0xa00f11 });
+    const view = new DataView(page.buffer, page.byteOffset);
+    expect([0x12, 0x22, 0x92].map((at) => view.getUint16(at, true))).toEqual(attributes);
+    expect([view.getBigUint64(0x268, true), view.getBigUint64(0x310, true)]).toEqual([pat, rdx]);
+    expect([view.getUint32(0x408, true), view.getUint16(0x410, true)]).toEqual(float);
+  });
+
   it('shows SEV_FEATURES whole', () => {
     const page = resetVmsa({ vmm: 'qemu', eip: 0, guestFeatures: 0xffff_ffff_ffff_ffffn, vcpuSignature: 0 });
     expect([...page.subarray(0x3b0, 0x3b8)]).toEqual(new Array(8).fill(0xff));

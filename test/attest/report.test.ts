@@ -37,3 +37,26 @@ describe('the first byte that a version reserves', () => {
     expect(parseReport(report).reservedByteSet).toBe(want);
   });
 });
+
+describe('a report inside of firmware’s response', () => {
+  const response = (status: number, size: number, room = 0x4a0): Uint8Array => {
+    const bytes = new Uint8Array(0x20 + room);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(0, status, true);
+    view.setUint32(4, size, true);
+    bytes.set(signedReport(chip).subarray(0, room), 0x20);
+    return bytes;
+  };
+
+  it('is found', () => {
+    expect(parseReport(response(0, 0x4a0)).version).toBe(3);
+  });
+
+  it.each([
+    ['that failed', response(0x16, 0x4a0)],
+    ['of another size', response(0, 0x4a1)],
+    ['that is cut off', response(0, 0x4a0, 0x49f)],
+  ])('is none in one %s', (_, bytes) => {
+    expect(() => parseReport(bytes)).toThrow(`report: got ${bytes.length} bytes, want 1184`);
+  });
+});
