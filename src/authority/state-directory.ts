@@ -104,7 +104,7 @@ function namesIn(path: string): string[] {
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT') return [];
-    throw new StateError(path, '', code, 'a directory');
+    throw new StateError(path, '', code, 'a directory that can be read');
   }
 }
 

@@ -606,7 +606,10 @@ describe('softcvm certs', () => {
 describe('a state directory', () => {
   it.each([
     ['', '--state: got "", want a directory'],
-    [paths.report, `--state: got ${paths.report}: ${paths.report}: got ENOTDIR, want a directory`],
+    [
+      paths.report,
+      `--state: got ${paths.report}: ${paths.report}: got ENOTDIR, want a directory that can be read`,
+    ],
   ])('is not %j', async (state, message) => {
     await expect(certs('root', { state })).rejects.toMatchObject({ name: 'InputError', message });
   });

@@ -49,24 +49,21 @@ describe('softcvm', () => {
 
   it
     .skipIf(!existsSync('/dev/full'))
-    .each([
-      ['run', 'hello'],
-      ['run', 'hello', '--json'],
-      ['certs', 'root', '--seed', '7'],
-      ['measure', 'attester'],
-      ['doctor'],
-    ])('ends with 125 and a message where its output cannot be written: %s %s %s', (...arguments_) => {
-    const full = openSync('/dev/full', 'w');
-    const { status, stderr } = spawnSync(process.execPath, [cli, ...arguments_], {
-      encoding: 'utf8',
-      stdio: ['ignore', full, 'pipe'],
-    });
-    closeSync(full);
-    expect(status).toBe(125);
-    expect(stderr).toMatch(
-      /^(ARK-Milan [0-9a-f]{64}\n)?softcvm: stdout: ENOSPC: no space left on device, write\n$/,
-    );
-  });
+    .each(['run hello', 'run hello --json', 'certs root --seed 7', 'measure attester', 'doctor'])(
+    'ends with 125 and a message where its output cannot be written: %s',
+    (line) => {
+      const full = openSync('/dev/full', 'w');
+      const { status, stderr } = spawnSync(process.execPath, [cli, ...line.split(' ')], {
+        encoding: 'utf8',
+        stdio: ['ignore', full, 'pipe'],
+      });
+      closeSync(full);
+      expect(status).toBe(125);
+      expect(stderr).toMatch(
+        /^(ARK-Milan [0-9a-f]{64}\n)?softcvm: stdout: ENOSPC: no space left on device, write\n$/,
+      );
+    },
+  );
 
   it('shows its help and its version with 0', () => {
     expect(softcvm('--version')).toMatchObject({ status: 0, stdout: '0.1.0\n' });
