@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { isZero, sameBytes } from '../../src/attest/bytes.ts';
+import { fingerprint, isZero, sameBytes } from '../../src/attest/bytes.ts';
 
 describe('bytes', () => {
   it('are the same if they are as many and equal', () => {
@@ -17,4 +17,10 @@ describe('bytes', () => {
       false,
     ]);
   });
+});
+
+it('takes the fingerprint of bytes that other threads share', async () => {
+  const shared = new Uint8Array(new SharedArrayBuffer(3));
+  shared.set([1, 2, 3]);
+  expect(await fingerprint(shared)).toBe(await fingerprint(Uint8Array.of(1, 2, 3)));
 });

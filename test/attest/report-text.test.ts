@@ -33,6 +33,17 @@ describe('a report in words', () => {
     });
   });
 
+  it('says who asked, whose agent migrates it, and which chip, unless that is masked', () => {
+    expect(
+      described({ vmpl: 3, reportIdMa: new Uint8Array(32).fill(0xab), chipId: new Uint8Array(64) }),
+    ).toMatchObject({
+      vmpl: '3',
+      'migration agent': 'ab'.repeat(32),
+      'chip id': 'masked',
+    });
+    expect(described({ chipId: new Uint8Array(64).fill(0x5a) })['chip id']).toBe('5a'.repeat(64));
+  });
+
   it.each([
     [2, []],
     [3, ['cpuid']],

@@ -473,6 +473,29 @@ describe('policy', () => {
     );
   });
 
+  it.each([
+    [[1, 50], []],
+    [[1, 51], []],
+    [[1, 52], ['policy.abi']],
+    [[0, 99], []],
+    [[2, 0], ['policy.abi']],
+  ] as const)(
+    'of at least ABI %j: what fails of a guest whose own policy says 1.51 is %j',
+    async (minimumAbi, failures) => {
+      const report = signedReport(milan.chip, { policy: 0x3_0133n });
+      expect(await failing(report, { ...milan.options, policy: { minimumAbi } })).toEqual(failures);
+    },
+  );
+
+  it.each([
+    ['the report’s', {}, '5a'.repeat(64)],
+    ['that it is masked', { chipId: new Uint8Array(64), keyInfo: 1 << 2 }, 'masked'],
+  ])('that wants another chip shows %s', async (_, fields, got) => {
+    const report = signedReport(milan.chip, { chipId: new Uint8Array(64).fill(0x5a), ...fields } as never);
+    const { checks } = await verifyReport(report, { ...milan.options, policy: { chipId: 'ff'.repeat(64) } });
+    expect(checks.find(({ name }) => name === 'chip-id.wanted')).toMatchObject({ ok: false, got });
+  });
+
   it('takes a Turin’s chip id in 8 bytes', async () => {
     const turin = await evidenceOf('turin');
     const chipId = Buffer.from(turin.chip.fuses.id).toString('hex');

@@ -117,6 +117,12 @@ describe('physical destinations', () => {
     expect(hit(bench, 0x61)).toEqual([2]);
   });
 
+  it('with two of one id, lowest priority is −1 where software has disabled both', () => {
+    const bench = new LapicBench([0, 1, 2]);
+    bench.write(0x20, 0x0100_0000, bench.lapics[2]);
+    expect(bench.controller.deliver(message({ destination: 1, delivery: 0x100 }))).toBe(-1);
+  });
+
   it('with two of one id, an x2APIC is still found by its own', () => {
     const bench = new LapicBench([0, 1, 2]).enable();
     bench.write(0x20, 0, bench.lapics[2]);
