@@ -49,9 +49,7 @@ function deriveKey(message: GuestMessage): Uint8Array | number {
   if ((request.rootKeySelect & ROOT_RESERVED) !== 0 || request.reserved !== 0)
     return SEV_STATUS.INVALID_PARAM;
   const isVmrk = (request.rootKeySelect & KEY_ROOT.VMRK) !== 0;
-  const endorsement = isVmrk
-    ? undefined
-    : endorsementKey(firmware, context, request.rootKeySelect >>> KEY_ROOT.SELECT_SHIFT);
+  const endorsement = endorsementKey(firmware, context, request.rootKeySelect >>> KEY_ROOT.SELECT_SHIFT);
   if (!isVmrk && (firmware.isChipKeyMasked || endorsement === undefined)) return SEV_STATUS.INVALID_KEY;
   if (request.vmpl < message.vmpck) return SEV_STATUS.INVALID_PARAM;
   if ((request.guestFieldSelect & ~known) !== 0n) return SEV_STATUS.INVALID_PARAM;
