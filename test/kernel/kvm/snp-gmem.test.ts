@@ -173,6 +173,8 @@ describe('2 MiB of an SNP guest', () => {
     expect(guestPages(snp).get(0x5000)).toMatchObject({ large: false, state: 'guest-valid' });
     expect(guestPages(snp).get(0x6000)).toMatchObject({ large: false, state: 'guest-invalid' });
     expect(guestPages(snp).size).toBe(2);
+    expect(run(privateFault(0), HLT)).toBe(0);
+    expect(guestPages(snp).get(0)).toMatchObject({ large: false });
     snp.process.fallocate(snp.gmem, PUNCH, 0n, BigInt(MiB2));
     expect(guestPages(snp).size).toBe(0);
     expect(snp.kernel.psp!.leakedPages).toBe(0);

@@ -178,7 +178,7 @@ const INVALID_WITHOUT_SNP: ReadonlySet<number> = new Set([
 
 /** What a VM that is not, or not yet, an encrypted guest answers to a command. Errors: EINVAL, ENOTTY. */
 export function refuseSevCommand(id: number, vmType: number): never {
-  const known = (id >= 0 && id <= KVM_SEV_LAST_LEGACY && !MISSING_COMMANDS.has(id)) || isSnpCommand(id);
+  const known = (id <= KVM_SEV_LAST_LEGACY && !MISSING_COMMANDS.has(id)) || isSnpCommand(id);
   if (!known) throw new LinuxError('EINVAL', `KVM_MEMORY_ENCRYPT_OP ${id}: no such command`);
   const isInit = id === KVM_SEV.INIT || id === KVM_SEV.ES_INIT;
   if (INVALID_WITHOUT_SNP.has(id) || (isInit && vmType !== KVM_X86_DEFAULT_VM))
