@@ -233,6 +233,23 @@ describe('PVALIDATE', () => {
     expect(flags()).toBe(0n);
   });
 
+  it.each([
+    ['4 KiB', 0, DATA, 1],
+    ['2 MiB', 1, LARGE, 512],
+  ])('tells the trace of %s', (_, size, address, pages) => {
+    if (size === 1) bench.mapRegion('large', 'large', 'large');
+    expect(pvalidate(size, 0, undefined, address)).toBe(0);
+    const told = bench.events.filter(({ what }) => what === 'rescind validation');
+    expect(told).toMatchObject([{ kind: 'page', who: 'core', gfn: address / 4096, pages }]);
+  });
+
+  it('lets the guest at every page of a validated 2 MiB page', () => {
+    bench.mapRegion('large', 'large', 'large');
+    bench.load([set('rdi', LARGE + 0x5000), load('rbx', 'rdi'), hlt()]);
+    bench.launch();
+    expect(bench.run()).toBe(HLT);
+  });
+
   it('flips the one bit of a 2 MiB page', () => {
     bench.mapRegion('large', 'large', 'large');
     expect(pvalidate(1, 0, undefined, LARGE)).toBe(0);

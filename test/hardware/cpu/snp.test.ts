@@ -195,9 +195,12 @@ describe('the RMP', () => {
     expect(bench.long(EXITINFO2)).toBe(BigInt(DATA));
   });
 
-  it('stops a write where VMPL0 may only read', () => {
+  it.each([
+    ['may only read', 0x1d],
+    ['may write and not read, which is nothing', 0x1e],
+  ])('stops a write where VMPL0 %s', (_, permissions) => {
     const program = [set('rdi', DATA), store('rdi', 'rdi'), hlt()];
-    expect(spoilAfterLaunch(change({ permissions: 0x1d }), ...program)).toBe(0x400);
+    expect(spoilAfterLaunch(change({ permissions }), ...program)).toBe(0x400);
     expect(bench.long(EXITINFO1)).toBe(RMP | 2n | FINAL | ENC | (1n << 36n));
   });
 
