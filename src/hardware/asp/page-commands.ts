@@ -124,8 +124,8 @@ export function pageUnsmash(firmware: Firmware, command: CommandBuffer): number 
   if (first.gpa % LARGE_SIZE !== 0) return SEV_STATUS.INVALID_PAGE_STATE;
   for (let i = 0; i < LARGE_FRAMES; i++) {
     const entry = firmware.entryOf((frame + i) as Pfn);
+    // Of a 2 MiB page all but the first are as Reclaim: not immutable.
     const fits =
-      !entry.large &&
       entry.immutable &&
       !entry.vmsa &&
       entry.asid !== 0 &&

@@ -131,6 +131,24 @@ describe('GUEST_REQUEST', () => {
     expect(guest.send(guest.message(REPORT, payload(), { sequence: status === 0 ? 3n : 1n }))).toBe(0);
   });
 
+  it('of version 2 is KEY_REQ alone, also from ABI 1.58 on', () => {
+    const guest = guestOf({ generation: 'turin' });
+    expect(guest.send(guest.message(REPORT, payload(), { version: 2 }))).toBe(0x16);
+  });
+
+  it.each([
+    ['1.57', 57, 0x16],
+    ['1.58', 58, 0],
+  ])('of KEY_REQ has version 2 from ABI 1.58 on: %s', (_, minor, status) => {
+    const guest = guestOf({ firmware: { major: 1, minor, build: 1 } });
+    expect(guest.send(guest.message(3, payload(48), { version: 2 }))).toBe(status);
+  });
+
+  it('of KEY_REQ has version 2 with ABI 2.0', () => {
+    const guest = guestOf({ firmware: { major: 2, minor: 0, build: 1 } });
+    expect(guest.send(guest.message(3, payload(48), { version: 2 }))).toBe(0);
+  });
+
   it('takes a message up to the end of its page', () => {
     const guest = guestOf();
     expect(guest.send(guest.message(TSC_INFO, payload(4000)))).toBe(0);
@@ -223,6 +241,11 @@ describe('REPORT_REQ', () => {
       [0x2e8 + 48, 0x4a0],
     ] as const)
       expect(report.subarray(from, to).every((byte) => byte === 0)).toBe(true);
+  });
+
+  it.each([true, false])('says whether the machine has SMT on: %s', (smt) => {
+    const { report } = guestOf({ smt }).report();
+    expect((report[0x40]! & 1) === 1).toBe(smt);
   });
 
   it('of Turin has version 5, ECC and alias check in the platform information, and a CPUID signature', () => {
