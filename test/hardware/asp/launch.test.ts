@@ -241,6 +241,20 @@ describe('LAUNCH_UPDATE', () => {
     );
   });
 
+  it('tells a migration image by its secrets page that it is one', () => {
+    machine = new Machine().init();
+    const context = machine.createContext();
+    machine.run(CMD.LAUNCH_START, [
+      [0, 8, context],
+      [8, 8, 0x30000n],
+      [0x18, 4, 2],
+    ]);
+    machine.activate(context, 1);
+    const page = machine.preGuestPage(0x2000);
+    expect(machine.launchUpdate(context, page, 5, { imi: true })).toBe(0);
+    expect(machine.readAs(1, page, 8)[4]).toBe(1);
+  });
+
   it('fills a secrets page: version 3, the chip, GOSVW, four keys, the TSC factor', () => {
     machine = new Machine().init();
     const context = machine.createContext();
