@@ -158,7 +158,7 @@ export function checkCertificate(
     const attributes = distinguishedName(kind, product);
     const isSame = sameAttributes(certificate.subject.attributes, attributes);
     const { text } = certificate.subject;
-    checks.add(`${kind}.subject`, isSame, text, isSame ? text : attributesText(attributes));
+    checks.add(`${kind}.subject`, isSame, text, attributesText(attributes));
   }
   const { publicKey } = certificate;
   const key =

@@ -291,7 +291,6 @@ function checkBinding(
   } else {
     const id = report.chipId.subarray(0, want);
     const isSame = sameBytes(hwid, id);
-    const text = toHex(hwid);
-    checks.add('VCEK.hwid', isSame, text, isSame ? text : toHex(id));
+    checks.add('VCEK.hwid', isSame, toHex(hwid), toHex(id));
   }
 }

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { writePem } from '../../src/abi/pem.ts';
 import { parseCertificate, parseCrl, verifyReport } from '../../src/attest/index.ts';
 import { sameAttributes } from '../../src/attest/x509.ts';
-import { evidenceOf } from './evidence.ts';
+import { evidenceOf, signedReport } from './evidence.ts';
 import { forged, signerOf } from './forged-certificate.ts';
 
 const { authority, chip, report, options } = await evidenceOf('milan');
@@ -98,12 +98,14 @@ describe('what a verdict shows of a chain', () => {
       // Of another generation, and signed by nobody who is here.
       await verifyReport(report, { ...options, certificates: stranger.options.certificates }),
       await verifyReport(stranger.report, options),
+      // The root's key where the ASK's should be.
+      await verifyReport(report, { ...options, certificates: [forged(vcek, arkKey, []), ask, ark] }),
     ];
     const texts = /^(?:[A-Z]+\.(?:subject|signature|hwid)|report\.signature)$/;
     const seen = verdicts.flatMap(({ checks }) => checks.filter(({ name }) => texts.test(name)));
     for (const { name, ok, got, want } of seen) expect([name, got === want]).toEqual([name, ok]);
     for (const ok of [true, false])
-      for (const name of ['VCEK.hwid', 'report.signature'])
+      for (const name of ['VCEK.hwid', 'VCEK.signature', 'report.signature'])
         expect(seen.some((check) => check.name === name && check.ok === ok)).toBe(true);
   });
 
@@ -116,6 +118,9 @@ describe('what a verdict shows of a chain', () => {
       'VCEK.present': ['no certificate', 'VCEK of Milan'],
       'ARK.trusted': ['no ARK', 'a root: none was given'],
     });
+    const older = signedReport(chip, { version: 2, cpuidFamily: 0, cpuidModel: 0, cpuidStepping: 0 });
+    const { checks: unknown } = await verifyReport(older, { ...options, certificates: [], roots: [] });
+    expect(unknown.find(({ name }) => name === 'VCEK.present')!.want).toBe('VCEK');
     expect(await checks([ask, ark], [ark])).toMatchObject({
       'VCEK.present': ['SEV-Milan, ARK-Milan', 'VCEK of Milan'],
       'ASK.present': [expect.stringContaining('CN = SEV-Milan'), 'ASK of Milan'],
