@@ -35,6 +35,7 @@ describe('sev-snp-guest', () => {
     ],
     ['an ID block with it', { 'id-block': base64(96), 'id-auth': base64(4096) }, undefined],
     ['authentication of a page', { 'id-auth': base64(4096) }, undefined],
+    ['authentication of less, which zeros follow', { 'id-auth': base64(4095) }, undefined],
     ['authentication of more', { 'id-auth': base64(4097) }, 'id-auth: got 4097 bytes, want at most 4096'],
     ['what is no property', { polixy: 1n }, "Property 'sev-snp-guest.polixy' not found"],
     ['a policy that is no bigint', { policy: 5 }, 'policy: got 5, want a bigint'],
