@@ -69,13 +69,6 @@ export function expectedVmsa(vcpu: KvmVcpu, features: bigint): Uint8Array {
   return page;
 }
 
-/** SVM's form of a segment's attributes. */
-const attributes = ({ type, s, dpl, present, avl, l, db, g, unusable }: Segment): number =>
-  type |
-  (s << 4) |
-  (dpl << 5) |
-  (unusable === 0 ? present << 7 : 0) |
-  (avl << 8) |
-  (l << 9) |
-  (db << 10) |
-  (g << 11);
+/** SVM's form of a segment's attributes; KVM calls those unusable that are not present. */
+const attributes = ({ type, s, dpl, present, avl, l, db, g }: Segment): number =>
+  type | (s << 4) | (dpl << 5) | (present << 7) | (avl << 8) | (l << 9) | (db << 10) | (g << 11);

@@ -8,6 +8,7 @@ import {
 } from '../../../src/vmm/confidential-guest/sev-snp-guest.ts';
 
 const base64 = (bytes: number): string => btoa('\0'.repeat(bytes));
+const toBase64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');
 
 describe('sev-snp-guest', () => {
   const rows: [string, Record<string, unknown>, string | undefined][] = [
@@ -66,7 +67,10 @@ describe('sev-snp-guest', () => {
 
 describe('a launch', () => {
   const CPUID_PAGE = 6;
-  const fails = (code: 'EIO' | 'EAGAIN', firmware = 0) => ({ error: new LinuxError(code, 'no'), firmware });
+  const fails = (code: 'EINVAL' | 'EIO' | 'EAGAIN', firmware = 0) => ({
+    error: new LinuxError(code, 'no'),
+    firmware,
+  });
 
   /** A guest with a queued page of `type`, on a KVM whose `failing` command (by id) fails so often, and which counts its calls. */
   function start(
@@ -76,8 +80,10 @@ describe('a launch', () => {
   ) {
     const guest = new SevSnpGuest(properties);
     let calls = 0;
+    const commands: SevCommand[] = [];
     const vm = {
       memoryEncryptOp: (command: SevCommand) => {
+        commands.push(command);
         if (command.id === failing && calls++ < times) {
           if (failure.firmware !== 0) command.error = failure.firmware;
           throw failure.error;
@@ -92,6 +98,7 @@ describe('a launch', () => {
       init: () => guest.kvmInit(process as never, kvm as never, { cBit: 51, certificates: false }),
       finish: () => guest.finishLaunch(process as never, kvm as never),
       calls: () => calls,
+      commands,
     };
   }
 
@@ -125,6 +132,38 @@ describe('a launch', () => {
       expect(finish).toThrow('sev-snp-guest: SNP_LAUNCH_FINISH: EIO: no');
       expect(finish).toThrow(expect.not.objectContaining(wrong));
     }
+  });
+
+  it.each([
+    ['EINVAL', 0, 'policy'],
+    ['EIO', 0x07, 'policy'],
+    ['EIO', 0x10, undefined],
+  ] as const)(
+    'that does not begin, for %s and firmware error %i, is blamed on %s',
+    (code, firmware, property) => {
+      const { init } = start(100, fails(code, firmware));
+      expect(init).toThrow(expect.objectContaining({ name: 'VmmError', property }));
+    },
+  );
+
+  it('is finished with the ID block, where there is one', () => {
+    const block = Uint8Array.from({ length: 96 }, (_, at) => at);
+    const auth = Uint8Array.of(1, 2, 3);
+    const properties = { 'id-block': toBase64(block), 'id-auth': toBase64(auth), 'author-key-enabled': true };
+    const finishOf = (given: SevSnpGuestProperties) => {
+      const { finish, commands } = start(0, fails('EIO'), { properties: given });
+      finish();
+      return commands.find(({ id }) => id === 102);
+    };
+    const plain = { vcekDisabled: false, hostData: new Uint8Array(32), flags: 0 };
+    expect(finishOf({})).toEqual({ id: 102, sevFd: -1, data: plain });
+    const page = new Uint8Array(4096);
+    page.set(auth);
+    expect(finishOf(properties)).toEqual({
+      id: 102,
+      sevFd: -1,
+      data: { ...plain, id: { block, auth: page, authorKeyEnabled: true } },
+    });
   });
 
   it.each([22, 101, 102])('lets through what is no error of KVM, from command %i', (id) => {

@@ -199,6 +199,24 @@ describe('with bitmaps, the VMM', () => {
     expect(() => clearDirtyLog(machine.topology, machine.region, 0, SIZE)).toThrow(message);
   });
 
+  it('forgets what a slot logged that is gone: the next of its number may be larger', () => {
+    machine = new LoggedMachine(0);
+    const { log, region, kvm } = machine;
+    const slot = { slot: 5, start: 0, size: 0x40000, flags: 1, region, offsetInRegion: 0 };
+    const words: number[] = [];
+    kvm.vm.getDirtyLog = ({ bitmap }) => {
+      words.push(bitmap.length);
+      return 0;
+    };
+    for (const size of [0x40000, SIZE]) {
+      log.slotChanged({ ...slot, size }, true);
+      log.sync({ ...slot, size });
+      log.slotChanged({ ...slot, size }, false);
+      log.sync({ ...slot, size });
+    }
+    expect(words).toEqual([2, 8]);
+  });
+
   it('has no rings to reap', () => {
     machine = new LoggedMachine(0);
     machine.write(16);
@@ -276,6 +294,19 @@ describe('with rings, the VMM', () => {
   it('takes the largest ring that KVM has', () => {
     machine = new LoggedMachine(65536);
     expect(machine.vcpus[0]!.dirtyRing).toHaveLength(4 * 65536);
+  });
+
+  it('turns on rings, and no clearing by hand, which bitmaps have', () => {
+    machine = new LoggedMachine(0);
+    const { kvm, ram } = machine;
+    const caps: number[] = [];
+    kvm.vm.enableCap = ({ cap }) => {
+      caps.push(cap);
+      return 0;
+    };
+    new KvmDirtyLog({ kvm, ram, ringEntries: 1024 });
+    new KvmDirtyLog({ kvm, ram });
+    expect(caps).toEqual([223, 168]);
   });
 
   it('takes bitmaps instead where KVM has no rings', () => {
