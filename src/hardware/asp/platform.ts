@@ -88,10 +88,9 @@ export function shutdownEx(firmware: Firmware, command: CommandBuffer): number {
   return SEV_STATUS.SUCCESS;
 }
 
+/** Before SNP_INIT every ASID is clean. */
 function checkShutdown(firmware: Firmware): number {
-  return !firmware.isInitialised || firmware.asids.allClean
-    ? SEV_STATUS.SUCCESS
-    : SEV_STATUS.DF_FLUSH_REQUIRED;
+  return firmware.asids.allClean ? SEV_STATUS.SUCCESS : SEV_STATUS.DF_FLUSH_REQUIRED;
 }
 
 function shutDown(firmware: Firmware, flags: number): void {

@@ -79,7 +79,7 @@ export function answerExport(message: GuestMessage): Uint8Array {
 }
 
 function exportInto(message: GuestMessage, response: Uint8Array): number {
-  const { firmware, context: sender, contextFrame, payload } = message;
+  const { firmware, context: sender, payload } = message;
   const request = exportRequest.decode(payload);
   const address = firmware.address(request.context);
   if (!isPage(address) || request.flags >>> 1 !== 0 || request.reserved !== 0)
@@ -94,8 +94,7 @@ function exportInto(message: GuestMessage, response: Uint8Array): number {
   response.set(image, CONTEXT_OFFSET);
   image.fill(0);
   const staysHere = (request.flags & 1) !== 0;
-  if (!staysHere)
-    decommissionContext(firmware, (isSelf ? contextFrame : address / PAGE_SIZE) as Pfn, exported);
+  if (!staysHere) decommissionContext(firmware, (address / PAGE_SIZE) as Pfn, exported);
   return SEV_STATUS.SUCCESS;
 }
 
