@@ -3,7 +3,7 @@ import { writePem } from '../../src/abi/pem.ts';
 import { parseCertificate, parseCrl, verifyReport } from '../../src/attest/index.ts';
 import { sameAttributes } from '../../src/attest/x509.ts';
 import { evidenceOf, signedReport } from './evidence.ts';
-import { forged, signerOf } from './forged-certificate.ts';
+import { forged, signerOf, without } from './forged-certificate.ts';
 
 const { authority, chip, report, options } = await evidenceOf('milan');
 const [vcek, ask, ark] = options.certificates as [Uint8Array, Uint8Array, Uint8Array];
@@ -54,6 +54,26 @@ describe('a certificate', () => {
   ])('is known as made in software: %s', (_, bytes, key, from, to) => {
     expect(parseCertificate(bytes).isSoftware).toBe(true);
     expect(parseCertificate(forged(bytes, key, [{ from, to }])).isSoftware).toBe(false);
+  });
+
+  it('may have no extensions', () => {
+    const { extensions, isCa, keyUsage } = parseCertificate(without(ark, arkKey, 7));
+    expect([extensions.size, isCa, keyUsage]).toEqual([0, false, undefined]);
+  });
+
+  it('has a key of as many bits as its modulus', () => {
+    const { publicKey } = parseCertificate(ask);
+    expect([publicKey.bits, publicKey.number.length]).toEqual([4096, 512]);
+    const modulus = Buffer.from(publicKey.number).toString('hex');
+    const longer = forged(ask, arkKey, [{ from: `00${modulus}`, to: `01${modulus}` }]);
+    const { bits, number } = parseCertificate(longer).publicKey;
+    expect([bits, number.length]).toEqual([4097, 513]);
+  });
+
+  it('may give a path length and be no CA', () => {
+    const change = { from: '30060101ff020100', to: '3006020400800000' };
+    const { isCa, pathLength } = parseCertificate(forged(ask, arkKey, [change]));
+    expect([isCa, pathLength]).toEqual([false, 0x800000]);
   });
 
   it('has levels from 0 to 255', () => {
@@ -147,6 +167,13 @@ describe('what a verdict shows of a chain', () => {
 
 describe('a revocation list', () => {
   const crl = options.crls![0]!;
+
+  it('may leave open when the next comes, and have no extensions', () => {
+    const { nextUpdate, number } = parseCrl(crl);
+    expect([nextUpdate, number]).toEqual([expect.any(Date), expect.any(String)]);
+    expect(parseCrl(without(crl, arkKey, 4, 'list'))).toMatchObject({ nextUpdate: undefined, number });
+    expect(parseCrl(without(crl, arkKey, 5, 'list'))).toMatchObject({ nextUpdate, number: undefined });
+  });
 
   it('in PEM is the one in DER', () => {
     for (const label of ['X509 CRL', 'CRL']) {

@@ -260,6 +260,18 @@ describe('the launch of a firmware image', () => {
   it('adds each page of secrets with QEMU, as that does', async () => {
     const image = firmwareImage({ sections: [[0x1000, 0x2000, 2]] });
     expect((await shape(image))[1]).toEqual(['secrets', 0x1000, 0x2000]);
+    for (const vmm of ['ec2', 'gce'] as const)
+      expect((await shape(image, { vmm }))[1]).toEqual(['secrets', 0x1000, 0x1000]);
+  });
+
+  it('starts the first vCPU at the reset vector, and the others where the firmware says', async () => {
+    const vmsas = (await launch(firmwareImage(), { vcpus: 3 })).slice(-3);
+    const start = vmsas.map(({ bytes }) => {
+      const view = new DataView(bytes!.buffer);
+      return [view.getBigUint64(0x18, true), view.getBigUint64(0x178, true)];
+    });
+    const others = [0x80_0000n, 0xb004n];
+    expect(start).toEqual([[0xffff_0000n, 0xfff0n], others, others]);
   });
 
   it('needs to know where more vCPUs start', async () => {
@@ -305,6 +317,14 @@ describe('two launches', () => {
       got: '0x0000000000000001',
       want: '0x0000000000000021',
     });
+  });
+
+  it('differ at a byte of a VMSA that is no field', async () => {
+    const [first, second] = [await launch(image), await launch(image)];
+    second.at(-1)!.bytes![0xff0] = 1;
+    expect(launchDifference(first, second)).toMatchObject({ page: 7, what: 'bytes from 0xff0 of the page' });
+    second.at(-1)!.bytes![0xcc] = 1;
+    expect(launchDifference(first, second)).toMatchObject({ page: 7, what: 'bytes from 0xcc of the page' });
   });
 
   it('differ in number, type or address of pages', async () => {

@@ -1,6 +1,6 @@
 /** Certificates and revocation lists that are wrong in exactly one way, and signed by the key that should have. */
 import type { Product } from '../../src/abi/amd-certificate.ts';
-import { derBits, derSequence } from '../../src/abi/der.ts';
+import { DerReader, derBits, derSequence } from '../../src/abi/der.ts';
 import { parseCertificate, parseCrl } from '../../src/attest/index.ts';
 import { SeededKeeper } from '../../src/authority/keeper.ts';
 import { RsaSigner } from '../../src/authority/rsa-signer.ts';
@@ -39,4 +39,19 @@ export function forged(
     if (change.where !== undefined) algorithm = replaced(algorithm, change);
   }
   return derSequence(tbs, algorithm, derBits(signer.sign(tbs)));
+}
+
+/** `der`, a certificate or a list, without the element at `index` of what is signed, signed anew by `signer`. */
+export function without(
+  der: Uint8Array,
+  signer: RsaSigner,
+  index: number,
+  form: 'certificate' | 'list' = 'certificate',
+): Uint8Array {
+  const parsed = form === 'certificate' ? parseCertificate(der) : parseCrl(der);
+  const inside = new DerReader(parsed.tbs, 'tbs').inside('inside');
+  const elements: Uint8Array[] = [];
+  while (!inside.isAtEnd) elements.push(inside.inside('element', inside.nextTag!).encoding);
+  const tbs = derSequence(...elements.toSpliced(index, 1));
+  return derSequence(tbs, parsed.signatureAlgorithm.bytes, derBits(signer.sign(tbs)));
 }

@@ -306,6 +306,15 @@ describe('a server', () => {
     });
   });
 
+  it.each([
+    ['its cause', new Error('connect ETIMEDOUT'), 'no answer (connect ETIMEDOUT)'],
+    ['itself, where the cause has no words', new AggregateError([]), 'no answer (fetch failed)'],
+    ['itself, where there is no cause', undefined, 'no answer (fetch failed)'],
+  ])('that is not reached is told of in the words of %s', async (_, cause, words) => {
+    const fetch = () => Promise.reject(new TypeError('fetch failed', { cause }));
+    await expect(fetchEvidence(report, { fetch })).rejects.toThrow(words);
+  });
+
   it.each(['http://127.0.0.1:99999', 'ftp://127.0.0.1', 'kdsintf.amd.com', ''])(
     'at %j is refused before anything is asked',
     async (url) => {
@@ -355,7 +364,8 @@ describe('a server', () => {
     expect(asked).toEqual(['Milan', 'Genoa']);
     const down = await serve((_request, response) => void response.writeHead(500).end());
     await expect(fetchEvidence(older, { url: down })).rejects.toThrow(`${down}/vcek/v1/Milan/`);
-    await expect(fetchEvidence(older, { url, product: 'Milan' })).rejects.toThrow(`${url}/vcek/v1/Milan/`);
+    for (const product of ['Milan', 'Genoa'] as const)
+      await expect(fetchEvidence(older, { url, product })).rejects.toThrow(`${url}/vcek/v1/${product}/`);
   });
 
   it('that sends another chip’s certificate, or another root’s chain, is found out by the verdict', async () => {

@@ -1,9 +1,9 @@
 /** Each rule for revocation lists, of which there may be several: what counts does not depend on their order. */
 import { describe, expect, it } from 'vitest';
-import { type VerifyOptions, verifyReport } from '../../src/attest/index.ts';
+import { parseCrl, type VerifyOptions, verifyReport } from '../../src/attest/index.ts';
 import { issueCrl, type Revocation } from '../../src/authority/issue.ts';
 import { evidenceOf } from './evidence.ts';
-import { type Change, forged, signerOf } from './forged-certificate.ts';
+import { type Change, forged, signerOf, without } from './forged-certificate.ts';
 
 const { report, options, authority } = await evidenceOf('milan');
 const crl = options.crls![0]!;
@@ -45,6 +45,26 @@ describe('a revocation list', () => {
     expect(names.filter((name) => name.startsWith('CRL'))).toEqual(failures);
   });
 
+  it.each([
+    ['2025-12-31T23:59:59Z', ['CRL.validity']],
+    ['2026-01-01T00:00:00Z', []],
+    ['2030-01-01T00:00:00Z', []],
+  ])('that does not say when the next comes counts at %s', async (at, failures) => {
+    const crls = [without(list(9), keys.ARK, 4, 'list')];
+    expect(
+      await failing({ crls, at: new Date(at) }).then((all) => all.filter((name) => /^CRL/.test(name))),
+    ).toEqual(failures);
+  });
+
+  it('is of the root whose name it has byte by byte', async () => {
+    const { issuer: name } = parseCrl(crl);
+    const organization = `0c16${hex('Advanced Micro Devices')}`;
+    const text = Buffer.from(name.bytes).toString('hex');
+    const other = text.replace(organization, organization.replace(/^0c/, '13'));
+    const relabelled = forged(crl, keys.ARK, [{ from: text, to: other }], 'list');
+    expect(await failing({ crls: [relabelled] })).toEqual(['CRL.issuer']);
+  });
+
   it('counts until a year beyond 2049, which is written otherwise', async () => {
     const late = issueCrl(issuer, 1, revoked(9), year(2026, 2051));
     const counts = async (at: string) =>
@@ -64,6 +84,11 @@ describe('a revocation list', () => {
     [
       'a salt of 32 bytes in one of two places',
       { from: 'a203020130', to: 'a203020120', where: 'outside' },
+      ['CRL.signature-algorithm'],
+    ],
+    [
+      'a salt of 32 bytes in the other place',
+      { from: 'a203020130', to: 'a203020120' },
       ['CRL.signature-algorithm'],
     ],
   ])('with %s', async (_what, change, failures) => {

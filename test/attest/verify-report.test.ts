@@ -60,6 +60,9 @@ describe('a report that holds', () => {
       failing(report, { ...options, certificates: [leaf, chain.intermediate, chain.ark] });
     expect(await verify(chain.leaf)).toEqual([]);
     expect(await verify(withHwid)).toEqual(['VLEK.csp-id', 'VLEK.hwid']);
+    const certificates = [withHwid, chain.intermediate, chain.ark];
+    const { checks } = await verifyReport(report, { ...options, certificates });
+    expect(checks.find(({ name }) => name === 'VLEK.hwid')!.got).toBe('1606616263646566');
   });
 
   it('verifies without an ARK among its certificates: the given one judges', async () => {
@@ -267,6 +270,22 @@ describe('a changed certificate', () => {
       .replaceAll('Advanced Micro Devices', 'Advanced Macro Device.')
       .replaceAll('ARK-Milan', 'CA of ABC');
     const certificates = [Buffer.from(others, 'latin1'), ...milan.options.certificates];
+    expect(await failing(milan.report, { ...milan.options, certificates })).toEqual([]);
+  });
+
+  it('that has AMD’s name for anything but its organization is another’s', async () => {
+    const ark = milan.options.certificates[2]!;
+    const others = Buffer.from(ark)
+      .toString('latin1')
+      .replaceAll('Advanced Micro Devices', 'Advanced Macro Device.')
+      .replaceAll('ARK-Milan', 'CA of ABC');
+    const organization = Buffer.from('060355040a0c16', 'hex').toString('latin1');
+    const department = Buffer.from('060355040b0c16', 'hex').toString('latin1');
+    const moved = others.replaceAll(
+      `${organization}Advanced Macro Device.`,
+      `${department}Advanced Micro Devices`,
+    );
+    const certificates = [Buffer.from(moved, 'latin1'), ...milan.options.certificates];
     expect(await failing(milan.report, { ...milan.options, certificates })).toEqual([]);
   });
 
@@ -517,6 +536,13 @@ describe('policy', () => {
     [{ measurement: 'abc' }, 'policy.measurement: got abc, want 48 bytes in hex'],
     [{ hostData: 'xy'.repeat(32) }, 'policy.hostData: got xyxy'],
     [{ hostData: '00' }, 'policy.hostData: got 00, want 32 bytes in hex'],
+    [{ minimumAbi: null }, 'policy.minimumAbi: got null, want 2 integers from 0 to 255'],
+    [{ minimumAbi: '15' }, 'policy.minimumAbi: got 15, want 2 integers from 0 to 255'],
+    [{ minimumFirmware: [1, 55] }, 'policy.minimumFirmware: got 1,55, want 3 integers from 0 to 255'],
+    [
+      { minimumFirmware: Uint8Array.of(1, 55, 21) },
+      'policy.minimumFirmware: got 1,55,21, want 3 integers from 0 to 255',
+    ],
     [{ vmpl: 4 }, 'policy.vmpl: got 4, want 0 to 3'],
     [{ bogus: 1 }, 'policy.bogus: got a field that is none, want product, measurement, hostData'],
     [{ hostdata: fill(32, 0x22) }, 'policy.hostdata: got a field that is none'],
