@@ -65,6 +65,9 @@ describe('ACTIVATE', () => {
     expect(machine.activate(second, 509)).toBe(0x0c);
     expect(machine.activate(context, 1)).toBe(0x12);
     expect(machine.activate(context, 509)).toBe(0x0c);
+    machine.launchFinish(context);
+    expect(machine.activate(second, 2)).toBe(0);
+    expect(machine.activate(second, 509)).toBe(0x0c);
   });
 
   it('wants a flush of the data fabric for an ASID that a guest ran with, and that wants WBINVD', () => {

@@ -138,6 +138,16 @@ describe('CPUID pages', () => {
     expect(check([{ leaf: 7, registers }], generation).status).toBe(status);
   });
 
+  it.each([
+    ['milan', 5, [0, 0, 0, 0], 0],
+    ['milan', 5, [0x40, 0x340, 0, 0], 0x16],
+    ['genoa', 5, [0x40, 0x340, 0, 0], 0],
+    ['genoa', 6, [0x200, 0x380, 0, 0], 0],
+    ['genoa', 7, [0x400, 0x580, 0, 0], 0],
+  ] as const)('of %s with the XSAVE area %d as %o', (generation, subleaf, registers, status) => {
+    expect(check([{ leaf: 0xd, subleaf, registers }], generation).status).toBe(status);
+  });
+
   it('have at most 64 entries, and zero in what is reserved', () => {
     const refused = (page: Uint8Array): number => {
       machine = new Machine().init();
@@ -205,6 +215,7 @@ describe('CPUID_REQ', () => {
     ['more than 64 entries', tableOf([], 65, 3984)],
     ['more entries than there is payload', tableOf([], 2, 64)],
     ['a reserved byte', tableOf([], 0, 16).fill(1, 15)],
+    ['a reserved word', tableOf([], 0, 16).fill(1, 4, 5)],
   ])('refuses %s', (_what, request) => {
     expect(ask(request)).toMatchObject({ status: 0x16, count: 0 });
   });

@@ -1,3 +1,4 @@
+import { createHmac } from 'node:crypto';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Spa } from '../../../src/base/address.ts';
@@ -44,6 +45,19 @@ describe('GUEST_REQUEST', () => {
     expect(ask(context, host + 0xfff, response)).toBe(0x16);
     expect(ask(context, 1 << 30, response)).toBe(9);
     expect(ask(context, host, response)).toBe(0x16);
+  });
+
+  it('believes no entry behind the RMP', () => {
+    machine = new Machine().init();
+    const { context, response } = machine.runGuest();
+    // Of the first frame behind memory there is none: what lies there would say 2 MiB.
+    machine.memory.store64(machine.rmp.end, 3n);
+    const fields = [
+      [0, 8, context],
+      [8, 8, machine.memory.frameCount * 4096],
+      [16, 8, response],
+    ] as const;
+    expect(machine.run(CMD.GUEST_REQUEST, fields)).toBe(9);
   });
 
   it.each([
@@ -357,6 +371,25 @@ describe('KEY_REQ', () => {
     expect(derive(other).key).toBe(derive(guest).key);
     expect(derive(third).key).not.toBe(derive(guest).key);
     expect(derive(other, { root: 1 }).key).not.toBe(derive(guest, { root: 1 }).key);
+  });
+
+  it('mixes by the KDF of SP 800-108 what was selected and the host data, for a guest without an ID block', () => {
+    machine = new Machine().init();
+    const guest = machine.runGuest({ finish: [[0x20, 1, 0x77]] });
+    const exporting = new Uint8Array(16);
+    new DataView(exporting.buffer).setBigUint64(0, BigInt(guest.context), true);
+    exporting[8] = 1;
+    const vmrk = guest.ask(7, exporting).payload.subarray(0x20 + 208, 0x20 + 240);
+    const mix = new Uint8Array(200);
+    mix[0] = 1;
+    mix[120] = 0x77;
+    const key = createHmac('sha256', vmrk)
+      .update(Uint8Array.of(1, 0, 0, 0))
+      .update('gmsg-keyreq\0')
+      .update(mix)
+      .update(Uint8Array.of(0, 1, 0, 0))
+      .digest('hex');
+    expect(derive(guest, { root: 1 })).toEqual({ status: 0, key });
   });
 
   it('refuses the key of a masked chip', () => {

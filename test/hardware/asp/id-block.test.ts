@@ -284,6 +284,31 @@ describe('an ID block', () => {
   });
 
   it.each([
+    ['nothing', 0, 0],
+    ['an ID block', ID_BLOCK, 2],
+    ['an author key without a block', AUTHOR_KEY, 1],
+    ['an ID block and an author key', BOTH, 3],
+    ['the VCEK disabled', 4, 4],
+  ])('moves on with its guest: LAUNCH_FINISH with %s', (_what, flags, exported) => {
+    machine = new Machine().init();
+    const [block, auth] = [machine.page(), machine.page()];
+    machine.memory.write(block, good);
+    machine.memory.write(auth, goodAuth);
+    const finish: Field[] = [
+      [8, 8, block],
+      [16, 8, auth],
+      [0x18, 1, flags],
+    ];
+    const guest = machine.runGuest({ finish });
+    const request = new DataView(new ArrayBuffer(16));
+    request.setBigUint64(0, BigInt(guest.context), true);
+    request.setUint32(8, 1, true);
+    const { payload } = guest.ask(7, new Uint8Array(request.buffer));
+    const view = new DataView(payload.buffer, payload.byteOffset);
+    expect([view.getUint32(0, true), view.getBigUint64(0x20 + 0x220, true)]).toEqual([0, BigInt(exported)]);
+  });
+
+  it.each([
     ['host data', 0, 0],
     ['host data, and the VCEK disabled', 4, 0x27],
   ])('apart, LAUNCH_FINISH takes %s', (_what, flags, status) => {

@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { Spa } from '../../../src/base/address.ts';
 import { CMD, type Field, hex, Machine } from './machine.ts';
 
@@ -87,6 +87,16 @@ describe('LAUNCH_START', () => {
     },
   );
 
+  it.each([
+    ['128', 0x30000n, 32],
+    ['256', 0x430000n, 64],
+  ])('gives the memory controller a key for XTS of AES-%s by the policy', (_bits, policy, size) => {
+    machine = new Machine({ generation: 'genoa' }).init();
+    const addKey = vi.spyOn(machine.memory.encryption, 'addKey');
+    expect(machine.launchStart(machine.createContext(), policy)).toBe(0);
+    expect(addKey.mock.calls.map(([key]) => key.length)).toEqual([size]);
+  });
+
   it('binds a guest to a migration agent that is itself not bound, if the policy says so', () => {
     machine = new Machine().init();
     const [agent, guest, third] = [machine.createContext(), machine.createContext(), machine.createContext()];
@@ -102,6 +112,9 @@ describe('LAUNCH_START', () => {
     expect(bind(guest, agent, 0x70000n)).toBe(0);
     expect(bind(third, guest, 0x70000n)).toBe(7);
     expect(bind(third, agent, 0x170000n)).toBe(7);
+    const onOneSocket = machine.createContext();
+    machine.launchStart(onOneSocket, 0x130000n);
+    expect(bind(third, onOneSocket, 0x170000n)).toBe(0);
   });
 });
 

@@ -124,6 +124,29 @@ describe('the mailbox', () => {
     }
   });
 
+  it.each([
+    ['in a guest’s page', 0x100, 0x16],
+    ['that ends in one', -8, 0x0d],
+  ])('takes a buffer %s as the host sees it', (_what, offset, status) => {
+    machine = new Machine().init();
+    machine.startGuest();
+    const second = machine.createContext();
+    machine.launchStart(second);
+    const pages = machine.page(1);
+    const at = (pages + 4096 + offset) as Spa;
+    // SNP_ACTIVATE of the second guest, with ASID 2; what of it lies in the second page is written by the first guest.
+    const view = new DataView(new ArrayBuffer(16));
+    view.setBigUint64(0, BigInt(second), true);
+    view.setUint32(8, 2, true);
+    const bytes = new Uint8Array(view.buffer);
+    machine.memory.write(at, bytes);
+    const inGuest = Math.max(at, pages + 4096) as Spa;
+    const { encryption } = machine.memory;
+    encryption.writeUnder(encryption.keyOf(1), inGuest, bytes.subarray(inGuest - at));
+    expect(machine.asp.execute(CMD.ACTIVATE, at)).toBe(status);
+    expect(machine.activate(second, 2)).toBe(0);
+  });
+
   it('ignores the C-bit of addresses', () => {
     machine = new Machine().init();
     const context = machine.firmwarePage();
@@ -176,6 +199,16 @@ describe('the mailbox', () => {
     const create = (page: Spa) => machine.run(CMD.GCTX_CREATE, [[0, 8, page]]);
     expect(pages.map(create)).toEqual([0, 0x14, 0]);
     expect(pages.map((page) => machine.stateOf(page))).toEqual(['context', 'firmware', 'context']);
+  });
+
+  it('names in the trace the answer of a command, or that there is none', () => {
+    machine = new Machine();
+    const told: unknown[] = [];
+    machine.trace.listen((event) => event.kind === 'call' && told.push(event.status));
+    machine.asp.inject({ command: CMD.DF_FLUSH, nth: 1, status: -1 });
+    machine.asp.inject({ command: CMD.DF_FLUSH, nth: 1, status: 0x77 });
+    for (let i = 0; i < 3; i++) machine.run(CMD.DF_FLUSH);
+    expect(told).toEqual(['no answer', '0x77', 'WBINVD_REQUIRED']);
   });
 
   it.each(COMMANDS)('leaves every page as it was when command %#x fails on purpose', (command) => {

@@ -103,6 +103,13 @@ describe('EXPORT_REQ', () => {
     const guest = boundGuest(agent, 2);
     const mine = hex(agent.report().report.subarray(0x140, 0x160));
     expect(hex(guest.report().report.subarray(0x160, 0x180))).toBe(mine);
+    // Another guest has the agent's context page then, and a report id of its own.
+    expect(machine.run(CMD.DECOMMISSION, [[0, 8, agent.context]])).toBe(0);
+    expect(machine.run(CMD.GCTX_CREATE, [[0, 8, agent.context]])).toBe(0);
+    expect(machine.launchStart(agent.context)).toBe(0);
+    expect(machine.activate(agent.context, 3)).toBe(0);
+    const heir = machine.finishGuest(agent.context, { asid: 3 });
+    expect(statusOf(heir.ask(EXPORT, exportOf(guest.context)).payload)).toBe(0x10);
   });
 });
 
@@ -124,6 +131,8 @@ describe('IMPORT_REQ', () => {
     expect(ask(importOf(machine.page(), image))).toBe(0x10);
     expect(ask(importOf(guest.context, image))).toBe(2);
     expect(ask(importOf(target, image))).toBe(0x1b);
+    image[0x1e0 + 0x20] = 1;
+    expect(ask(importOf(target, image))).toBe(0x15);
   });
 });
 

@@ -28,6 +28,9 @@ describe('PAGE_RECLAIM', () => {
     expect(reclaim(machine.rmp.base)).toBe(9);
     expect(reclaim(page + 1)).toBe(0x19);
     expect(reclaim(page)).toBe(0);
+    const last = (32 << 20) - 4096;
+    expect(reclaim(last)).toBe(0);
+    expect(reclaim(last + 1)).toBe(9);
     const large = machine.page(9);
     machine.rmpupdate(large, { immutable: true, large: true });
     expect(reclaim(large)).toBe(0x19);
@@ -36,6 +39,21 @@ describe('PAGE_RECLAIM', () => {
     expect(reclaim(large + 1)).toBe(0);
     expect(machine.stateOf(large)).toBe('reclaim');
     expect(reclaim(machine.createContext())).toBe(0x1a);
+  });
+
+  it.each([
+    ['4 KiB', false, 1],
+    ['2 MiB', true, 512],
+  ])('of %s says in the trace how many pages', (_size, large, count) => {
+    initialised();
+    const page = machine.page(9);
+    machine.rmpupdate(page, { immutable: true, large });
+    const told: unknown[] = [];
+    machine.trace.listen((event) => event.kind === 'page' && told.push(event));
+    expect(machine.reclaim(page, large)).toBe(0);
+    expect(told).toMatchObject([
+      { why: 'SNP_PAGE_RECLAIM', what: 'reclaim', pfn: page / 4096, pages: count },
+    ]);
   });
 
   it.each([
@@ -181,6 +199,15 @@ describe('PAGE_UNSMASH', () => {
     set(page, changes);
     expect(unsmash(region)).toBe(0x1a);
     expect(machine.rmp.isLarge((region / 4096) as Pfn)).toBe(false);
+  });
+
+  it('refuses pages that are no guest’s', () => {
+    initialised();
+    const region = machine.page(9);
+    for (let i = 0; i < 512; i++)
+      machine.rmpupdate((region + i * 4096) as Spa, { gpa: LARGE + i * 4096, immutable: true });
+    expect(machine.stateOf(region)).toBe('metadata');
+    expect(unsmash(region)).toBe(0x1a);
   });
 
   it('refuses GPAs that do not start at 2 MiB', () => {

@@ -140,6 +140,20 @@ describe('INIT_EX', () => {
     expect(states).toEqual(['hv-fixed', 'hv-fixed', ...new Array(4).fill('hypervisor')]);
   });
 
+  it.each([
+    ['that the flags do not name', 1, 0],
+    ['inside of a page', 3, 8],
+  ])('reads no list %s', (_what, flags, offset) => {
+    machine = new Machine();
+    const list = machine.page(1);
+    const page = machine.page();
+    machine.memory.store32((list + offset) as Spa, 1);
+    machine.memory.store64((list + offset + 8) as Spa, BigInt(page));
+    machine.memory.store32((list + offset + 16) as Spa, 1);
+    expect(initEx([0, 4, flags], [8, 8, list + offset])).toBe(0);
+    expect(machine.stateOf(page)).toBe('hypervisor');
+  });
+
   it('is INVALID_CONFIG on a machine without SNP', () => {
     machine = new Machine();
     const trace = new Trace();
