@@ -113,6 +113,15 @@ describe('a root', () => {
     ]);
   });
 
+  it('that is changed is named once, and only where it counts', async () => {
+    const [vcek, ask, ark] = milan.options.certificates as [Uint8Array, Uint8Array, Uint8Array];
+    const changed = ark.with(-1, ark.at(-1)! ^ 1);
+    const untrusted = { ...milan.options, certificates: [vcek, ask, changed], roots: [] };
+    expect(await failing(milan.report, untrusted)).toEqual(['ARK.trusted', 'ARK.signature']);
+    const both = { ...milan.options, certificates: [vcek, ask, ark, changed], roots: [ark, changed] };
+    expect(await failing(milan.report, both)).toEqual([]);
+  });
+
   it('that is an ASK roots nothing', async () => {
     const roots = [milan.options.certificates[1]!];
     expect(await failing(milan.report, { ...milan.options, roots })).toEqual(['ARK.trusted']);
