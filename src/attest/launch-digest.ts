@@ -149,7 +149,11 @@ const UPDATE: Record<keyof LaunchUpdate, true> = {
 
 const isPages = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) % PAGE === 0;
 const addressText = (value: unknown): string =>
-  typeof value === 'number' ? `${value < 0 ? '-' : ''}0x${Math.abs(value).toString(16)}` : textOf(value);
+  typeof value === 'bigint'
+    ? `the bigint ${value}`
+    : typeof value === 'number'
+      ? `${value < 0 ? '-' : ''}0x${Math.abs(value).toString(16)}`
+      : textOf(value);
 
 function check({ type, gpa, size, bytes, label }: LaunchUpdate): void {
   requireOneOf(`${label}: type`, type, Object.keys(PAGE_TYPE));

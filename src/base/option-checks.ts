@@ -1,8 +1,12 @@
 /** For callers that no type checker watches: a misspelt wish would do nothing, and what does less must not look like what was wished for. */
 
-/** True of what has fields and is nothing else: no array, Date, Map or bytes, which would be an object without options. */
+/** What has no options among its fields, by what it says it is. */
+const NO_OPTIONS =
+  /^\[object (?:\w*Array|\w*ArrayBuffer|DataView|Date|RegExp|Error|Promise|(?:Weak)?(?:Map|Set)|Number|String|Boolean)\]$/;
+
+/** True of what has fields and is nothing else: no array, Date, Map or bytes. */
 export const isObject = (value: unknown): value is object =>
-  Object.prototype.toString.call(value) === '[object Object]';
+  typeof value === 'object' && value !== null && !NO_OPTIONS.test(Object.prototype.toString.call(value));
 
 /** What a caller handed in, for messages. */
 export function textOf(value: unknown): string {

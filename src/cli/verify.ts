@@ -293,14 +293,14 @@ function tcbOf(text: string, option: string): Partial<TcbVersion> {
 }
 
 /** As RFC 3339 has it; the time may be missing (midnight, UTC), or its seconds or zone (this machine's). */
-const TIME = /^(\d{4}-\d{2}-\d{2})(T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?$/;
+const TIME = /^(\d{4}-\d{2}-\d{2})(T(?:[01]\d|2[0-3]):\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?$/i;
 
 function timeOf(text: string, option: string): Date {
   const [, day] = TIME.exec(text) ?? [];
   // JavaScript has a 30th of February, which is the 2nd of March.
   const midnight = new Date(day ?? Number.NaN);
   const isDay = !Number.isNaN(midnight.getTime()) && midnight.toISOString().slice(0, 10) === day;
-  const time = new Date(text);
+  const time = new Date(text.toUpperCase());
   if (!isDay || Number.isNaN(time.getTime()))
     throw new InputError(`${option}: got ${textOf(text)}, want a time such as 2026-11-21T08:00:00Z`);
   return time;

@@ -14,9 +14,15 @@ const bare = Object.create(null) as object;
 class Options {
   readonly memory = 1;
 }
+class Named extends Options {
+  get [Symbol.toStringTag](): string {
+    return 'Options';
+  }
+}
+const module = Object.defineProperty({ memory: 1 }, Symbol.toStringTag, { value: 'Module' });
 
 describe('an object of options', () => {
-  it.each([{}, { memory: 1 }, bare, new Options()])('%o is one', (object) => {
+  it.each([{}, { memory: 1 }, bare, new Options(), new Named(), module])('%o is one', (object) => {
     expect(isObject(object)).toBe(true);
     expect(() => requireKnownFields('host', object, { memory: true })).not.toThrow();
   });
@@ -30,6 +36,8 @@ describe('an object of options', () => {
     [[], 'an array'],
     [new Date(0), 'a Date'],
     [new Map([['memory', 5]]), 'a Map'],
+    [Promise.resolve({ memory: 5 }), 'a Promise'],
+    [new ArrayBuffer(2), 'a ArrayBuffer'],
     [new Uint8Array(2), 'a Uint8Array'],
     [() => 7, 'a function'],
   ])('%s is none', (got, text) => {

@@ -312,7 +312,7 @@ describe('softcvm verify', () => {
     [{ minimumTcb: 'ucode=3' }, '--minimum-tcb: got ucode=3'],
     [{ minimumAbi: '1' }, '--minimum-abi: got 1'],
     [{ guestPolicy: 'x' }, '--guest-policy: got x'],
-    ...['noon', '-1', '1.5', '1', '', '2026-02-30', '2026-13-01', '2026-11-21T25:00:00Z', '21 Nov 2026'].map(
+    ...['noon', '-1', '1.5', '1', '', '2026-02-30', '2026-13-01', '2026-11-21T24:00:00Z', '21 Nov 2026'].map(
       (wrong): [VerifyCommandOptions, string] => [
         { at: wrong },
         `--at: got ${wrong || '""'}, want a time such as 2026-11-21T08:00:00Z`,

@@ -105,6 +105,10 @@ describe('CPUID', () => {
     expect(bench.run([...program(), hlt()])).toBe(shown === 1 ? 0x78 : 0x46);
   });
 
+  it('leaf 80000001h shows AltMovCr8: LOCK MOV CR0 is MOV CR8', () => {
+    expect((cpuid(0x8000_0001).ecx >> 4n) & 1n).toBe(1n);
+  });
+
   it('leaf 1 shows OSXSAVE while CR4 has it', () => {
     expect(cpuid(1).ecx & 0x8000000n).toBe(0n);
     bench.setLong(CR4, 0x406a0n);

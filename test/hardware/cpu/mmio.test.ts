@@ -190,3 +190,19 @@ describe('what is no data access', () => {
     expect(bench.long(EXITINFO1)).toBe(0x2_0000_0004n);
   });
 });
+
+it('MASKMOVDQU reads a device once and writes it once, in two halves', () => {
+  bus.data.set(DEVICE, 0x1111_1111_1111_1111n);
+  bus.data.set(DEVICE + 8, 0x2222_2222_2222_2222n);
+  bench.core.xmm.fill(0xab, 0, 16);
+  bench.core.xmm.fill(0x80, 16, 20);
+  bench.core.gpr[7] = LINEAR;
+  expect(bench.runBytes(0x66, 0x0f, 0xf7, 0xc1)).toBe(0x400);
+  expect(bench.core.emulate(bench.vmcb, bus)).toBe('done');
+  expect(bus.log).toEqual([
+    'read fee00000 8',
+    'read fee00008 8',
+    'write fee00000 abababab11111111',
+    'write fee00008 2222222222222222',
+  ]);
+});

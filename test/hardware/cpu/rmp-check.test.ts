@@ -1,7 +1,8 @@
 /** The RMP's checks of an SNP guest's accesses that hang on sizes and permissions (reference svm.md, section 5), as tables; snp.test.ts has the others. */
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import type { Spa } from '../../../src/base/address.ts';
 import { hlt, jump, load, set, store } from './assembler.ts';
-import { CODE, DATA, EXITINFO1, HANDLERS } from './guest-bench.ts';
+import { CODE, DATA, EXITINFO1, HANDLERS, PD, PT } from './guest-bench.ts';
 import { LARGE, type Size, SnpLargeBench } from './snp-large-bench.ts';
 
 /** EXITINFO1: P, U and bit 31; the final address, encrypted; a VMPL's permissions. */
@@ -76,4 +77,46 @@ it.each([
   expect(attempt(DATA, [set('rdi', DATA), load('rbx', 'rdi'), hlt()])).toBe(read);
   expect(attempt(DATA, [set('rdi', DATA), store('rdi', 'rdi'), hlt()])).toBe(write);
   expect(attempt(CODE + 0x1000, [set('rax', CODE + 0x1000), jump('rax')])).toBe(fetch);
+});
+
+// The frames of 2 MiB that are the guest's.
+it.each<[string, number[], bigint]>([
+  ['none', [], FINE],
+  ['the first', [0], RMP | 2n | FINAL],
+  ['the one written to', [1], RMP | 2n | FINAL],
+  ['another', [300], RMP | 2n | FINAL],
+])('a shared write through a nested page of 2 MiB of which the guest owns %s', (_, owned, info) => {
+  bench.mapRegion('large', 'large', 'small');
+  bench.write(PD + 16, BigInt(LARGE) | 0x83n);
+  bench.load([set('rdi', LARGE + 0x1000), store('rdi', 'rdi'), hlt()]);
+  bench.launch();
+  for (let i = 0; i < 512; i++)
+    if (!owned.includes(i))
+      bench.rmp.rmpupdate(((bench.region + i) * 4096) as Spa, {
+        ...{ assigned: false, large: false, immutable: false, gpa: 0, asid: 0 },
+      });
+  expect(run()).toBe(info);
+});
+
+// The mask of VMPL0; what a fetch by the user and one by the supervisor come to.
+it.each([
+  [0x05, FINE, VMPL],
+  [0x09, VMPL, FINE],
+  [0x0d, FINE, FINE],
+])('a fetch under a mask of %#x', (permissions, user, supervisor) => {
+  const fetch = (ring: 'user' | 'supervisor'): bigint => {
+    bench.close();
+    bench = new SnpLargeBench();
+    bench.load([hlt()]);
+    if (ring === 'user') {
+      bench.becomeUser();
+      for (let page = 0; page < 256; page++)
+        bench.write(PT + page * 8, BigInt(page * 4096) | 7n | (1n << 51n));
+    }
+    bench.launch();
+    bench.change({ permissions }, CODE);
+    return run() & VMPL;
+  };
+  expect(fetch('user')).toBe(user);
+  expect(fetch('supervisor')).toBe(supervisor);
 });

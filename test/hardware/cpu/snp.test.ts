@@ -460,6 +460,16 @@ describe('a plain SEV guest', () => {
     expect(new DataView(seen.buffer).getBigUint64(0, true)).not.toBe(SECRET);
   });
 
+  it('is no SNP guest on a machine with an RMP: its private pages are nobody’s there', () => {
+    bench.load([set('rdi', DATA), set('rbx', SECRET), store('rdi', 'rbx'), hlt()]);
+    for (let gfn = 0; gfn < 256; gfn++) bench.memory.encryption.adopt(bench.frameOf(gfn), bench.key);
+    bench.setWord(0x58, ASID);
+    bench.setLong(0x90, 3n);
+    bench.setLong(RIP, BigInt(CODE));
+    expect(bench.run()).toBe(0x78);
+    expect(bench.readPrivate(DATA)).toBe(SECRET);
+  });
+
   it('ignores the C-bit of a page without a key no more than AMD does: without it, memory is shared', () => {
     bench.write(PT + (DATA >>> 12) * 8, BigInt(DATA) | 3n);
     bench.load([set('rdi', DATA), set('rbx', SECRET), store('rdi', 'rbx'), hlt()]);

@@ -184,6 +184,7 @@ describe('KVM_GET_SUPPORTED_CPUID', () => {
     ['AVX state', 0xd, 0, 'eax', 2, 0],
     ['XSAVEC', 0xd, 1, 'eax', 1, 1],
     ['XSAVES', 0xd, 1, 'eax', 3, 0],
+    ['CR8_LEGACY', 0x80000001, 0, 'ecx', 4, 1],
     ['FXSR_OPT', 0x80000001, 0, 'edx', 25, 1],
     ['XSAVEERPTR', 0x80000008, 0, 'ebx', 2, 1],
   ] as const)('%s', (_, leaf, index, register, bit, shown) => {

@@ -135,6 +135,11 @@ export class RecordContext implements OperandContext {
     );
   }
 
+  loadForWrite(address: I64, size: Size): I64 {
+    const host = updateAddress(this.#place, this.code.let(address), size / 8);
+    return this.code.let(loadUnsigned(host, 0, size));
+  }
+
   checkStore(address: I64, size: Size): void {
     updateAddress(this.#place, this.code.let(address), size / 8);
   }

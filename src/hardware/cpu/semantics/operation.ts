@@ -42,6 +42,8 @@ export interface OperandContext {
   /** Memory at a linear address; may fault. Zero-extended. */
   load(address: I64, size: Size): I64;
   store(address: I64, what: I64, size: Size): void;
+  /** Faults where a store would. Whoever stores there afterwards asks an emulated device once. */
+  loadForWrite(address: I64, size: Size): I64;
   /** Faults where a store would. */
   checkStore(address: I64, size: Size): void;
 

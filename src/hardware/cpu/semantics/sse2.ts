@@ -90,12 +90,11 @@ const lowLane = (c: OperandContext, old: V128, bits: 32 | 64): V128 =>
 function storeSelected(c: OperandContext): void {
   const low = c.code.let(c.effectiveAddress());
   const high = c.code.let(i64.add(low, 8));
-  c.checkStore(low, 64);
-  c.checkStore(high, 64);
+  const old = [c.loadForWrite(low, 64), c.loadForWrite(high, 64)] as const;
   const half = (at: I64, lane: 0 | 1): void => {
     const mask = c.code.let(i64x2.extract(i8x16.gtS(v128.zero(), c.readVector(2)), lane));
-    const kept = i64.and(c.load(at, 64), i64.not(mask));
-    c.store(at, i64.or(kept, i64.and(i64x2.extract(c.readVector(1), lane), mask)), 64);
+    const chosen = i64.and(i64x2.extract(c.readVector(1), lane), mask);
+    c.store(at, i64.or(i64.and(old[lane], i64.not(mask)), chosen), 64);
   };
   half(low, 0);
   half(high, 1);

@@ -28,6 +28,8 @@ const ROWS: readonly [name: string, code: string, registers: Registers][] = [
   ['push ax', '66 50', { [RSP]: PAGE + 1n }],
   ['push [rbx], the slot', 'ff 33', { [RBX]: INSIDE, [RSP]: FIRST }],
   ['push [rbx], the operand', 'ff 33', { [RBX]: END }],
+  ['maskmovdqu, its first half', '66 0f f7 c1', { [RDI]: PAGE - 8n }],
+  ['maskmovdqu, its second half', '66 0f f7 c1', { [RDI]: PAGE + 4088n }],
   ['movsxd ax, [rbx], which reads 32 bits', '66 63 03', { [RBX]: END + 2n }],
   ['pushfq', '9c', { [RSP]: FIRST }],
   ['pop rax', '58', { [RSP]: END }],

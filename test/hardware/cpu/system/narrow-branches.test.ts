@@ -113,6 +113,17 @@ describe('operand size 66 in 64-bit mode', () => {
     expect([run([0x66, 0xe8, 0x10, 0x00], 0x1dffe), bench.long(RIP), moved()]).toEqual([HLT, 0xe012n, -2n]);
   });
 
+  it('reads 16 bits of a target in memory, not those behind', () => {
+    bench.write(0xcff8, 0xe222_0000_0000_0000n);
+    bench.write(0x4000 + 0xd * 8, 0n);
+    bench.flush();
+    bench.core.gpr[3] = 0xcffen;
+    expect([run([0x66, 0xff, 0x23]), bench.long(RIP)]).toEqual([HLT, 0xe222n]);
+    expect([run([0x66, 0xff, 0x13]), bench.long(RIP)]).toEqual([HLT, 0xe222n]);
+    bench.core.gpr[3] = 0xcfffn;
+    expect([run([0x66, 0xff, 0x23]), bench.long(RIP)]).toEqual([PF, BigInt(CODE)]);
+  });
+
   it.each([
     ['call rel16', [0x66, 0xe8, 0x10, 0x00], 0xd000n, 0xcffen],
     ['ret', [0x66, 0xc3], 0xc000n, 0xc000n],
