@@ -5,12 +5,12 @@
 import { DeadFlags } from './decode/dead-flags.ts';
 import { type Decoder, type Instruction, iced } from './decode/iced.ts';
 import { Line } from './decode/line.ts';
-import { isTooLong, LONGEST } from './decode/longest.ts';
+import { isTooLong, LONGEST, PREFIXES } from './decode/longest.ts';
 import { planNarrowBranch } from './decode/narrow-branch.ts';
 import { effectiveAddress, type HandlerNumber, memoryOperand } from './decode/operands.ts';
 import { planDescribed, planUnavailable } from './decode/plan.ts';
 import { planString } from './decode/string.ts';
-import { addSystem, planSystem } from './decode/system.ts';
+import { addSystem, type Prefixes, planSystem } from './decode/system.ts';
 import { type CodeMemory, type CodePage, type CodePages, markDecoded } from './page-map.ts';
 import { RECORD } from './record.ts';
 import { DIRECT_BRANCHES } from './semantics/branch.ts';
@@ -28,6 +28,7 @@ export type DecodeResult = 'decoded' | 'no-room' | 'no-next-page';
 
 /** Mnemonics that may be fused with a conditional jump behind them. */
 const FUSIBLE = new Set(['Cmp', 'Test', 'Add', 'Sub', 'Inc', 'Dec']);
+const NO_REX: Prefixes = { rexW: false };
 const ENDS = new Set([
   'Jmp',
   'Ret',
@@ -114,7 +115,7 @@ export class LineDecoder {
     const result = this.#withLine((line) => {
       start = line.start;
       line.beginInstruction(offset, instruction.length);
-      this.#plan(line, page, instruction);
+      this.#plan(line, page, instruction, NO_REX);
       line.beginInstruction(offset + instruction.length, 0);
       line.add(this.#handler('stop')!);
       records = line.count;
@@ -225,13 +226,13 @@ export class LineDecoder {
 
   /** The same of an instruction just read, which may be too long to be one. */
   #planRead(line: Line, page: CodePage, reader: Reader, instruction: Instruction): string {
-    if (!reader.tooLong) return this.#plan(line, page, instruction);
+    if (!reader.tooLong) return this.#plan(line, page, instruction, reader);
     addSystem(line, this.#handler, 'TOO_LONG', 0);
     return 'INVALID';
   }
 
   /** Writes the records of one instruction; returns its mnemonic's name. */
-  #plan(line: Line, page: CodePage, instruction: Instruction): string {
+  #plan(line: Line, page: CodePage, instruction: Instruction, prefixes: Prefixes): string {
     const handler = this.#handler;
     const name = this.#name(instruction);
     const planned =
@@ -239,7 +240,7 @@ export class LineDecoder {
       (planUnavailable(name, page.mode, instruction, line, handler) ||
         this.#planBranch(name, line, page, instruction) ||
         planNarrowBranch(name, instruction, Number(instruction.ip), line, handler) ||
-        planSystem(name, instruction, line, handler) ||
+        planSystem(name, instruction, line, handler, prefixes) ||
         planString(name, instruction, line, handler) ||
         this.#planPop(name, instruction, line) ||
         planDescribed(name, instruction, line, handler));
@@ -361,6 +362,13 @@ class Reader {
   get tooLong(): boolean {
     const from = Number(this.#instruction.ip) - this.#start;
     return isTooLong(this.#instruction, this.#bytes.subarray(from, from + LONGEST), 64);
+  }
+
+  /** The instruction has a REX prefix with W, which iced does not say where it finds none of use. */
+  get rexW(): boolean {
+    let at = Number(this.#instruction.ip) - this.#start;
+    while (PREFIXES.has(this.#bytes[at]!)) at++;
+    return (this.#bytes[at]! & 0xf8) === 0x48;
   }
 
   /** The bytes ended before the instruction did. */

@@ -130,7 +130,7 @@ export const SYSTEM = {
   LSL: 65,
   VERR: 66,
   VERW: 67,
-  /** Far jump and call: A0 is the offset, SIZE bytes of it, A1 the selector. */
+  /** Far jump and call: A0 is the offset, SIZE bytes of it, A1 the selector; a call pushes each in NUMBER bytes. */
   JMPF: 68,
   CALLF: 69,
   MONITOR: 70,

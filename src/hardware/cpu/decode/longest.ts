@@ -6,7 +6,8 @@
 import { type Instruction, iced } from './iced.ts';
 
 export const LONGEST = 15;
-const PREFIXES: ReadonlySet<number> = new Set([
+/** Legacy prefixes. */
+export const PREFIXES: ReadonlySet<number> = new Set([
   0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
 ]);
 

@@ -125,12 +125,18 @@ const ROWS: Readonly<Record<string, Row>> = {
 const INS: Readonly<Record<string, number>> = { Insb: 1, Insw: 2, Insd: 4 };
 const OUTS: Readonly<Record<string, number>> = { Outsb: 1, Outsw: 2, Outsd: 4 };
 
+/** What of an instruction's prefixes its decoded form does not say. */
+export interface Prefixes {
+  readonly rexW: boolean;
+}
+
 /** Writes the records of a system instruction; false if it is none. */
 export function planSystem(
   name: string,
   instruction: Instruction,
   line: Line,
   handler: HandlerNumber,
+  prefixes: Prefixes,
 ): boolean {
   const planned = ROWS[name];
   if (planned) planRow(planned, instruction, line, handler);
@@ -143,7 +149,7 @@ export function planSystem(
   } else if (FAR_POINTER[name] !== undefined) {
     planFarPointer(FAR_POINTER[name], instruction, line, handler);
   } else if ((name === 'Jmp' || name === 'Call') && isFarPointer(instruction)) {
-    planFarTransfer(name, instruction, line, handler);
+    planFarTransfer(name, instruction, line, handler, prefixes);
   } else if (name === 'Retf') planFarReturn(instruction, line, handler);
   else if (name === 'Popfq' || name === 'Popf') planPopFlags(name === 'Popfq' ? 64 : 16, line, handler);
   else if (name === 'Mov' || name === 'Push' || name === 'Pop') {
@@ -295,19 +301,21 @@ function planFarTransfer(
   instruction: Instruction,
   line: Line,
   handler: HandlerNumber,
+  prefixes: Prefixes,
 ): void {
   const { OpKind } = iced();
   const system = name === 'Jmp' ? 'JMPF' : 'CALLF';
   const kind = instruction.opKind(0);
   if (kind === OpKind.Memory) {
-    addSystem(line, handler, system, loadFarPointer(instruction, line, handler));
+    const bytes = loadFarPointer(instruction, line, handler);
+    addSystem(line, handler, system, bytes, prefixes.rexW ? 8 : bytes);
     line.operand(0, STATE.TEMP0);
     line.operand(1, STATE.TEMP1);
     return;
   }
   const wide = kind === OpKind.FarBranch32;
   const offset = wide ? instruction.farBranch32 : instruction.farBranch16;
-  addSystem(line, handler, system, wide ? 4 : 2);
+  addSystem(line, handler, system, wide ? 4 : 2, wide ? 4 : 2);
   line.immediate(BigInt(offset) | (BigInt(instruction.farBranchSelector) << 32n));
   line.immediateOperand(0);
   line.immediateOperand(1, 4);

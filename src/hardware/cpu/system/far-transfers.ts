@@ -2,7 +2,7 @@
  * Far JMP, CALL, RET and IRET in every mode (APM volume 3; volume 2, 4.11): code segments conforming or not, call gates of 16, 32 and 64 bits,
  * inner stacks from the TSS, returns to outer levels, IRET's flags. Everything that can fault is done before a register changes.
  *
- * AMD's cores take REX.W with a far pointer in memory as m16:32, and so do we. A hardware task switch is the host's (#VMEXIT TASK_SWITCH) or
+ * AMD's cores take REX.W with a far pointer in memory as m16:32 and push 8 bytes each, and so do we. A hardware task switch is the host's (#VMEXIT TASK_SWITCH) or
  * throws by name, and so does an IRET into virtual-8086 mode.
  */
 import { INTERCEPT, SAVE, VMEXIT } from '../../../abi/vmcb.ts';
@@ -48,7 +48,7 @@ function farTransfer(i: SystemInstruction, kind: Kind): number {
   const target = targetOf(i, (selector & 0xfffc) | registers.cpl);
   if (!reaches(i, target, rip)) return i.generalProtection();
   if (kind === 'call') {
-    const pushed = pushReturn(i, i.size);
+    const pushed = pushReturn(i, i.number);
     if (pushed !== 0) return pushed;
   }
   enter(i, target, rip);
@@ -59,7 +59,7 @@ function realTransfer(i: SystemInstruction, kind: Kind, selector: number, rip: b
   const { registers } = i.parts;
   if (rip > BigInt(registers.limit(SAVE.CS))) return i.generalProtection();
   if (kind === 'call') {
-    const pushed = pushReturn(i, i.size);
+    const pushed = pushReturn(i, i.number);
     if (pushed !== 0) return pushed;
   }
   i.segments.putReal(SAVE.CS, selector);

@@ -98,6 +98,17 @@ describe('a far JMP or CALL to a code segment', () => {
     expect(run([0x48, ...JUMP])).toBe(HLT);
     expect(bench.long(RIP)).toBe(BigInt(TARGET));
   });
+  it.each([
+    ['48', [0x48], 1],
+    ['66 48', [0x66, 0x48], 2],
+  ])('pushes 8 bytes each with %s before CALL, as AMD does', (_, prefixes, length) => {
+    pointer(KERNEL_CODE);
+    bench.setLong(RSP, BigInt(STACK));
+    expect(run([...prefixes, ...CALL])).toBe(HLT);
+    expect(bench.long(RIP)).toBe(BigInt(TARGET));
+    expect(bench.long(RSP)).toBe(BigInt(STACK - 16));
+    expect([bench.read(STACK - 16), bench.read(STACK - 8)]).toEqual([BigInt(CODE + 7 + length), 8n]);
+  });
   it('marks the descriptor accessed and sets RPL to CPL', () => {
     segment(0x9a);
     pointer(SLOT);
