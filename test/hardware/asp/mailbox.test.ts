@@ -204,7 +204,7 @@ describe('the mailbox', () => {
   it('names in the trace the answer of a command, or that there is none', () => {
     machine = new Machine();
     const told: unknown[] = [];
-    machine.trace.listen((event) => event.kind === 'call' && told.push(event.status));
+    machine.trace.listen(({ kind, status }) => kind === 'call' && told.push(status));
     machine.asp.inject({ command: CMD.DF_FLUSH, nth: 1, status: -1 });
     machine.asp.inject({ command: CMD.DF_FLUSH, nth: 1, status: 0x77 });
     for (let i = 0; i < 3; i++) machine.run(CMD.DF_FLUSH);

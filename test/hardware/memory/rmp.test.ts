@@ -209,6 +209,15 @@ describe('RMPUPDATE', () => {
       expect(memory.load64((rmp.base + 16384 + (region + i) * 16) as Spa)).toBe(0n);
   });
 
+  it('has nothing in the 511 other entries of a 2 MiB page whose first becomes the hypervisor’s', () => {
+    rmp.rmpupdate(spa(region), LARGE);
+    rmp.setEntry(region, { ...SHARED, vmsa: false, validated: false, permissions: 0 });
+    for (const i of [0, 1, 511])
+      expect(memory.load64((rmp.base + 16384 + (region + i) * 16) as Spa)).toBe(0n);
+    memory.store32(spa(region + 511), 1);
+    expect(memory.load32(spa(region + 511))).toBe(1);
+  });
+
   it('has cores forget translations to the frames that change hands, and to no others', () => {
     const forgotten: number[][] = [];
     memory.translationCaches.add({

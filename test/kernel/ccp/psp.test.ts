@@ -136,6 +136,18 @@ describe('the driver of the secure processor', () => {
     expect(asked).toEqual([]);
   });
 
+  it('hands on what firmware answers, and nothing where it refuses', () => {
+    const { psp, answers } = driver();
+    psp.initialise();
+    const into = bytes().fill(0xaa);
+    answers.set(STATUS, 0x16);
+    expect(psp.ask(STATUS, into, bytes)).toBe(0x16);
+    expect(into).toEqual(bytes().fill(0xaa));
+    answers.clear();
+    expect(psp.ask(STATUS, into, bytes)).toBe(0);
+    expect(into).toEqual(bytes());
+  });
+
   it('loses a page that firmware does not give back, and no other: EFAULT', () => {
     const { psp, answers } = driver();
     psp.initialise();

@@ -88,6 +88,15 @@ describe('SEV_ISSUE_CMD', () => {
         expect(errnoOf(() => process.sevIssueCommand(descriptor, { cmd }))).toBe(ENODEV);
   });
 
+  it('GET_ID is EFAULT where the page of the ids cannot be had back', () => {
+    const { process, fd, kernel } = machine();
+    // The first is the page of the command itself.
+    kernel.secureProcessor!.inject({ command: 0xc7, nth: 2, status: 0x1a });
+    const issued: SevIssueCommand = { cmd: 7, data: new Uint8Array(128), error: 0x77 };
+    expect([errnoOf(() => process.sevIssueCommand(fd, issued)), issued.error]).toEqual([EFAULT, 0]);
+    expect(kernel.psp!.leakedPages).toBe(1);
+  });
+
   // The first command that is left unanswered, whose `error` becomes 0, and one that follows: its errno. That leaves `error` as it is.
   it.each([
     ['PLATFORM_STATUS', 1, 0x04, 12, EBUSY],

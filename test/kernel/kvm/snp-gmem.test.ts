@@ -1,7 +1,11 @@
 /** What SNP does to pages of a guest_memfd (reference facts 2.6): the first fault gives them to the guest, freeing takes them back, 4 KiB and 2 MiB. */
 import { describe, expect, it } from 'vitest';
-import type { Pfn } from '../../../src/base/address.ts';
+import type { Gfn, Pfn } from '../../../src/base/address.ts';
+import { Trace } from '../../../src/base/trace.ts';
+import { HostMemory } from '../../../src/hardware/memory/host-memory.ts';
 import type { GuestMemfd } from '../../../src/kernel/kvm/guest-memfd.ts';
+import { preparePage } from '../../../src/kernel/kvm/svm/sev/gmem-hooks.ts';
+import type { SevVm } from '../../../src/kernel/kvm/svm/sev/sev-vm.ts';
 import { FRESH, SnpVm } from './snp-bench.ts';
 import { errnoOf, pageStates } from './snp-rules.ts';
 import { exit, HLT, ScriptedCore, type Step } from './vcpu-bench.ts';
@@ -42,6 +46,23 @@ function guestPages(snp: SnpVm): Map<number, { frame: number; large: boolean; st
 }
 
 describe('a private page of an SNP guest', () => {
+  // The order of what the file has there; how much of the RMP becomes the guest's.
+  it.each([
+    [0, 1, false],
+    [8, 1, false],
+    [9, 512, true],
+  ])('is as large in the RMP as its folio, of order %d', (order, pages, large) => {
+    const memory = HostMemory.create({ bytes: 8 << 20, trace: new Trace(), rmp: true });
+    const rmp = memory.rmp!;
+    rmp.initialise();
+    const region = memory.allocate(9, memory.owner('file')) as Pfn;
+    const sev = { vm: { memory }, active: true, asid: 3 } as unknown as SevVm;
+    expect(preparePage(sev, 0x405 as Gfn, (region + 5) as Pfn, order)).toBe(0);
+    const owned = Array.from({ length: 512 }, (_, i) => rmp.assigned((region + i) as Pfn));
+    expect([owned.filter(Boolean).length, rmp.isLarge((region + 5) as Pfn)]).toEqual([pages, large]);
+    memory.close();
+  });
+
   it('becomes the guest’s at the first fault, to be validated', () => {
     const { snp, run } = guest();
     snp.attributes(FRESH, 4096, 8n);

@@ -80,6 +80,25 @@ describe('KVM_TRANSLATE', () => {
     expect(() => host.vcpu.translate(0x1234n)).toThrow(NotImplementedError);
   });
 
+  it('reads tables in memory that the process itself may only read', () => {
+    const host = startVm({ type: 0 });
+    const fd = host.process.memfdCreate('tables');
+    host.process.ftruncate(fd, 0x1_0000n);
+    const map = (protection: number) =>
+      host.process.memory.mmap({ length: 0x1_0000, protection, flags: 1, fd, offset: 0n });
+    const writable = map(3);
+    for (const [level, entry] of [0x20_1003n, 0x20_2003n, 0x8000_0083n].entries()) {
+      const bytes = new Uint8Array(8);
+      new DataView(bytes.buffer).setBigUint64(0, entry, true);
+      host.process.memory.write((writable + level * 0x1000) as never, bytes);
+    }
+    host.setRegion({ userspaceAddr: BigInt(map(1)) });
+    const sregs = host.vcpu.getSregs();
+    host.vcpu.setSregs({ ...sregs, cr0: 0x8000_0011n, cr3: 0x20_0000n, cr4: 0x20n, efer: 0x500n });
+    expect(host.vcpu.translate(0x1234n).physicalAddress).toBe(0x8000_1234n);
+    expect(host.touch(0x20_0000)).toBe(-14);
+  });
+
   it('outside of long mode is not implemented, and says so', () => {
     expect(() => walked({ efer: 0n })).toThrow(NotImplementedError);
   });
