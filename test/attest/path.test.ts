@@ -289,6 +289,17 @@ describe('of several ARKs', async () => {
         expect(await failing({ certificates, roots: order })).toEqual([]);
   });
 
+  it('a trusted one that is named counts, though it signed nothing, where the evidence brings none', async () => {
+    const unsigned = issueIntermediate(other, 'ASK', ownAsk.signer.spki, LATER);
+    expect(await failing({ certificates: [vcek, unsigned] })).toEqual(['ASK.signature']);
+  });
+
+  it('the one that may not sign lists is no worse where there are none', async () => {
+    const mayNot = forged(ark, own.signer, [{ from: '040403020106', to: '040403020204' }]);
+    const roots = [issueArk(own, GONE), mayNot];
+    expect(await failing({ certificates: [vcek, ask], roots, crls: [] })).toEqual([]);
+  });
+
   it('the one that may sign lists counts of two with one key, where there are lists', async () => {
     const mayNot = forged(ark, own.signer, [{ from: '040403020106', to: '040403020204' }]);
     for (const roots of [
@@ -323,6 +334,12 @@ describe('of several ARKs', async () => {
         expect(await failing({ certificates: [vcek, byRenamed, ark], roots, crls: [] })).toEqual([
           'ARK.subject',
         ]);
+    });
+
+    it('a trusted one is no issuer of what names the other: a stranger’s that signed the rest is shown', async () => {
+      const anothers = issueIntermediate(other, 'ASK', ownAsk.signer.spki, LATER);
+      const certificates = [vcek, anothers, byRenamed, otherArk];
+      expect(await failing({ certificates, crls: [] })).toEqual(['ARK.trusted']);
     });
 
     it('the one counts whose name is right, and a list under it is no fault of it', async () => {
