@@ -239,7 +239,7 @@ export class LineDecoder {
       name !== 'INVALID' &&
       (planUnavailable(name, page.mode, instruction, line, handler) ||
         this.#planBranch(name, line, page, instruction) ||
-        planNarrowBranch(name, instruction, Number(instruction.ip), line, handler) ||
+        planNarrowBranch(name, instruction, line, handler) ||
         planSystem(name, instruction, line, handler, prefixes) ||
         planString(name, instruction, line, handler) ||
         this.#planPop(name, instruction, line) ||

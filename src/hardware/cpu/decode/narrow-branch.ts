@@ -22,18 +22,17 @@ const KINDS: Readonly<Record<string, number>> = {
   Jrcxz: NEAR16.JRCXZ,
 };
 
-/** Writes the records of such a branch in a page of which it begins at `offset`; false if it is none. */
+/** Writes the records of such a branch, whose IP is its offset in its page; false if it is none. */
 export function planNarrowBranch(
   name: string,
   instruction: Instruction,
-  offset: number,
   line: Line,
   handler: HandlerNumber,
 ): boolean {
   const kind = KINDS[name];
+  if (kind === undefined) return false;
   const { Code, OpKind } = iced();
   const { code } = instruction;
-  if (kind === undefined) return false;
   if (kind === NEAR16.RET) {
     if (code !== Code.Retnw && code !== Code.Retnw_imm16) return false;
     addSystem(line, handler, 'NEAR16', 2, kind);
@@ -42,7 +41,8 @@ export function planNarrowBranch(
   } else if (instruction.opKind(0) === OpKind.NearBranch16) {
     const counter = /_ECX$|^Jecxz/.test(Code[code]!) ? 4 : 8;
     addSystem(line, handler, 'NEAR16', 0, kind, 0, counter);
-    line.immediate(BigInt(instruction.nearBranch16 - offset - instruction.length) & 0xffffn);
+    const displacement = instruction.nearBranch16 - Number(instruction.ip) - instruction.length;
+    line.immediate(BigInt(displacement) & 0xffffn);
     line.immediateOperand(0);
   } else if (code === Code.Jmp_rm16 || code === Code.Call_rm16) {
     const inMemory = memoryOperand(instruction) >= 0;
